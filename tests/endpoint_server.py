@@ -253,8 +253,10 @@ class _Handler(BaseHTTPRequestHandler):
             )
         elif fault in _ERRORS:
             status, message = _ERRORS[fault]
-            told = message.format(key=self.headers.get("Authorization"), rejection=server.rejection)
-            self._send(status, {"error": {"message": told}})
+            error = message.format(
+                key=self.headers.get("Authorization"), rejection=server.rejection
+            )
+            self._send(status, {"error": {"message": error}})
         elif fault == "silent":
             server.ended.wait(60)
             self.close_connection = True

@@ -61,13 +61,13 @@ class MarkedWorld:
                 {"id": number, "file_name": record.file_name, "width": 96, "height": 72}
             )
             for box in record.objects:
-                own = {
+                annotation = {
                     "image_id": number,
                     "category_id": box.category_id,
                     "bbox": list(box.bbox),
                     "iscrowd": 0,
                 }
-                lists["annotations"].append(own)
+                lists["annotations"].append(annotation)
         lists["categories"] = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
         file = self.folder.with_suffix(".json")
         file.write_text(json.dumps(lists), "utf-8")

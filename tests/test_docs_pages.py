@@ -62,8 +62,8 @@ def test_examples_set_what_can_be_set() -> None:
     of_network = {
         f"model.config.{name}" for name in (*ParSeDAConfig().to_dict(), *RTaggerConfig().to_dict())
     }
-    there = {setting.key for setting in settings.settings(settings.RECIPES["training"])}
-    assert set(assigned) <= there | of_network
+    settable = {setting.key for setting in settings.settings(settings.RECIPES["training"])}
+    assert set(assigned) <= settable | of_network
 
 
 def test_files_exist_and_names_are_where_they_are_said_to_be() -> None:

@@ -103,22 +103,22 @@ def captions(run: Path, group: int = blip.GPU_GROUP, **settings: Any) -> list[st
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blip, "GPU_GROUP", group)
         stage.setup()
-    found = stage(list(iter_records(run)))
+    captioned = stage(list(iter_records(run)))
     use = stage.gpu_use()
     _check_compiled(use, settings)
     assert "graph_error" not in use, use
     assert (stage.captioner.recorded is not None) == (group < IMAGES // 2)
-    return [caption.text for record in found for caption in record.captions]
+    return [caption.text for record in captioned for caption in record.captions]
 
 
 def test_captions_hardly_depend_on_graphs_and_the_device(run: Path) -> None:
     on_gpu = captions(run, 4, device=GPU, dtype="float32")
     assert len(on_gpu) == 4 * IMAGES
-    for others in (
+    for comparison in (
         captions(run, device=GPU, dtype="float32"),
         captions(run, device="cpu"),
     ):
-        equal = np.mean([ours == theirs for ours, theirs in zip(on_gpu, others, strict=True)])
+        equal = np.mean([ours == theirs for ours, theirs in zip(on_gpu, comparison, strict=True)])
         assert equal > 0.9  # a score that differs in its last digits can change a draw
     assert len(set(captions(run, 4, device=GPU, dtype="bfloat16"))) > IMAGES
 
@@ -161,18 +161,20 @@ def _with_all_pairs(record: Record, predicates: list[str]) -> Record:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "how", "tolerance"),
+    ("dtype", "options", "tolerance"),
     [
         ("float32", {}, 1e-2),
         ("float32", {"compile": True, "batch_size": 1}, 1e-2),
         ("bfloat16", {}, 0.3),
     ],
 )
-def test_confidences(run: Path, dtype: str, how: dict[str, Any], tolerance: float) -> None:
+def test_confidences(run: Path, dtype: str, options: dict[str, Any], tolerance: float) -> None:
     expected = tagged(run, device="cpu")
-    found = tagged(run, device=GPU, dtype=dtype, **how)
-    assert found.keys() == expected.keys()
-    differences = np.array([abs(found[key] - confidence) for key, confidence in expected.items()])
+    confidences = tagged(run, device=GPU, dtype=dtype, **options)
+    assert confidences.keys() == expected.keys()
+    differences = np.array(
+        [abs(confidences[key] - confidence) for key, confidence in expected.items()]
+    )
     assert differences.max() < tolerance
     assert differences.mean() < tolerance / 10
     assert max(expected.values()) > 0.5
@@ -180,15 +182,19 @@ def test_confidences(run: Path, dtype: str, how: dict[str, Any], tolerance: floa
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_predictions(run: Path, dtype: str) -> None:
-    def best(**how: Any) -> list[float]:
-        config = PredictConfig(packaged_model("parseda"), data_classes(run), "scene graph", **how)
-        found = [one.pairs for group in list_row_groups(run) for one in Predictor(config)(group)]
-        return [float(pairs.scores.max()) for pairs in found if pairs is not None]
+    def best(**options: Any) -> list[float]:
+        config = PredictConfig(
+            packaged_model("parseda"), data_classes(run), "scene graph", **options
+        )
+        pairs_of_images = [
+            one.pairs for group in list_row_groups(run) for one in Predictor(config)(group)
+        ]
+        return [float(pairs.scores.max()) for pairs in pairs_of_images if pairs is not None]
 
     expected = best(device="cpu")
-    found = best(device=GPU, dtype=dtype)
-    assert len(found) == IMAGES
-    assert found == pytest.approx(expected, abs=1e-2 if dtype == "float32" else 0.15)
+    best_scores = best(device=GPU, dtype=dtype)
+    assert len(best_scores) == IMAGES
+    assert best_scores == pytest.approx(expected, abs=1e-2 if dtype == "float32" else 0.15)
 
 
 def test_training_follows_the_same_curve(run: Path, tmp_path: Path) -> None:

@@ -145,10 +145,10 @@ def test_contributing_names_every_package_and_its_layers() -> None:
     [paragraph] = re.findall(
         r"`make lint` enforces it: (.+?)\.", read("CONTRIBUTING.md"), re.DOTALL
     )
-    said = [set(re.findall(r"`(\w+)`", layer)) for layer in paragraph.split("→")]
+    described = [set(re.findall(r"`(\w+)`", layer)) for layer in paragraph.split("→")]
     [contract] = re.findall(r"layers = \[(.+?)\n\]", read("pyproject.toml"), re.DOTALL)
     layers = [set(re.findall(r"sgpipe\.(\w+)", line)) for line in contract.strip().splitlines()]
-    assert said == layers
+    assert described == layers
 
 
 def too_long(source: str) -> Iterator[str]:

@@ -31,7 +31,7 @@ MANY = [{**BOX, "bbox": [i % 300 * 0.3, i // 300 * 0.2, 9, 9]} for i in range(10
 TEXT = json.dumps(GOOD)
 
 
-def process(folder: Path, made: Any) -> Outcome:
+def process(folder: Path, file: Any) -> Outcome:
     """The records and problem counts of the source, after the stages that open images and pair
     boxes.
     """
@@ -98,8 +98,8 @@ def category(name: Any) -> Make:
     return says(categories=[{"id": 1, "name": name}])
 
 
-def without(key: str, of: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in of.items() if name != key}
+def without(key: str, mapping: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != key}
 
 
 def captioned(*captions: Any) -> Make:

@@ -25,6 +25,6 @@ def cases(
 ) -> list[Any]:
     """The parameters of the test: `make`, `process`, the kind and the pattern of each row."""
     return [
-        pytest.param(make, process, kind, *(pattern or [""]), id=f"{group}: {what}")
-        for what, make, kind, *pattern in rows
+        pytest.param(make, process, kind, *(pattern or [""]), id=f"{group}: {damage}")
+        for damage, make, kind, *pattern in rows
     ]

@@ -33,14 +33,14 @@ class Malicious:
         return Path.touch, (self.trace,)
 
 
-def run_captioner(folder: Path, made: Any) -> Outcome:
+def run_captioner(folder: Path, checkpoint: Any) -> Outcome:
     stage = CaptionStage(
         CaptionConfig(captioner=str(folder / "captioner"), samples=1), {"val": folder}, 0
     )
     return _run(stage, folder)
 
 
-def run_tagger(folder: Path, made: Any) -> Outcome:
+def run_tagger(folder: Path, checkpoint: Any) -> Outcome:
     config = TagConfig(tagger=str(folder / "tagger"), short_side=64, long_side=64)
     return _run(TagStage(config, {"val": folder}, ["dog"]), folder)
 

@@ -29,8 +29,8 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage
 BIG = (64, 48)
 
 
-def process(folder: Path, made: Any) -> Outcome:
-    name, width, height = made if isinstance(made, tuple) else (NAME, *SIZE)
+def process(folder: Path, size: Any) -> Outcome:
+    name, width, height = size if isinstance(size, tuple) else (NAME, *SIZE)
     record = Record("1", "coco", "val", name, width, height)
     LoadStage({"val": folder}, Resources())([record])
     if not record.ok:

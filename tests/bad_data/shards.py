@@ -54,23 +54,23 @@ def damaged(file: str, damage: Damage) -> Callable[[Path], None]:
     return make
 
 
-def read(folder: Path, made: Any) -> Outcome:
+def read(folder: Path, shard: Any) -> Outcome:
     """Every record of the run, as a reader gets them."""
     return Outcome(
         "accepted", "rows " + " ".join(record.image_id for record in iter_records(folder / "run"))
     )
 
 
-def check(folder: Path, made: Any) -> Outcome:
+def check(folder: Path, shard: Any) -> Outcome:
     """The problems that `sgpipe verify` finds; what a repair leaves is only what the manifest does
     not list.
     """
     root = folder / "run"
-    found = verify(root, repair=True)
-    if not found.problems:
-        return read(folder, made)
-    text = "; ".join(f"{problem.file}: {problem.problem}" for problem in found.problems)
-    if found.repaired:
+    verified = verify(root, repair=True)
+    if not verified.problems:
+        return read(folder, shard)
+    text = "; ".join(f"{problem.file}: {problem.problem}" for problem in verified.problems)
+    if verified.repaired:
         assert all("does not list" in problem.problem for problem in verify(root).problems)
     return Outcome("found", text)
 

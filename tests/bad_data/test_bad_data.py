@@ -31,9 +31,9 @@ def test_bad_input_has_the_expected_outcome(
 ) -> None:
     folder = tmp_path / "input"
     folder.mkdir()
-    made = make(folder)
+    bad_input = make(folder)
     try:
-        outcome = process(folder, made)
+        outcome = process(folder, bad_input)
     except UserError as error:
         outcome = Outcome("refused", str(error))
     assert outcome.kind == kind, outcome.text

@@ -204,6 +204,6 @@ def test_clipped_boxes_are_inside_their_image_and_keep_their_relations(bboxes, e
         )
         assert relation.predicate == f"{subject} on {object_}"
     before = list(record.objects)
-    again = Counter[str]()
-    clip_objects(record, again)
-    assert (record.objects, +again) == (before, Counter())
+    second_problems = Counter[str]()
+    clip_objects(record, second_problems)
+    assert (record.objects, +second_problems) == (before, Counter())

@@ -83,20 +83,20 @@ def test_a_key_changes_with_everything_that_decides_the_weights():
 
 
 def test_every_seed_has_its_own_images_tagger_and_labels():
-    own = {"truth": {**SETS["truth"], "own": True}}
-    own["labels"] = {"drawn": NEW, "own": True, "labels": {"tagger": "own tagger"}}
+    seeded = {"truth": {**SETS["truth"], "own": True}}
+    seeded["labels"] = {"drawn": NEW, "own": True, "labels": {"tagger": "own tagger"}}
     tagger = {**TAGGER, "data": [{"set": "truth"}]}
     networks = {"start": {**START, "data": [{"set": "shared"}]}, "own tagger": tagger}
-    one = plan(sets={**SETS, **own, "shared": SETS["truth"]}, networks=networks)
+    one = plan(sets={**SETS, **seeded, "shared": SETS["truth"]}, networks=networks)
     one = Plan.model_validate(one)
     assert [one.drawn("labels", seed).seed for seed in (0, 2)] == [1, 3]
     assert len({one.set_key("labels", seed) for seed in range(3)}) == 3
     assert one.shared_key("own tagger", 0) != one.shared_key("own tagger", 1)
     assert one.shared_key("start", 0) == one.shared_key("start", 1)  # it learns from shared images
     assert one.set_key("correct", 0) == one.set_key("correct", 1)
-    judged = {"labels": {**own["labels"], "judged": {"ask": "uncertain", "answers": 5}}}
+    judged = {"labels": {**seeded["labels"], "judged": {"ask": "uncertain", "answers": 5}}}
     asked = one.model_validate(
-        {**one.model_dump(), "sets": {**SETS, **own, **judged, "shared": SETS["truth"]}}
+        {**one.model_dump(), "sets": {**SETS, **seeded, **judged, "shared": SETS["truth"]}}
     )
     assert asked.set_key("labels", 0) != one.set_key("labels", 0)
     few = CaptionerOfFew(of="truth", steps=3)  # learns from the annotated images of its seed alone
@@ -108,9 +108,9 @@ def test_every_seed_has_its_own_images_tagger_and_labels():
             "steps": 3,
         }.items()
     )
-    own["labels"]["labels"]["captioner"] = few.model_dump()
+    seeded["labels"]["labels"]["captioner"] = few.model_dump()
     alone = one.model_validate(
-        {**one.model_dump(), "sets": {**SETS, **own, "shared": SETS["truth"]}}
+        {**one.model_dump(), "sets": {**SETS, **seeded, "shared": SETS["truth"]}}
     )
     assert (
         len({alone.set_key("labels", 0), alone.set_key("labels", 1), one.set_key("labels", 0)}) == 3
@@ -137,7 +137,7 @@ def test_what_has_a_result_is_not_done_again(tmp_path):
     for seed in (0, 1):
         results.append("one", arm_row("other", seed, "first", measures={}))
     left = [("labels", ("correct", "0")), ("arm", ("tagger", "0")), ("arm", ("both", "1"))]
-    assert open_tasks(results, ["one"]) == [Task("one", *each) for each in left]
+    assert open_tasks(results, ["one"]) == [Task("one", *task) for task in left]
     for stage in ("first", "second"):
         results.append("one", arm_row("both", 1, stage, measures={}))
     item = ("first", "seen mAP", "both", "other")  # both arms are complete: they can be compared
@@ -205,8 +205,8 @@ def test_experiments_run_to_the_end_and_once(tmp_path):
         for row in rows
         if row.get("arm") == "both"
     )
-    again = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert again.stdout.splitlines()[-1] == "all done"
+    second_run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert second_run.stdout.splitlines()[-1] == "all done"
     assert (tmp_path / "results" / "one.jsonl").read_text().count("\n") == len(rows)
 
 

@@ -153,7 +153,7 @@ def test_a_saved_judge_says_what_the_training_sees(tmp_path: Path) -> None:
     save_judge(trainer.model, JUDGE, tokenizer, tmp_path)
     judge = ClipScorer(str(tmp_path), "cpu")
     judge.load()
-    found = []
+    probabilities = []
     for row in rows.tolist():
         crop = Image.fromarray(data.pixels[row].permute(1, 2, 0).numpy())
         seen = judge.clip.embed_images([crop])[0]
@@ -162,7 +162,7 @@ def test_a_saved_judge_says_what_the_training_sees(tmp_path: Path) -> None:
             claim_texts().possible[tuple(data.classes[row].tolist())].nonzero()[:, 0].tolist()
         )
         for number in possible:
-            own = relation_text(objects[0], PREDICATES[number], objects[1])
-            texts = [own, *contrast_texts(objects, Relation(0, 1, PREDICATES[number]))]
-            found.append(judge._probability(seen, texts))
-    assert found == pytest.approx(odds.sigmoid().tolist(), abs=0.02)
+            stated = relation_text(objects[0], PREDICATES[number], objects[1])
+            texts = [stated, *contrast_texts(objects, Relation(0, 1, PREDICATES[number]))]
+            probabilities.append(judge._probability(seen, texts))
+    assert probabilities == pytest.approx(odds.sigmoid().tolist(), abs=0.02)

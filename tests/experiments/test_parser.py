@@ -81,17 +81,17 @@ def test_the_shipped_forward_pass_is_that_of_the_training(annotated):
         [item.sentence for item in annotated]
     )
     np.testing.assert_allclose(
-        np.concatenate([each.named for each in shipped]), scores.named[1:], atol=2e-2
+        np.concatenate([output.named for output in shipped]), scores.named[1:], atol=2e-2
     )
     row = token = 0
-    for example, each in zip(examples, shipped, strict=True):
-        found = {tuple(pair): number for number, pair in enumerate(each.pairs.tolist())}
+    for example, output in zip(examples, shipped, strict=True):
+        rows_of_pairs = {tuple(pair): number for number, pair in enumerate(output.pairs.tolist())}
         for first, second in example.pairs[:, :2].tolist():
-            number = found[first, second]
+            number = rows_of_pairs[first, second]
             length = len(example.tokens)
-            np.testing.assert_allclose(each.verb[number], scores.verb[row], atol=2e-2)
-            np.testing.assert_allclose(each.rest[number], scores.rest[row], atol=2e-2)
-            np.testing.assert_allclose(each.copy[number], scores.copy[row, :length], atol=2e-2)
+            np.testing.assert_allclose(output.verb[number], scores.verb[row], atol=2e-2)
+            np.testing.assert_allclose(output.rest[number], scores.rest[row], atol=2e-2)
+            np.testing.assert_allclose(output.copy[number], scores.copy[row, :length], atol=2e-2)
             row += 1
         token += len(example.tokens)
     assert row == len(scores.related)

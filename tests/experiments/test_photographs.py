@@ -78,7 +78,7 @@ def measured(folder: Path) -> Measured:
 
 
 @pytest.mark.parametrize(
-    ("candidates", "method", "labelled", "in_scope", "found", "verbs"),
+    ("candidates", "method", "labelled", "in_scope", "candidate_pairs", "verbs"),
     [
         ("captions", "all", 3, 2, 2, 2),  # man-horse, dog-man, woman-cup; carrying counts as hold
         ("captions", "overlap", 1, 1, 1, 1),
@@ -94,7 +94,7 @@ def test_pairs_and_verbs_are_counted_by_parser_candidates_and_method(
     method: str,
     labelled: int,
     in_scope: int,
-    found: int,
+    candidate_pairs: int,
     verbs: int,
 ) -> None:
     columns = (
@@ -106,7 +106,7 @@ def test_pairs_and_verbs_are_counted_by_parser_candidates_and_method(
         page.VERBS_FOUND,
     )
     totals = [measured.total(column, parser, candidates, method, 2) for column in columns]
-    assert totals == [5, 6, labelled, in_scope, found, verbs]
+    assert totals == [5, 6, labelled, in_scope, candidate_pairs, verbs]
 
 
 def test_pairs_between_subjects_are_counted_apart() -> None:

@@ -51,13 +51,13 @@ class Block:
 
 def commands(group: Any = None, prefix: str = "") -> dict[str, Any]:
     """All commands by their words, groups such as "import" among them."""
-    found = {}
+    subcommands = {}
     for name, command in (group or typer.main.get_command(app)).commands.items():
-        found |= {
+        subcommands |= {
             f"{prefix}{name}": command,
             **(commands(command, f"{name} ") if hasattr(command, "commands") else {}),
         }
-    return found
+    return subcommands
 
 
 def blocks() -> list[Block]:
@@ -66,11 +66,11 @@ def blocks() -> list[Block]:
 
 def _blocks(path: Path) -> Iterator[Block]:
     text = path.read_text(encoding="utf-8")
-    for found in _BLOCK.finditer(text):
-        if found["language"] in ("sh", "python"):
-            line = text[: found.start("language")].count("\n") + 1
+    for match in _BLOCK.finditer(text):
+        if match["language"] in ("sh", "python"):
+            line = text[: match.start("language")].count("\n") + 1
             name = str(path.relative_to(ROOT))
-            yield Block(name, line, found["language"], found["text"], found["needs"])
+            yield Block(name, line, match["language"], match["text"], match["needs"])
 
 
 def docs_hook(name: str) -> ModuleType:

@@ -30,10 +30,10 @@ def test_the_linter_finds_nothing(name):
     linter = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if linter is None:
         pytest.skip("hadolint is not installed")
-    found = subprocess.run(
+    linted = subprocess.run(
         [linter, "-c", DOCKER / ".hadolint.yaml", DOCKER / name], capture_output=True, text=True
     )
-    assert (found.returncode, found.stdout) == (0, "")
+    assert (linted.returncode, linted.stdout) == (0, "")
 
 
 def test_ray_takes_the_cluster_file():

@@ -99,5 +99,5 @@ def test_links_lead_somewhere() -> None:
     }
     for path in DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
-            there = path.parent / target
-            assert there.exists() or there in generated, (path.relative_to(ROOT), target)
+            linked = path.parent / target
+            assert linked.exists() or linked in generated, (path.relative_to(ROOT), target)

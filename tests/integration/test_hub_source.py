@@ -46,20 +46,24 @@ def parquet(drawn: Path) -> Path:
     ids = [category["id"] for category in annotated["categories"]]
     rows = []
     for image in annotated["images"]:
-        own = [
+        boxes_of_image = [
             annotation
             for annotation in annotated["annotations"]
             if annotation["image_id"] == image["id"]
         ]
         objects = {
-            "bbox": [each["bbox"] for each in own],
-            "category": [ids.index(each["category_id"]) for each in own],
+            "bbox": [entry["bbox"] for entry in boxes_of_image],
+            "category": [ids.index(entry["category_id"]) for entry in boxes_of_image],
         }
         content = {
             "bytes": (drawn / "images" / image["file_name"]).read_bytes(),
             "path": image["file_name"],
         }
-        rows += [{"image": content, "image_id": image["id"], "objects": objects}] if own else []
+        rows += (
+            [{"image": content, "image_id": image["id"], "objects": objects}]
+            if boxes_of_image
+            else []
+        )
     classes = datasets.ClassLabel(names=[category["name"] for category in annotated["categories"]])
     box = datasets.List(datasets.Value("float64"), length=4)
     boxes = {"bbox": datasets.List(box), "category": datasets.List(classes)}
@@ -105,11 +109,11 @@ def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(
         "train",
     )
     sgpipe("generate", "coco", *coco, *LABELLED, "--out", tmp_path / "coco")
-    found = facts(tmp_path / "run")
+    labelled = facts(tmp_path / "run")
     expected = facts(tmp_path / "coco")
-    assert found == {image_id: expected[image_id] for image_id in found}
-    assert len(found) >= IMAGES - 2
-    assert any(relations for *_, relations in found.values())
+    assert labelled == {image_id: expected[image_id] for image_id in labelled}
+    assert len(labelled) >= IMAGES - 2
+    assert any(relations for *_, relations in labelled.values())
     assert sorted(path.name for path in parquet.rglob("*")) == before
 
     sgpipe("export", tmp_path / "run", "--to", "hf", "--embed", "--out", tmp_path / "labels")

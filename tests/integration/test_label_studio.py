@@ -74,10 +74,10 @@ def answer(response: httpx.Response) -> Any:
 
 
 def test_a_project_comes_back_with_what_was_changed(server: httpx.Client, folder: Path) -> None:
-    made = [replace(record, split="val") for record in records(12)]
-    images = draw_images(folder / "images", made)
+    originals = [replace(record, split="val") for record in records(12)]
+    images = draw_images(folder / "images", originals)
     out = export_run(
-        make_shards(folder / "run", made),
+        make_shards(folder / "run", originals),
         "label-studio",
         folder / "out",
         threshold=0.0,
@@ -91,20 +91,20 @@ def test_a_project_comes_back_with_what_was_changed(server: httpx.Client, folder
     )["id"]
     answer(server.post("/api/storages/localfiles", json={"project": project, "path": str(images)}))
     counts = answer(server.post(f"/api/projects/{project}/import", json=tasks))
-    assert (counts["task_count"], counts["prediction_count"]) == (len(made), len(made))
+    assert (counts["task_count"], counts["prediction_count"]) == (len(originals), len(originals))
     served = server.get(tasks[0]["data"]["image"])
-    assert served.content == (images / made[0].file_name).read_bytes()
+    assert served.content == (images / originals[0].file_name).read_bytes()
 
     before = snapshot(server, project, folder / "before.json")
-    assert rows(folder, "before", predictions=True) == [rounded(record) for record in made]
+    assert rows(folder, "before", predictions=True) == [rounded(record) for record in originals]
 
     number, changed, expected = correct(before)
     answer(server.post(f"/api/tasks/{before[number]['id']}/annotations/", json={"result": changed}))
     exported(server, project, folder / "after.json")
-    (found,) = rows(folder, "after")
-    assert found.relations == expected
-    confirmed = rounded(made[number])
-    assert replace(found, relations=[]) == replace(confirmed, relations=[])
+    (edited,) = rows(folder, "after")
+    assert edited.relations == expected
+    confirmed = rounded(originals[number])
+    assert replace(edited, relations=[]) == replace(confirmed, relations=[])
 
 
 def exported(server: httpx.Client, project: int, file: Path) -> None:
@@ -119,10 +119,10 @@ def snapshot(server: httpx.Client, project: int, file: Path) -> list[Any]:
     numbers.
     """
     options = {"serialization_options": {"predictions": {"only_id": False}}}
-    made = answer(server.post(f"/api/projects/{project}/exports/", json=options))
+    created = answer(server.post(f"/api/projects/{project}/exports/", json=options))
     query = {"exportType": "JSON"}
     tasks = answer(
-        server.get(f"/api/projects/{project}/exports/{made['id']}/download", params=query)
+        server.get(f"/api/projects/{project}/exports/{created['id']}/download", params=query)
     )
     file.write_text(json.dumps(tasks))
     return tasks

@@ -22,11 +22,11 @@ def scrape(url: str) -> Counter[str]:
     """The metrics of sgpipe, by name and stage."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
-    found: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     for name, labels, value in _LINE.findall(text):
         stage = re.search(r'stage="(\w+)"', labels)
-        found[f"{name} {stage[1]}" if stage else name] += float(value)
-    return found
+        totals[f"{name} {stage[1]}" if stage else name] += float(value)
+    return totals
 
 
 def test_the_counters_equal_the_manifest(tmp_path: Path) -> None:
@@ -55,12 +55,12 @@ def test_the_counters_equal_the_manifest(tmp_path: Path) -> None:
         }
         url = f"http://{ray.nodes()[0]['NodeManagerAddress']}:{ray.nodes()[0]['MetricsExportPort']}/metrics"
         ends = time.monotonic() + 60
-        while (found := scrape(url))["images_total"] < 12 and time.monotonic() < ends:
+        while (totals := scrape(url))["images_total"] < 12 and time.monotonic() < ends:
             time.sleep(1)
     finally:
         ray.shutdown()
-    assert found["queue_images"] == 0
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert totals["queue_images"] == 0
+    assert {name: totals[name] for name in expected} == pytest.approx(expected)
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["images"], last["state"], last["errors"]) == (
         12,

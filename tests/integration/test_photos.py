@@ -93,21 +93,21 @@ def test_photographs_are_labelled_with_models_of_the_hub(hub: HubStub, tmp_path:
 
     first = label("first", endpoint=endpoint)
     assert first.returncode == 0, first.stderr
-    said = [line for line in first.stderr.splitlines() if line.startswith("downloading ")]
-    assert said == [f"downloading {DINO}, {BLIP}, {CLIP}: about 0.0 GB into {cache / 'hub'}"]
+    announced = [line for line in first.stderr.splitlines() if line.startswith("downloading ")]
+    assert announced == [f"downloading {DINO}, {BLIP}, {CLIP}: about 0.0 GB into {cache / 'hub'}"]
     rows = [json.loads(line) for line in first.stdout.splitlines()]
     assert [(row["status"], len(row["captions"])) for row in rows] == [("ok", 10)] * 2
     assert {path.name for path in (tmp_path / "first").iterdir()} == {
         f"{n}.png.relations.png" for n in range(2)
     }
-    others = {path for path in hub.downloads if path.endswith(OTHERS)}
-    assert others == {f"{hub.commit_of(f'/{CLIP}/resolve/')}/{OTHERS[0]}"}
+    unneeded = {path for path in hub.downloads if path.endswith(OTHERS)}
+    assert unneeded == {f"{hub.commit_of(f'/{CLIP}/resolve/')}/{OTHERS[0]}"}
 
     hub.downloads.clear()
     for name, place in (("again", endpoint), ("offline", nowhere)):
-        again = label(name, endpoint=place)
-        assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
-        assert "downloading" not in again.stderr
+        second = label(name, endpoint=place)
+        assert (second.returncode, second.stdout) == (0, first.stdout), second.stderr
+        assert "downloading" not in second.stderr
     assert hub.downloads == []
 
 
@@ -129,10 +129,14 @@ def test_doctor_lists_and_fetches_the_models_of_a_recipe(hub: HubStub, tmp_path:
         "snapshots/*/model.safetensors"
     )
     weights.unlink()  # a download that broke off
-    found = json.loads(
+    checks = json.loads(
         sgpipe("doctor", "--recipe", "photos", "--json", **where, offline=True).stdout
     )
-    assert {each["name"]: each["state"] for each in found} == {DINO: "ok", BLIP: "bad", CLIP: "ok"}
+    assert {check["name"]: check["state"] for check in checks} == {
+        DINO: "ok",
+        BLIP: "bad",
+        CLIP: "ok",
+    }
     wrong = sgpipe(
         "doctor", "--recipe", "photos", "--set", "tag.tagger=no/such", "--fetch", **where
     )

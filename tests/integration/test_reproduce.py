@@ -30,11 +30,13 @@ def test_the_whole_paper_in_miniature(tmp_path: Path) -> None:
     ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert "NOT comparable" in found["note"]
-    assert sum(step["figure"] is not None for step in found["steps"].values()) == 8
+    reproduced = json.loads(done.stdout)
+    assert "NOT comparable" in reproduced["note"]
+    assert sum(step["figure"] is not None for step in reproduced["steps"].values()) == 8
     trained = [
-        name for name, step in found["steps"].items() if step["command"].startswith("sgpipe train")
+        name
+        for name, step in reproduced["steps"].items()
+        if step["command"].startswith("sgpipe train")
     ]
     page = (tmp_path / "out" / "report.html").read_text()
     for name in trained:
@@ -43,6 +45,6 @@ def test_the_whole_paper_in_miniature(tmp_path: Path) -> None:
         assert f"{name}: " in page
     assert len(trained) == 10
     assert page.count("<svg") >= 10
-    again = CliRunner().invoke(app, words)
-    assert json.loads(again.stdout) == found
-    assert again.stderr.count("done before") == len(found["steps"])
+    second = CliRunner().invoke(app, words)
+    assert json.loads(second.stdout) == reproduced
+    assert second.stderr.count("done before") == len(reproduced["steps"])

@@ -161,8 +161,12 @@ def test_marks_are_exact_and_paid_once_when_a_run_is_killed(tmp_path: Path, ray:
     world = MarkedWorld(tmp_path / "images", IMAGES, rate=0.3, seed=1)
 
     def answer(body: dict[str, Any]) -> list[str]:
-        again = len(body["messages"]) > 1
-        return world(body) if again or int(world.shown(body).image_id) % 4 else ["1 is on 2"]
+        is_second_question = len(body["messages"]) > 1
+        return (
+            world(body)
+            if is_second_question or int(world.shown(body).image_id) % 4
+            else ["1 is on 2"]
+        )
 
     with EndpointServer(answer, at_random(1, share=0.15), seconds=0.02, key=KEY) as server:
         values = {
@@ -185,13 +189,13 @@ def test_marks_are_exact_and_paid_once_when_a_run_is_killed(tmp_path: Path, ray:
     assert len(rows) == IMAGES
     for record in world.records:
         row = rows[str(int(record.image_id))]
-        found = {(pair.subject, pair.object): set(pair.predicates) for pair in row.pairs}
+        predicates = {(pair.subject, pair.object): set(pair.predicates) for pair in row.pairs}
         related = {
             (relation.subject, relation.predicate, relation.object)
             for relation in row.relations
             if relation.origin == "marks"
         }
-        assert (row.ok, row.captions, found) == (True, [], world.expected(record))
+        assert (row.ok, row.captions, predicates) == (True, [], world.expected(record))
         assert related == set(world.stated(record))
     assert "Traceback" not in run.log.read_text()
     assert list(files_with(KEY, tmp_path, ray)) == []

@@ -29,6 +29,6 @@ def test_it_ends_in_order_with_one_line(tmp_path: Path, number: signal.Signals) 
     ) as page:  # its connection stays open
         assert b"riding" in page.read()
     server.send_signal(number)
-    _, said = server.communicate(timeout=60)
+    _, errors = server.communicate(timeout=60)
     assert server.returncode == 0
-    assert said.endswith("Ctrl-C ends the server\nstopped\n")
+    assert errors.endswith("Ctrl-C ends the server\nstopped\n")

@@ -136,8 +136,12 @@ def prior_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
 
 def with_ties(relations: Sequence[Relation]) -> list[Relation]:
     """Those that `deduplicate` keeps and, as RLIPv2 does, the others that are as confident."""
-    kept = {(r.subject, r.predicate, r.object): r.confidence for r in deduplicate(relations)}
-    return [r for r in relations if kept[r.subject, r.predicate, r.object] == r.confidence]
+    best_confidence = {
+        (r.subject, r.predicate, r.object): r.confidence for r in deduplicate(relations)
+    }
+    return [
+        r for r in relations if best_confidence[r.subject, r.predicate, r.object] == r.confidence
+    ]
 
 
 def post_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
@@ -149,17 +153,20 @@ def post_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
         "ood": {r.image_id: keep_known(r, prior) for r in records},
     }
     for name, choice in choices.items():
-        ours = {image: [ids[id(relation)] for relation in kept] for image, kept in choice.items()}
+        ours = {
+            image: [ids[id(relation)] for relation in selected]
+            for image, selected in choice.items()
+        }
         yield f"post {name}", f"{sum(map(len, ours.values()))} relations", ours, expected[name]
 
     counts = count_names(records)
     for record in records:
         record.relations = choices["top2"][record.image_id]
-    for name, found in (
+    for name, statistics in (
         ("keep_names_freq", counts),
         ("top2_keep_names_freq", count_names(records)),
     ):
-        yield f"post {name}", size_of(found), in_order(found), in_order(expected[name])
+        yield f"post {name}", size_of(statistics), in_order(statistics), in_order(expected[name])
 
     published = files[PUBLISHED]
     fused = frequencies(*(Counter(published[key]) + Counter(counts[key]) for key in FREQUENCIES))
@@ -183,7 +190,7 @@ def top_per_pair(relations: Iterable[Relation], k: int) -> list[Relation]:
         for relation in (
             group
             if len(group) <= k
-            else sorted(group, key=lambda each: -(each.confidence or 0))[:k]
+            else sorted(group, key=lambda candidate: -(candidate.confidence or 0))[:k]
         )
     ]
 
@@ -223,8 +230,8 @@ def frequencies(*counts: Counter[str]) -> dict[str, Any]:
     return {**lists, "relationship_freq": predicates, "object_freq": objects}
 
 
-def size_of(found: Mapping[str, Any]) -> str:
-    return f"{len(found['relationship_freq'])} predicates, {len(found['object_freq'])} objects"
+def size_of(statistics: Mapping[str, Any]) -> str:
+    return f"{len(statistics['relationship_freq'])} predicates, {len(statistics['object_freq'])} objects"
 
 
 def annotated_images(files: list[Any], names: Mapping[int, str]) -> dict[str, Image]:
@@ -347,15 +354,15 @@ def first_difference(ours: Any, theirs: Any, place: str = "") -> str | None:
         for key in sorted({*ours, *theirs}, key=str):
             if key not in ours or key not in theirs:
                 return f"{place}/{key}: only {'RLIPv2' if key in theirs else 'sgpipe'} has it"
-            found = first_difference(ours[key], theirs[key], f"{place}/{key}")
-            if found:
-                return found
+            difference = first_difference(ours[key], theirs[key], f"{place}/{key}")
+            if difference:
+                return difference
         return None
     if isinstance(ours, list) and isinstance(theirs, list):
-        for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
-            found = first_difference(mine, other, f"{place}[{index}]")
-            if found:
-                return found
+        for index, (our_item, other) in enumerate(zip(ours, theirs, strict=False)):
+            difference = first_difference(our_item, other, f"{place}[{index}]")
+            if difference:
+                return difference
         return (
             None
             if len(ours) == len(theirs)

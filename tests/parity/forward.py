@@ -101,7 +101,7 @@ def compare_known(
     report: Report,
     section: str,
     golden: Golden,
-    found: dict[str, Tensor],
+    tensors: dict[str, Tensor],
     expected: dict[str, Tensor],
 ) -> None:
     """Compare every expected tensor; one that is not computed fails. Pseudo-labels are checked with
@@ -111,7 +111,7 @@ def compare_known(
         name = key.removeprefix("inter.").replace("backbone.feat", "feat")
         if name in NOT_THE_NETWORK:
             continue
-        value = found.get(name)
+        value = tensors.get(name)
         if value is None:
             report.require(section, f"{key}: not computed", False)
             continue
@@ -123,19 +123,19 @@ def compare_known(
 
 
 def outputs(output: RelationOutput) -> dict[str, Tensor]:
-    found = layer_outputs("out.", output.final)
+    tensors = layer_outputs("out.", output.final)
     for index, layer in enumerate(output.auxiliary):
-        found.update(layer_outputs(f"out.aux{index}.", layer))
-    return found
+        tensors.update(layer_outputs(f"out.aux{index}.", layer))
+    return tensors
 
 
 def layer_outputs(prefix: str, layer: LayerOutput) -> dict[str, Tensor]:
-    found = {
+    tensors = {
         "pred_sub_logits": layer.subject_logits, "pred_obj_logits": layer.object_logits,
         "pred_verb_logits": layer.relation_logits,
         "pred_sub_boxes": layer.subject_boxes, "pred_obj_boxes": layer.object_boxes,
     }  # fmt: skip
-    return {prefix + name: value for name, value in found.items() if value is not None}
+    return {prefix + name: value for name, value in tensors.items() if value is not None}
 
 
 def intermediates(model: RLIPModel, run: Run, labels: LabelFeatures) -> dict[str, Tensor]:
@@ -145,7 +145,7 @@ def intermediates(model: RLIPModel, run: Run, labels: LabelFeatures) -> dict[str
     boxes = torch.stack(run.entities.boxes.chunk(2, dim=2), dim=1)
     relation_boxes = torch.stack((run.relations.subject_boxes, run.relations.object_boxes), dim=1)
     pooled = labels.features.transpose(0, 1)
-    found = {
+    tensors = {
         "encoder.memory": memory.tokens, "text_resized": memory.labels.transpose(1, 2),
         "valid_ratios": memory.valid_ratios, "spatial_shapes": torch.tensor(memory.shapes),
         "level_start_index": torch.tensor([0] + [h * w for h, w in memory.shapes]).cumsum(0)[:-1],
@@ -155,37 +155,37 @@ def intermediates(model: RLIPModel, run: Run, labels: LabelFeatures) -> dict[str
         "verb_dec.refs": relation_boxes,
     }  # fmt: skip
     if labels.masked is not None:
-        found["text_attention_mask"] = labels.masked.transpose(0, 1).expand(
+        tensors["text_attention_mask"] = labels.masked.transpose(0, 1).expand(
             -1, memory.tokens.shape[0]
         )
-    return {**found, **levels(model, image), **queries(model, run.queries)}
+    return {**tensors, **levels(model, image), **queries(model, run.queries)}
 
 
 def levels(model: RLIPModel, image: ImageFeatures) -> dict[str, Tensor]:
     """Positions (without the level's embedding) and masks, cut into levels."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     sizes = [height * width for height, width in image.shapes]
     cut = zip(
         image.shapes, image.positions.split(sizes, 1), image.padding.split(sizes, 1), strict=True
     )
     for level, (shape, positions, padding) in enumerate(cut):
         sine = positions - model.image_encoder.level_embed[level]
-        found[f"pos{level}"] = sine.transpose(1, 2).unflatten(2, shape)
-        found[f"src_mask{level}"] = found[f"feat_mask{level}"] = padding.unflatten(1, shape)
-    return found
+        tensors[f"pos{level}"] = sine.transpose(1, 2).unflatten(2, shape)
+        tensors[f"src_mask{level}"] = tensors[f"feat_mask{level}"] = padding.unflatten(1, shape)
+    return tensors
 
 
-def queries(model: RLIPModel, made: EntityQueries) -> dict[str, Tensor]:
+def queries(model: RLIPModel, entity_queries: EntityQueries) -> dict[str, Tensor]:
     if isinstance(model, ParSeD):
         return {"ho_query_embed": model.queries.query_embed.weight}
     if isinstance(model, ParSeDA):
         parts = (model.queries.content, model.queries.verb_content, model.queries.anchors)
         return {"ho_query_embed": torch.cat([part.weight for part in parts], dim=-1)}
-    assert made.positions is not None
-    assert made.padding is not None
+    assert entity_queries.positions is not None
+    assert entity_queries.padding is not None
     return {
-        "ho_query_embed": torch.cat((made.positions, made.content), dim=-1),
-        "key_padding_mask": made.padding,
+        "ho_query_embed": torch.cat((entity_queries.positions, entity_queries.content), dim=-1),
+        "key_padding_mask": entity_queries.padding,
     }
 
 
@@ -234,18 +234,18 @@ def check_postprocessing(model: RLIPModel, golden: Golden, report: Report) -> No
         golden.inputs["input_ids"], golden.inputs["attention_mask"], golden.num_objects
     )
     output = run_network(model, golden, LabelFeatures(labels.features, labels.num_objects)).output
-    found: dict[str, Tensor] = {"target_sizes": expected["target_sizes"]}
+    tensors: dict[str, Tensor] = {"target_sizes": expected["target_sizes"]}
     for protocol, detect in PROTOCOLS.items():
         for image, detections in enumerate(detect(output.final, expected["target_sizes"])):
-            found.update(listed(f"{protocol}.{image}.", detections))
+            tensors.update(listed(f"{protocol}.{image}.", detections))
     for key, reference in expected.items():
-        if key not in found:
+        if key not in tensors:
             report.require("post-processing", f"{key}: not computed", False)
         elif reference.is_floating_point():
             scale = float(expected["target_sizes"].max()) if key.endswith("boxes") else 1.0
-            report.compare("post-processing", key, found[key] / scale, reference / scale)
+            report.compare("post-processing", key, tensors[key] / scale, reference / scale)
         else:
-            report.require("post-processing", key, torch.equal(found[key], reference))
+            report.require("post-processing", key, torch.equal(tensors[key], reference))
 
 
 def listed(prefix: str, detections: TripletDetections) -> dict[str, Tensor]:

@@ -68,12 +68,12 @@ class Golden:
         self, prefix: str = "targets_a.", tensors: dict[str, Tensor] | None = None
     ) -> list[GivenPairs]:
         """The target pairs of every image of the batch."""
-        found = self.inputs if tensors is None else tensors
+        tensors_of_pairs = self.inputs if tensors is None else tensors
         pairs: list[GivenPairs] = []
-        while f"{prefix}{len(pairs)}.sub_boxes" in found:
+        while f"{prefix}{len(pairs)}.sub_boxes" in tensors_of_pairs:
             image = f"{prefix}{len(pairs)}."
             names = ("sub_boxes", "obj_boxes", "sub_labels", "obj_labels")
-            pairs.append(GivenPairs(*(found[image + name] for name in names)))
+            pairs.append(GivenPairs(*(tensors_of_pairs[image + name] for name in names)))
         return pairs
 
     def triplets(self, prefix: str = "targets_a.") -> list[Triplets]:
@@ -109,8 +109,8 @@ class Golden:
             json.loads((self.folder.parent / keys).read_text()), int(self.options["dec_layers"])
         )
         for key, (total, magnitude) in self.meta.get("probe", {}).items():
-            found = (float(state[key].sum()), float(state[key].abs().sum()))
-            if abs(found[0] - total) > 0.01 or abs(found[1] - magnitude) > 1e-4 * magnitude + 0.01:
+            sums = (float(state[key].sum()), float(state[key].abs().sum()))
+            if abs(sums[0] - total) > 0.01 or abs(sums[1] - magnitude) > 1e-4 * magnitude + 0.01:
                 raise NotGoldenError(
                     f"the seeded weight {key} is not the one the folder was made with"
                 )
@@ -153,16 +153,16 @@ def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """The tensors of a file, and those of the folder that base.json names but for what it lists as
     `without`.
     """
-    found: dict[str, Tensor] = {}
+    loaded: dict[str, Tensor] = {}
     if (folder / BASE).is_file():
         base = json.loads((folder / BASE).read_text())
         if name in base["without"]:
             shared = load_file(folder / base["folder"] / name)
-            found = {
+            loaded = {
                 key: value for key, value in shared.items() if key not in base["without"][name]
             }
     path = folder / name
-    return found | (load_file(path) if path.is_file() else {})
+    return loaded | (load_file(path) if path.is_file() else {})
 
 
 @dataclass(frozen=True)
@@ -184,10 +184,10 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
-    def compare(self, section: str, name: str, found: Tensor, expected: Tensor) -> None:
+    def compare(self, section: str, name: str, actual: Tensor, expected: Tensor) -> None:
         """NaN in `expected` (groups without pairs) is not compared; NaN in `found` never passes."""
-        if found.shape != expected.shape:
-            self.rows.append(Row(section, f"{name} {list(found.shape)}", float("inf"), 0.0, False))
+        if actual.shape != expected.shape:
+            self.rows.append(Row(section, f"{name} {list(actual.shape)}", float("inf"), 0.0, False))
             return
         tolerance = self._tolerance(name)
         known = (
@@ -195,9 +195,9 @@ class Report:
             if expected.is_floating_point()
             else torch.ones_like(expected, dtype=torch.bool)
         )
-        found = found[known].double()
+        actual = actual[known].double()
         expected = expected[known].double()
-        difference = (found - expected).abs()
+        difference = (actual - expected).abs()
         allowed = tolerance + (0.0 if self.small else tolerance) * expected.abs()
         largest = float(difference.max()) if difference.numel() else 0.0
         self.rows.append(
@@ -208,13 +208,13 @@ class Report:
         self,
         section: str,
         name: str,
-        found: Tensor,
+        actual: Tensor,
         expected: float,
         tolerance: float,
         zero: float = 0.0,
     ) -> None:
         """Relative difference; two values that are both not above `zero` are equal."""
-        value = float(found.detach())
+        value = float(actual.detach())
         difference = 0.0 if max(abs(value), abs(expected)) <= zero else abs(value - expected)
         relative = difference / abs(expected) if expected else difference
         self.rows.append(Row(section, name, relative, tolerance, relative <= tolerance))

@@ -63,11 +63,11 @@ def check_training(model: RLIPModel, golden: Golden, report: Report) -> None:
         return
     model.freeze()
     with torch.no_grad():
-        made = training_pass(model, golden)
-        check_losses(made, losses, report)
-        check_pseudo_labels(made, report)
-        check_variants(made, golden.json("loss_variants.json"), report)
-        check_matcher(made, golden.json("matcher.json"), report)
+        training = training_pass(model, golden)
+        check_losses(training, losses, report)
+        check_pseudo_labels(training, report)
+        check_variants(training, golden.json("loss_variants.json"), report)
+        check_matcher(training, golden.json("matcher.json"), report)
     if norms:
         check_gradients(model, golden, norms, report)
 
@@ -109,17 +109,17 @@ def criterion_of(options: Mapping[str, Any], tagger: bool) -> DetectionCriterion
     )
 
 
-def check_losses(made: TrainingPass, expected: dict[str, Any], report: Report) -> None:
+def check_losses(training: TrainingPass, expected: dict[str, Any], report: Report) -> None:
     by_targets = expected if "targets_a" in expected else {"targets_a": expected}
     for name, values in by_targets.items():
-        compare_losses(report, name, made.losses(made.golden.triplets(f"{name}.")), values)
+        compare_losses(report, name, training.losses(training.golden.triplets(f"{name}.")), values)
 
 
 def compare_losses(
-    report: Report, section: str, found: ModelLosses, expected: Mapping[str, float]
+    report: Report, section: str, computed: ModelLosses, expected: Mapping[str, float]
 ) -> None:
-    values = {**named_losses(found.final, ""), "TOTAL_WEIGHTED": found.total}
-    for index, layer in enumerate(found.auxiliary):
+    values = {**named_losses(computed.final, ""), "TOTAL_WEIGHTED": computed.total}
+    for index, layer in enumerate(computed.auxiliary):
         values.update(named_losses(layer, f"_{index}"))
     for name, number in expected.items():
         if name not in values:
@@ -131,35 +131,35 @@ def compare_losses(
 
 
 def named_losses(layer: LayerLosses, suffix: str) -> dict[str, Tensor]:
-    found = {
+    by_name = {
         "loss_obj_ce": layer.entity, "loss_verb_ce": layer.relation,
         "loss_sub_bbox": layer.subject_box, "loss_obj_bbox": layer.object_box,
         "loss_sub_giou": layer.subject_giou, "loss_obj_giou": layer.object_giou,
         "sub_class_error": layer.errors.subject_class, "obj_class_error": layer.errors.object_class,
         "obj_cardinality_error": layer.errors.cardinality,
     }  # fmt: skip
-    return {name + suffix: value for name, value in found.items() if value is not None}
+    return {name + suffix: value for name, value in by_name.items() if value is not None}
 
 
-def check_pseudo_labels(made: TrainingPass, report: Report) -> None:
-    expected = made.golden.tensors("outputs_raw_text.safetensors")
+def check_pseudo_labels(training: TrainingPass, report: Report) -> None:
+    expected = training.golden.tensors("outputs_raw_text.safetensors")
     for name in ("out.target_verb_sim", *(f"out.aux{index}.target_verb_sim" for index in range(8))):
         if name in expected:
-            true = torch.cat([image.relation_labels for image in made.golden.triplets()])
+            true = torch.cat([image.relation_labels for image in training.golden.triplets()])
             report.compare(
                 "pseudo-labels",
                 name,
-                pseudo_labels(true, made.relation_features).detach(),
+                pseudo_labels(true, training.relation_features).detach(),
                 expected[name],
             )
 
 
-def check_variants(made: TrainingPass, expected: dict[str, Any], report: Report) -> None:
+def check_variants(training: TrainingPass, expected: dict[str, Any], report: Report) -> None:
     """The same predictions under other criteria, named by what they change."""
-    if not isinstance(made.criterion, DetectionCriterion):
+    if not isinstance(training.criterion, DetectionCriterion):
         return
     for name, values in expected.items():
-        targets = made.golden.triplets()
+        targets = training.golden.triplets()
         zero = ZERO_OBJECT.search(name)
         if zero:
             image, pair = map(int, zero.groups())
@@ -167,45 +167,49 @@ def check_variants(made: TrainingPass, expected: dict[str, Any], report: Report)
             boxes[pair] = 0
             targets[image] = replace(targets[image], object_boxes=boxes)
         if name.startswith("matcher"):
-            compare_assignment(report, name, made, made.output.final, targets, values)
+            compare_assignment(report, name, training, training.output.final, targets, values)
             continue
         quality = name.startswith("giou_only")
         if not quality and not name.startswith("plain_focal"):
             report.require("loss variants", f"{name}: unknown", False)
             continue
         other = replace(
-            made, criterion=replace(made.criterion, quality_labels=quality, pseudo_labels=False)
+            training,
+            criterion=replace(training.criterion, quality_labels=quality, pseudo_labels=False),
         )
         compare_losses(report, name, other.losses(targets), values)
 
 
-def check_matcher(made: TrainingPass, expected: dict[str, Any], report: Report) -> None:
+def check_matcher(training: TrainingPass, expected: dict[str, Any], report: Report) -> None:
     for name, by_layer in expected.items():
-        targets = made.golden.triplets(f"{name}.")
+        targets = training.golden.triplets(f"{name}.")
         for layer, pairs in by_layer.items():
             output = (
-                made.output.final
+                training.output.final
                 if layer == "final"
-                else made.output.auxiliary[int(layer.removeprefix("aux"))]
+                else training.output.auxiliary[int(layer.removeprefix("aux"))]
             )
-            compare_assignment(report, f"{name}, {layer}", made, output, targets, pairs)
+            compare_assignment(report, f"{name}, {layer}", training, output, targets, pairs)
 
 
 def compare_assignment(
     report: Report,
     name: str,
-    made: TrainingPass,
+    training: TrainingPass,
     output: LayerOutput,
     targets: Sequence[Triplets],
     expected: Any,
 ) -> None:
     """`expected`: queries and triplets of each image, as lists of numbers."""
-    assert isinstance(made.criterion, DetectionCriterion)
+    assert isinstance(training.criterion, DetectionCriterion)
     batch = join(targets, output.relation_logits.shape[-1])
-    found = match([output], batch, made.criterion.costs)[0]
-    slots = batch.slots[found.triplets]
+    assignment = match([output], batch, training.criterion.costs)[0]
+    slots = batch.slots[assignment.triplets]
     ours = [
-        [found.queries[found.images == image].tolist(), slots[found.images == image].tolist()]
+        [
+            assignment.queries[assignment.images == image].tolist(),
+            slots[assignment.images == image].tolist(),
+        ]
         for image in range(len(targets))
     ]
     report.require("matcher", name, ours == expected)

@@ -67,22 +67,26 @@ def labelled(image: dict[str, Any]) -> LabelledTriplets:
 
 
 def compare_batch(
-    section: str, found: LabelledBatch, expected: dict[str, Any], report: Report
+    section: str, batch: LabelledBatch, expected: dict[str, Any], report: Report
 ) -> None:
-    report.require(section, "object texts", list(found.texts.objects) == expected["obj_texts"])
-    report.require(section, "relation texts", list(found.texts.relations) == expected["verb_texts"])
-    report.require(section, "images", len(found.triplets) == len(expected["targets"]))
-    for index, (ours, theirs) in enumerate(zip(found.triplets, expected["targets"], strict=False)):
+    report.require(section, "object texts", list(batch.texts.objects) == expected["obj_texts"])
+    report.require(section, "relation texts", list(batch.texts.relations) == expected["verb_texts"])
+    report.require(section, "images", len(batch.triplets) == len(expected["targets"]))
+    for index, (ours, theirs) in enumerate(zip(batch.triplets, expected["targets"], strict=False)):
         compare_labels(f"{section}, image {index}", ours, theirs, report)
 
 
-def compare_labels(section: str, found: Triplets, expected: dict[str, Any], report: Report) -> None:
+def compare_labels(
+    section: str, triplets: Triplets, expected: dict[str, Any], report: Report
+) -> None:
     report.require(
-        section, "subject labels", found.subject_labels.tolist() == expected["sub_labels"]
+        section, "subject labels", triplets.subject_labels.tolist() == expected["sub_labels"]
     )
-    report.require(section, "object labels", found.object_labels.tolist() == expected["obj_labels"])
     report.require(
-        section, "relation labels", found.relation_labels.tolist() == expected["verb_labels"]
+        section, "object labels", triplets.object_labels.tolist() == expected["obj_labels"]
+    )
+    report.require(
+        section, "relation labels", triplets.relation_labels.tolist() == expected["verb_labels"]
     )
 
 
@@ -115,15 +119,17 @@ def check_annotation(content: dict[str, Any], report: Report) -> None:
         expected = case["target"]
         scene = label_scene(graph, width, height, case["num_queries"] // 2)
         scene = scene.resized(new_width / width, new_height / height)
-        found = scene.labelled_triplets(new_width, new_height)
+        labelled = scene.labelled_triplets(new_width, new_height)
         report.require(section, "size", [new_height, new_width] == expected["size"])
         report.require(section, "image_id", graph.image_id == expected["image_id"])
         report.require(section, "labels", scene.labels.tolist() == expected["labels"])
-        report.require(section, "object texts", list(found.object_texts) == expected["obj_classes"])
         report.require(
-            section, "relation texts", list(found.relation_texts) == expected["verb_classes"]
+            section, "object texts", list(labelled.object_texts) == expected["obj_classes"]
         )
-        compare_labels(section, found.triplets, expected, report)
+        report.require(
+            section, "relation texts", list(labelled.relation_texts) == expected["verb_classes"]
+        )
+        compare_labels(section, labelled.triplets, expected, report)
         normalised = scene.resized(1 / new_width, 1 / new_height).boxes
         boxes = torch.cat(
             ((normalised[:, :2] + normalised[:, 2:]) / 2, normalised[:, 2:] - normalised[:, :2]), 1
@@ -132,13 +138,13 @@ def check_annotation(content: dict[str, Any], report: Report) -> None:
         report.compare(
             section,
             "subject boxes",
-            found.triplets.subject_boxes,
+            labelled.triplets.subject_boxes,
             torch.tensor(expected["sub_boxes"]),
         )
         report.compare(
             section,
             "object boxes",
-            found.triplets.object_boxes,
+            labelled.triplets.object_boxes,
             torch.tensor(expected["obj_boxes"]),
         )
 

@@ -86,31 +86,35 @@ def check_queries(model: RLIPModel, golden: Golden, report: Report) -> None:
 
 
 def compare_queries(
-    report: Report, name: str, found: EntityQueries, expected: dict[str, Tensor], prefix: str
+    report: Report, name: str, queries: EntityQueries, expected: dict[str, Tensor], prefix: str
 ) -> None:
-    assert found.positions is not None
-    assert found.padding is not None
-    query = torch.cat((found.positions, found.content), dim=-1)
+    assert queries.positions is not None
+    assert queries.padding is not None
+    query = torch.cat((queries.positions, queries.content), dim=-1)
     report.compare("queries", f"{name} query", query, expected[f"{prefix}query"])
     report.compare(
-        "queries", f"{name} padding", found.padding, expected[f"{prefix}key_padding_mask"]
+        "queries", f"{name} padding", queries.padding, expected[f"{prefix}key_padding_mask"]
     )
     if f"{prefix}attn_mask" in expected:
         reference = expected[f"{prefix}attn_mask"]
-        mask = torch.zeros_like(reference) if found.attention_mask is None else found.attention_mask
+        mask = (
+            torch.zeros_like(reference)
+            if queries.attention_mask is None
+            else queries.attention_mask
+        )
         report.compare("queries", f"{name} attention mask", mask, reference)
 
 
 def compare_noised_boxes(
-    report: Report, builder: PairQueries, found: EntityQueries, expected: dict[str, Tensor]
+    report: Report, builder: PairQueries, queries: EntityQueries, expected: dict[str, Tensor]
 ) -> None:
     """The position vectors are projections of the noised boxes, whose logits the reference
     recorded.
     """
-    assert found.positions is not None
-    assert found.padding is not None
-    subjects, objects = found.positions.chunk(2, dim=1)
-    used = ~found.padding.chunk(2, dim=1)[0]
+    assert queries.positions is not None
+    assert queries.padding is not None
+    subjects, objects = queries.positions.chunk(2, dim=1)
+    used = ~queries.padding.chunk(2, dim=1)[0]
     for role, positions, key in (
         ("subject", subjects, "box_embed_in0"),
         ("object", objects, "box_embed_in1"),
@@ -196,7 +200,7 @@ def generate(model: RTagger, case: Case, tagged: TaggedImage) -> list[Relation]:
     return relations
 
 
-def check_relations(report: Report, case: Case, found: list[Relation]) -> None:
+def check_relations(report: Report, case: Case, relations: list[Relation]) -> None:
     """Same relations in the same order with running ids; confidences as close as logits."""
     expected = case.annotation["relationships"]
     keys = ("relationship_id", "predicate", "subject_id", "object_id")
@@ -207,13 +211,13 @@ def check_relations(report: Report, case: Case, found: list[Relation]) -> None:
             FIRST_ID + relation.subject,
             FIRST_ID + relation.object,
         )
-        for index, relation in enumerate(found)
+        for index, relation in enumerate(relations)
     ]
     reference = [tuple(item[key] for key in keys) for item in expected]
-    same = ours == reference
-    report.require("generation", f"{case.name}: {len(reference)} relations in order", same)
-    if same:
-        confidences = torch.tensor([relation.confidence for relation in found])
+    are_equal = ours == reference
+    report.require("generation", f"{case.name}: {len(reference)} relations in order", are_equal)
+    if are_equal:
+        confidences = torch.tensor([relation.confidence for relation in relations])
         wanted = torch.tensor([item["confidence"] for item in expected])
         report.compare("generation", f"{case.name}: confidence", confidences, wanted)
 

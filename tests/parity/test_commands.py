@@ -115,9 +115,9 @@ def test_a_changed_tensor_is_told(network: Path, capsys: Print) -> None:
         tensors[key].view(-1)[0] += by
         save_file(tensors, file)
     assert model.main([str(network)]) == 1
-    told = failures(capsys.readouterr().out).strip().splitlines()
-    assert len(told) == len(changes)
-    assert all(any(what in line for line in told) for *_, what in changes)
+    differences = failures(capsys.readouterr().out).strip().splitlines()
+    assert len(differences) == len(changes)
+    assert all(any(tensor_name in line for line in differences) for *_, tensor_name in changes)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_other_targets_are_told(subset: Path, tmp_path: Path, capsys: Print) -> 
     for name in ("label_merge_and_sampling.json", "vg_annotation_to_target.json"):
         spoil(tmp_path / "misc" / name, change)
     assert misc.main([str(tmp_path / "misc")]) == 1
-    told = failures(capsys.readouterr().out)
-    for what in (
+    differences = failures(capsys.readouterr().out)
+    for part in (
         "freq_12: object texts",
         "random_15, image 1: relation labels",
         "annotation, all: subject boxes",
     ):
-        assert what in told
+        assert part in differences
 
 
 def test_other_figures_are_told(subset: Path, tmp_path: Path, capsys: Print) -> None:
@@ -171,15 +171,17 @@ def test_other_figures_are_told(subset: Path, tmp_path: Path, capsys: Print) -> 
         shutil.copy(subset / "evaluation" / "openimages" / name, tmp_path)
     spoil(tmp_path / "ties120.expected.json", change)
     assert evaluation.main([str(tmp_path)]) == 1
-    told = failures(capsys.readouterr().out)
-    assert "setting 'new_stable_sort' is unknown" in told
-    assert "per_class_rel_top100 ap (396 numbers" in told
-    assert "default_stable_sort: metrics (18 numbers, " in told  # null where a number is expected
+    differences = failures(capsys.readouterr().out)
+    assert "setting 'new_stable_sort' is unknown" in differences
+    assert "per_class_rel_top100 ap (396 numbers" in differences
+    assert (
+        "default_stable_sort: metrics (18 numbers, " in differences
+    )  # null where a number is expected
 
 
 def test_another_candidate_is_told(subset: Path, tmp_path: Path, capsys: Print) -> None:
     def change(expected: Any) -> None:
-        next(kept for kept in expected["top2"].values() if kept)[0] += 1
+        next(candidates for candidates in expected["top2"].values() if candidates)[0] += 1
 
     for name in ("candidates", "data"):
         shutil.copytree(subset / name, tmp_path / name)

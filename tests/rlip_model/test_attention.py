@@ -180,8 +180,10 @@ def with_gradients(
 def check_equal(
     case: Case, shapes: Shapes = SHAPES, way: Callable[..., Tensor] = sample_by_embedding_bags
 ) -> None:
-    found, expected = (with_gradients(each, case, shapes) for each in (way, sample_by_grid))
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    results, expected = (
+        with_gradients(implementation, case, shapes) for implementation in (way, sample_by_grid)
+    )
+    torch.testing.assert_close(results, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_an_operator_for_gpus_samples_the_same() -> None:
@@ -201,7 +203,7 @@ def test_equals_grid_sample(monkeypatch: pytest.MonkeyPatch, queries: int, batch
         gradients = with_gradients(sample_by_embedding_bags, case)
         assert [tuple(gradient.shape) for gradient in gradients] == [
             (batch, 0, 32),
-            *(tuple(each.shape) for each in case),
+            *(tuple(tensor.shape) for tensor in case),
         ]
         assert gradients[1].eq(0).all()
 

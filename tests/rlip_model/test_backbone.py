@@ -141,8 +141,8 @@ def test_devices_enlarge_as_pillow_does_bit_for_bit(
     noise[noise > 127] = 255  # as much white as noise
     image = Image.fromarray(noise)
     expected = np.asarray(image.resize(new, Image.Resampling.BILINEAR))
-    whole = torch.from_numpy(np.asarray(image.convert("RGBX")).copy())
-    assert np.array_equal(enlarge(whole, new)[..., :3].numpy(), expected)
+    pixels = torch.from_numpy(np.asarray(image.convert("RGBX")).copy())
+    assert np.array_equal(enlarge(pixels, new)[..., :3].numpy(), expected)
     assert np.array_equal(enlarge(to_pixels(image, new), new)[..., :3].numpy(), expected)
 
 

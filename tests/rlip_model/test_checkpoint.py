@@ -53,9 +53,9 @@ def test_every_network_converts_with_every_fusion(
     assert [entry.name for entry in folder.parent.iterdir()] == [kind.__name__]
     converted = kind.from_pretrained(folder).eval()
     converted.save_pretrained(tmp_path / "again")
-    again = kind.from_pretrained(tmp_path / "again").eval()
+    reloaded = kind.from_pretrained(tmp_path / "again").eval()
     expected = outputs(network)
-    for other in (converted, again):
+    for other in (converted, reloaded):
         assert all(torch.equal(*pair) for pair in zip(outputs(other), expected, strict=True))
     config = converted.config
     assert (config.fusion, config.gating, config.text_config.num_attention_heads) == (
@@ -183,9 +183,9 @@ def test_every_published_key_converts(oracle: Path, model: str, keys: str) -> No
             "verb_query_tgt_type": "vanilla_MBF" if fused else "vanilla",
         }
         network = build_model(infer_config(state, options))
-    own = {key: value.shape for key, value in network.state_dict().items()}
+    network_shapes = {key: value.shape for key, value in network.state_dict().items()}
     names = {key: renamed(key, 3) for key in state if not is_ignored(key, network.config)}
-    assert {name: state[key].shape for key, name in names.items()} == own
+    assert {name: state[key].shape for key, name in names.items()} == network_shapes
     assert (network.config.text_config.num_attention_heads, network.config.num_heads) == (12, 8)
 
 

@@ -65,9 +65,9 @@ def test_perfect_predictions_have_no_loss_and_are_detected() -> None:
     losses = dense_losses(perfect, targets)
     assert max(losses.focal.item(), losses.giou.item()) < 1e-4
     for image, target in enumerate(targets):
-        found, scores, labels = perfect.detections(image, 0.5)
+        detected_boxes, scores, labels = perfect.detections(image, 0.5)
         order = labels.argsort()
-        torch.testing.assert_close(found[order], to_corners(target.boxes).clamp(0, 1))
+        torch.testing.assert_close(detected_boxes[order], to_corners(target.boxes).clamp(0, 1))
         assert (labels[order].tolist(), bool((scores > 0.99).all())) == (
             target.labels.tolist(),
             True,
@@ -92,12 +92,12 @@ def test_queries_are_the_most_confident_pairs_of_different_proposals() -> None:
     torch.manual_seed(0)
     queries = ProposalQueries(CONFIG)
     proposals = head_output().proposals(4)
-    made = queries.entities(proposals)
-    subjects, others = made.references.chunk(2, dim=1)
+    entities = queries.entities(proposals)
+    subjects, second_ends = entities.references.chunk(2, dim=1)
     assert subjects.shape == (2, CONFIG.num_pairs, 4)
     ends = (
         box_iou(to_corners(end[0]), to_corners(proposals.boxes[0])).argmax(1).tolist()
-        for end in (subjects, others)
+        for end in (subjects, second_ends)
     )
     pairs = set(zip(*ends, strict=True))
     assert {(0, 1)} <= pairs <= set(permutations(range(4), 2))

@@ -132,10 +132,10 @@ def test_a_folder_from_a_detector_and_a_roberta(
     convert_detector(path, tmp_path / "b", kind, str(roberta), num_queries=40)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert files[0] == files[1], "what the detector has not follows from the seed"
-    made = network.from_pretrained(tmp_path / "a")
+    started = network.from_pretrained(tmp_path / "a")
     assert torch.equal(
-        made.text_encoder.roberta.pooler.dense.weight,
+        started.text_encoder.roberta.pooler.dense.weight,
         tagger.text_encoder.roberta.pooler.dense.weight,
     )
-    assert torch.equal(made.image_encoder.level_embed, state["transformer.level_embed"])
-    assert torch.equal(made.encode_texts(["riding"]), tagger.encode_texts(["riding"]))
+    assert torch.equal(started.image_encoder.level_embed, state["transformer.level_embed"])
+    assert torch.equal(started.encode_texts(["riding"]), tagger.encode_texts(["riding"]))

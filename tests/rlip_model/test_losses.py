@@ -116,7 +116,7 @@ def test_subjects_that_are_not_classified_cost_nothing_and_are_not_detected() ->
     layer = random_layer(batch=1, subjects=False)
     other = replace(triplets, subject_labels=(triplets.subject_labels + 1) % 4)
     first, second = (
-        matching_costs(layer, join([each], RELATIONS), COSTS) for each in (triplets, other)
+        matching_costs(layer, join([targets], RELATIONS), COSTS) for targets in (triplets, other)
     )
     torch.testing.assert_close(first, second)
     output = random_layer(subjects=False)
@@ -229,7 +229,7 @@ def losses(images: slice) -> list[float]:
         CRITERIA[name](part(output, images), triplets[images])
         for name in ("plain", "quality", "tagger")
     ]
-    return [float(each.total) for each in chosen]
+    return [float(loss.total) for loss in chosen]
 
 
 def _one_of_two(number: int, meeting: str) -> None:
@@ -237,8 +237,8 @@ def _one_of_two(number: int, meeting: str) -> None:
         "gloo", init_method=f"file://{meeting}", rank=number, world_size=2
     )
     try:
-        own = losses(slice(2 * number, 2 * number + 2))
-        every = gather(own)
+        local = losses(slice(2 * number, 2 * number + 2))
+        every = gather(local)
         expected = torch.tensor(losses_alone)
         assert (rank(), world_size()) == (number, 2)
         torch.testing.assert_close(torch.tensor(every).mean(0), expected, rtol=1e-5, atol=1e-6)

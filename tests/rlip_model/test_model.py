@@ -67,12 +67,12 @@ def test_anchor_positions_and_gates_start_as_in_the_published_transformer(
         return ParSeDA(ParSeDAConfig(**{**tiny_sizes(20), "gating": gating}))
 
     network = built()
-    own = [
-        (prefix, each)
-        for prefix, each in network.named_modules()
-        if isinstance(each, AnchorPositions | Gate)
+    modules = [
+        (prefix, part)
+        for prefix, part in network.named_modules()
+        if isinstance(part, AnchorPositions | Gate)
     ]
-    parameters = [named for prefix, module in own for named in module.named_parameters(prefix)]
+    parameters = [named for prefix, module in modules for named in module.named_parameters(prefix)]
     changed = {name: weight.detach() for name, weight in parameters if weight.dim() > 1}
     for weight in changed.values():
         bound = (6 / sum(weight.shape)) ** 0.5
@@ -94,10 +94,10 @@ def test_a_layer_in_parts_equals_the_whole(
     references = pixel_centres(image.shapes, image.valid_ratios)
     inputs = (image.tokens, image.positions, references, image.padding, image.shapes)
     layer = tagger.encoder.layers[0]
-    whole = layer(*inputs)
+    expected = layer(*inputs)
     monkeypatch.setattr(encoder, "TOKENS_PER_PART", 7)
     with torch.no_grad():
-        torch.testing.assert_close(layer(*inputs), whole.detach())
+        torch.testing.assert_close(layer(*inputs), expected.detach())
 
 
 def test_boxes_move_by_half_and_grow_by_all_of_the_scale_and_labels_are_replaced_with_the_probability() -> (

@@ -80,18 +80,18 @@ def test_every_table_is_trimmed(kind: type[ParSeD], pairwise: bool) -> None:
     trimmed = prune_queries(network, 24, pairwise)
     rows = [*range(12), *range(20, 32)] if pairwise else [*range(24)]
     for table in QUERY_TABLES[kind]:
-        before, after = (getattr(each.queries, table).weight for each in (network, trimmed))
+        before, after = (getattr(model.queries, table).weight for model in (network, trimmed))
         assert torch.equal(after, before[rows])
     if kind is not ParSeDA:
         builders = [
-            each.queries.relation_builder.verb_position.weight for each in (network, trimmed)
+            model.queries.relation_builder.verb_position.weight for model in (network, trimmed)
         ]
         assert torch.equal(builders[1], builders[0][:12])
     assert (trimmed.config.num_pairs, network.config.num_pairs) == (12, 20)
-    whole = network.state_dict()
-    others = {
+    full_state = network.state_dict()
+    smaller = {
         name: value
         for name, value in trimmed.state_dict().items()
         if not name.startswith("queries.")
     }
-    assert all(torch.equal(value, whole[name]) for name, value in others.items())
+    assert all(torch.equal(value, full_state[name]) for name, value in smaller.items())

@@ -24,7 +24,7 @@ CAPTIONER = "own.captions:ColourCaptioner"
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
+def extension(tmp_path, monkeypatch):
     """The package of the page, importable here and in processes that this one starts."""
     folder = tmp_path / "code"
     for name, code in re.findall(r'```python title="(\S+)"\n(.*?)```', PAGE, re.DOTALL):
@@ -46,7 +46,7 @@ def labelled(out: Path, engine: str = "local", captioner: str = CAPTIONER) -> li
     return [caption.text for record in iter_records(out) for caption in record.captions]
 
 
-def test_the_captioner_and_the_format_of_the_page_work(own, tmp_path):
+def test_the_captioner_and_the_format_of_the_page_work(extension, tmp_path):
     captions = labelled(tmp_path / "run")
     assert len(captions) == 4
     assert all(
@@ -82,7 +82,7 @@ def yolo(tmp_path):
     return ["--annotations", tmp_path / "labels", "--images", tmp_path / "photos"]
 
 
-def test_the_source_of_the_page_is_imported_and_labelled(own, yolo, tmp_path):
+def test_the_source_of_the_page_is_imported_and_labelled(extension, yolo, tmp_path):
     command = ("import", "own.yolo:YOLO", *yolo, "--split", "val", "--out", tmp_path / "imported")
     run(*command)
     records = list(iter_records(tmp_path / "imported"))
@@ -152,9 +152,9 @@ SOURCE = Source("own", read)
     assert second.error == "import: object 2 of a relation is not among the image's 2 objects"
 
 
-def test_a_run_does_not_have_its_captioner_imported(own, tmp_path):
+def test_a_run_does_not_have_its_captioner_imported(extension, tmp_path):
     labelled(tmp_path / "run")
-    shutil.rmtree(own)
+    shutil.rmtree(extension)
     for command in (["verify"], ["stats"]):
         script = [sys.executable, "-m", "sgpipe.cli.main"]
         code = "import sys; from sgpipe.cli.main import main; main()"
@@ -169,7 +169,7 @@ def test_a_run_does_not_have_its_captioner_imported(own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "name", "told"),
+    ("code", "name", "message"),
     [
         ("", "nowhere.at:All", "nowhere.at cannot be imported (ModuleNotFoundError"),
         ("1 / 0", "wrong:Captions", "wrong cannot be imported (ZeroDivisionError"),
@@ -182,7 +182,7 @@ def test_a_run_does_not_have_its_captioner_imported(own, tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_with_code_is_told_in_a_line(tmp_path, monkeypatch, code, name, told):
+def test_what_is_wrong_with_code_is_told_in_a_line(tmp_path, monkeypatch, code, name, message):
     (tmp_path / "wrong.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wrong", raising=False)
@@ -192,11 +192,11 @@ def test_what_is_wrong_with_code_is_told_in_a_line(tmp_path, monkeypatch, code, 
     monkeypatch.delitem(sys.modules, "wrong", raising=False)
     assert done.exit_code == 2
     assert f"captioner {name}" in done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
 
 
 @pytest.mark.slow
-def test_a_captioner_of_ones_own_labels_alike_on_ray(own, tmp_path):
+def test_a_captioner_of_ones_own_labels_alike_on_ray(extension, tmp_path):
     ray.shutdown()  # workers of a Ray that another test started do not know the folder
     assert labelled(tmp_path / "ray", "ray") == labelled(tmp_path / "local")

@@ -55,8 +55,8 @@ def test_images_of_a_folder_are_turned_as_exif_says(tmp_path, orientation, size)
     Image.effect_noise(size, 50).save(tmp_path / "a.png", exif=exif)
     stored = Image.open(tmp_path / "a.png")
     expected = ImageOps.exif_transpose(stored)
-    own = Record("1", "folder", "val", "a.png", *expected.size)
-    assert open_row_image({"val": tmp_path}, own).convert("L").tobytes() == expected.tobytes()
+    row = Record("1", "folder", "val", "a.png", *expected.size)
+    assert open_row_image({"val": tmp_path}, row).convert("L").tobytes() == expected.tobytes()
     assert upright_rgb(stored).tobytes() == expected.convert("RGB").tobytes()
     annotated = open_row_image({"val": tmp_path}, record("a.png", *size))
     assert annotated.convert("L").tobytes() == stored.tobytes()
@@ -125,13 +125,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def feed_records() -> list[Record]:
-    made = [
+    drawn = [
         Record(str(number), "coco", "val", f"{number}.png", 10, 8 + number)
         for number in range(NUMBER)
     ]
-    made[6].fail("source", "known to be bad")
-    made[7].height = 1
-    return made
+    drawn[6].fail("source", "known to be bad")
+    drawn[7].height = 1
+    return drawn
 
 
 def content(image: Image.Image, file: ImageFile) -> bytes:
@@ -195,7 +195,7 @@ def test_only_a_few_images_are_opened_before_they_are_needed(
     monkeypatch.setattr(module, "ThreadPoolExecutor", AtOnce)
     root = folder if threads else Store(folder)
     images = open_ahead({"val": root}, feed_records(), prepare, threads, 3)
-    _, found = next(images)
+    _, opened = next(images)
     images.close()
     assert len(started) == expected
-    assert prepare is small or found.startswith("images")
+    assert prepare is small or opened.startswith("images")

@@ -130,7 +130,8 @@ def test_packaged_models_have_a_name_wherever_a_model_is_named(tmp_path, name):
     for kind in ("tagger", "parseda"):
         make_initial_model(ModelConfig(kind=kind, init=name), [], 0, tmp_path / kind)
         start, packaged = (
-            CLASSES[kind].from_pretrained(each) for each in (tmp_path / kind, packaged_model(kind))
+            CLASSES[kind].from_pretrained(source)
+            for source in (tmp_path / kind, packaged_model(kind))
         )
         assert all(
             torch.equal(value, packaged.state_dict()[key])

@@ -130,10 +130,10 @@ def test_a_graph_of_networkx_has_the_boxes_and_confident_relations(detected):
     edges = {(1, 2, "next to", 0.7), (1, 2, "chasing", 0.6), (1, 0, "run", None)}
     assert set(graph.edges(keys=True, data="confidence")) == edges
     assert detected.to_networkx(0).has_edge(2, 1, "on")
-    given = SceneGraph(
+    scene_graph = SceneGraph(
         Record("a", "d", "all", "a.png", 100, 200, [Box("dog", 1, (0, 0, 9, 9))])
     ).to_networkx()
-    assert dict(given.nodes) == {0: {"category": "dog", "bbox": (0, 0, 9, 9)}}
+    assert dict(scene_graph.nodes) == {0: {"category": "dog", "bbox": (0, 0, 9, 9)}}
     json.dumps(nx.node_link_data(graph))
 
 
@@ -167,9 +167,9 @@ def test_an_annotator_draws_relations_between_the_detections_that_are_left(detec
     assert RelationAnnotator().annotate(image, dog) == RelationAnnotator().annotate(
         image, dog, relations=[]
     )
-    others = sv.Detections(xyxy=np.array([[4.0, 5, 24, 35], [40, 6, 90, 86]]))
-    arrow = RelationAnnotator().annotate(image, others, [Relation(0, 1, "near", 0.5)])
-    assert arrow != RelationAnnotator().annotate(image, others)
+    remaining = sv.Detections(xyxy=np.array([[4.0, 5, 24, 35], [40, 6, 90, 86]]))
+    arrow = RelationAnnotator().annotate(image, remaining, [Relation(0, 1, "near", 0.5)])
+    assert arrow != RelationAnnotator().annotate(image, remaining)
 
 
 @pytest.mark.parametrize(
@@ -239,23 +239,28 @@ def test_the_command_draws_images_and_prints_relations(miniworld, tmp_path):
         f"{path.name}.relations.png" for path in sorted(images.iterdir())
     ]
     assert all(Image.open(path).width == 960 for path in out.iterdir())
-    again = invoke(tmp_path / "bad.png", "--boxes", miniworld / INSTANCES, "--out", out, "--json")
-    assert again.exit_code == 3
-    row = json.loads(again.stdout)
+    second = invoke(tmp_path / "bad.png", "--boxes", miniworld / INSTANCES, "--out", out, "--json")
+    assert second.exit_code == 3
+    row = json.loads(second.stdout)
     assert (row["status"], row["file_name"]) == ("error", str(tmp_path / "bad.png"))
 
 
 def test_drawings_replace_no_other_and_are_not_images_of_the_next_run(miniworld, tmp_path, file):
     """The folder of the drawings may be inside the folder of the images, or the same."""
-    own = tmp_path / "own.relations.png"
+    named_output = tmp_path / "own.relations.png"
     out = tmp_path / "labelled"
     out.mkdir()
-    for path in (own, out / "a.png.relations.png", out / "a.png.relations-2.png", out / "b.png"):
+    for path in (
+        named_output,
+        out / "a.png.relations.png",
+        out / "a.png.relations-2.png",
+        out / "b.png",
+    ):
         Image.new("RGB", (8, 6)).save(path)
     result = invoke(tmp_path, "--boxes", miniworld / INSTANCES, "--out", out)
     assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [
         str(out / "b.png"),
-        str(own),
+        str(named_output),
     ]
     (tmp_path / file.name).write_bytes(file.read_bytes())
     result = invoke(
@@ -335,8 +340,8 @@ def test_arrays_are_the_images_that_they_show(pipeline, file, array):
     expected = pipeline(Image.fromarray(array))
     assert expected.objects
     alpha = np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])
-    for same in (array, np.asfortranarray(array), array[:, ::-1][:, ::-1], alpha):
-        assert pipeline(same).record == expected.record
+    for pixels in (array, np.asfortranarray(array), array[:, ::-1][:, ::-1], alpha):
+        assert pipeline(pixels).record == expected.record
     grey = np.asarray(Image.fromarray(array).convert("L"))
     in_grey = pipeline(Image.fromarray(grey)).record
     assert pipeline(grey).record == pipeline(grey[..., None]).record == in_grey
@@ -351,13 +356,15 @@ def test_boxes_of_a_call_replace_the_detector(pipeline, file, array):
             ("dog", (40.5, 20.0, 49.5, 68.0)),
         ]
         assert len(graph.captions) == 3
-        for same in (
+        for boxes_form in (
             np.array(BOXES),
             torch.tensor(BOXES),
             np.array(BOXES, np.float32),
             tuple(map(tuple, BOXES)),
         ):
-            assert pipeline(image, boxes=same, classes=np.array(CLASSES)).record == graph.record
+            assert (
+                pipeline(image, boxes=boxes_form, classes=np.array(CLASSES)).record == graph.record
+            )
     assert objects(pipeline(file)) != objects(graph)  # the next call has its own
 
 
@@ -393,14 +400,14 @@ def test_boxes_are_of_the_image_as_displayed(pipeline, file, tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    for same in (tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")):
-        graph = pipeline(same, boxes=[[0, 0, 60, 120]], classes=["dog"])
+    for turned in (tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")):
+        graph = pipeline(turned, boxes=[[0, 0, 60, 120]], classes=["dog"])
         assert (graph.record.width, graph.record.height) == (60, 120)
         assert objects(graph) == [("dog", (0.0, 0.0, 60.0, 120.0))]
         with pytest.raises(
             UserError, match=r"box .* is not inside the image, which has 60x120 pixels"
         ):
-            pipeline(same, boxes=[[0, 0, 120, 60]], classes=["dog"])
+            pipeline(turned, boxes=[[0, 0, 120, 60]], classes=["dog"])
 
 
 @pytest.mark.parametrize(
@@ -432,9 +439,9 @@ def test_boxes_that_cannot_be_meant_are_refused(pipeline, file, boxes, classes, 
 
 
 def test_boxes_of_a_list_of_images_are_as_many(pipeline, file):
-    for given in ({"boxes": [BOXES] * 3}, {"boxes": [BOXES] * 2, "classes": [CLASSES]}):
+    for arguments in ({"boxes": [BOXES] * 3}, {"boxes": [BOXES] * 2, "classes": [CLASSES]}):
         with pytest.raises(UserError, match=r"expected a list with an entry for each of 2 images$"):
-            pipeline([file, file], **given)
+            pipeline([file, file], **arguments)
 
 
 def test_an_image_in_memory_has_no_name_in_a_file_of_boxes(file, array):

@@ -67,8 +67,8 @@ def test_an_empty_file_has_the_defaults_and_a_number_may_be_text(tmp_path):
 @pytest.mark.parametrize("name", ["coco", "objects365", "folder", "miniworld"])
 def test_recipes_of_photographs_sample_as_the_published_captioner_and_the_miniworld_as_ever(name):
     caption = load_recipe(name).caption
-    found = (caption.top_p, caption.top_k, caption.repetition_penalty, caption.samples)
-    assert found == ((0.9, 0, 1.0, 10) if name == "miniworld" else (0.9, 50, 1.1, 10))
+    sampling = (caption.top_p, caption.top_k, caption.repetition_penalty, caption.samples)
+    assert sampling == ((0.9, 0, 1.0, 10) if name == "miniworld" else (0.9, 50, 1.1, 10))
 
 
 def test_an_unknown_recipe_is_refused_with_the_list_of_packaged_ones(tmp_path):

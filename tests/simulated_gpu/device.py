@@ -135,11 +135,11 @@ class _Simulation(TorchDispatchMode):
 def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name: str = func.overloadpacket.__name__
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    here = any(isinstance(tensor, GpuTensor) for tensor in tensors)
+    on_gpu = any(isinstance(tensor, GpuTensor) for tensor in tensors)
     target = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
-    if not here and target != "cuda":
+    if not on_gpu and target != "cuda":
         return func(*args, **kwargs)
-    if here and name not in ("copy_", "_to_copy"):
+    if on_gpu and name not in ("copy_", "_to_copy"):
         _check_devices(name, tensors)
     _count(func, name, args, kwargs, target)
     on_cpu = {**tree_map(_values, kwargs), **({"device": torch.device("cpu")} if target else {})}
@@ -150,35 +150,35 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     graph = _recording(name)
     if graph is not None:
         graph.before(func, on_cpu_args)
-    found = func(*on_cpu_args, **on_cpu)
+    result = func(*on_cpu_args, **on_cpu)
     if graph is not None:
         graph.after(
             func,
             on_cpu_args,
             on_cpu,
-            found,
+            result,
             [tensor for tensor in tensors if isinstance(tensor, GpuTensor)],
         )
     if name == "copy_" and not isinstance(args[0], GpuTensor):
         return args[0]
     if target == "cpu" or name == "_local_scalar_dense":
-        return found
-    found = tree_map(lambda each: GpuTensor(each) if isinstance(each, Tensor) else each, found)
-    return return_and_correct_aliasing(func, args, kwargs, found) if here else found
+        return result
+    result = tree_map(lambda item: GpuTensor(item) if isinstance(item, Tensor) else item, result)
+    return return_and_correct_aliasing(func, args, kwargs, result) if on_gpu else result
 
 
-def _values(each: Any) -> Any:
-    return each.values if isinstance(each, GpuTensor) else each
+def _values(leaf: Any) -> Any:
+    return leaf.values if isinstance(leaf, GpuTensor) else leaf
 
 
 def _check_devices(name: str, tensors: list[Tensor]) -> None:
     """A GPU takes numbers, and indices, from the CPU; the host waits for the copy of the latter."""
-    others = [tensor for tensor in tensors if not isinstance(tensor, GpuTensor) and tensor.dim()]
-    if others and name not in _INDEXING:
+    on_cpu = [tensor for tensor in tensors if not isinstance(tensor, GpuTensor) and tensor.dim()]
+    if on_cpu and name not in _INDEXING:
         raise RuntimeError(
-            f"{name}: tensors on cuda:0 and cpu, {[tuple(other.shape) for other in others]}"
+            f"{name}: tensors on cuda:0 and cpu, {[tuple(other.shape) for other in on_cpu]}"
         )
-    if others:
+    if on_cpu:
         counts.wait("a copy of indices")
 
 
@@ -270,48 +270,50 @@ class Graph:
 
     def before(self, func: Any, args: Any) -> None:
         """Keep what an operation is about to overwrite."""
-        for argument, given in zip(func._schema.arguments, args, strict=False):
+        for argument, argument_value in zip(func._schema.arguments, args, strict=False):
             if (
                 argument.alias_info is not None
                 and argument.alias_info.is_write
-                and isinstance(given, Tensor)
+                and isinstance(argument_value, Tensor)
             ):
-                storage = given.untyped_storage()
+                storage = argument_value.untyped_storage()
                 self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
 
-    def after(self, func: Any, args: Any, kwargs: Any, found: Any, given: list[GpuTensor]) -> None:
+    def after(
+        self, func: Any, args: Any, kwargs: Any, result: Any, inputs: list[GpuTensor]
+    ) -> None:
         """Record an operation; its results that are no views are computed again."""
         known = {_address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for each in given:
-            address = _address(each.values)
+        for value in inputs:
+            address = _address(value.values)
             if address not in self.pool:
-                self._inputs.setdefault(address, []).append(ref(each))
-        made = [
-            (at, leaf) for at, leaf in enumerate(tree_leaves(found)) if isinstance(leaf, Tensor)
+                self._inputs.setdefault(address, []).append(ref(value))
+        outputs = [
+            (at, leaf) for at, leaf in enumerate(tree_leaves(result)) if isinstance(leaf, Tensor)
         ]
-        made = [(at, each) for at, each in made if _address(each) not in known]
-        self.pool |= {_address(each) for _, each in made}
-        self._operations.append((func, args, kwargs, made))
+        outputs = [(at, value) for at, value in outputs if _address(value) not in known]
+        self.pool |= {_address(value) for _, value in outputs}
+        self._operations.append((func, args, kwargs, outputs))
 
     def end(self) -> None:
         """Let it be as if nothing had been computed."""
         for storage, saved in self._before.values():
             storage.copy_(saved)
         self._before.clear()
-        for *_, made in self._operations:
-            for _, each in made:
-                each.fill_(torch.nan if each.is_floating_point() else 0)
+        for *_, outputs in self._operations:
+            for _, leaf in outputs:
+                leaf.fill_(torch.nan if leaf.is_floating_point() else 0)
 
     def replay(self) -> None:
         counts.launches["graph"] += 1
         if not all(
-            any(each() is not None for each in of_storage) for of_storage in self._inputs.values()
+            any(leaf() is not None for leaf in of_storage) for of_storage in self._inputs.values()
         ):
             raise RuntimeError("an input of the graph is gone")
-        for func, args, kwargs, made in self._operations:
-            found = tree_leaves(func(*args, **kwargs))
-            for at, each in made:
-                each.copy_(found[at])
+        for func, args, kwargs, outputs in self._operations:
+            results = tree_leaves(func(*args, **kwargs))
+            for at, leaf in outputs:
+                leaf.copy_(results[at])
 
 
 _capture: list[tuple[Graph, int]] = []  # that is underway, and its thread
@@ -337,9 +339,11 @@ def _recording(name: str) -> Graph | None:
     return _capture[0][0] if _capture else None
 
 
-def _forbid_while_recording(what: str) -> None:
+def _forbid_while_recording(operation: str) -> None:
     if _capture and _capture[0][1] == get_ident():
-        raise RuntimeError(f"operation not permitted when stream is capturing: {what} at {_line()}")
+        raise RuntimeError(
+            f"operation not permitted when stream is capturing: {operation} at {_line()}"
+        )
 
 
 def _address(tensor: Tensor) -> int:
@@ -376,7 +380,7 @@ def simulated() -> Iterator[Counts]:
     patches = [
         *(mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value) for name, value in device.items()),
         mock.patch.object(Tensor, "pin_memory", _pin), mock.patch.object(Tensor, "is_pinned", is_pinned),
-        mock.patch.object(Tensor, "tolist", lambda each: tolist(each.cpu())),
+        mock.patch.object(Tensor, "tolist", lambda tensor: tolist(tensor.cpu())),
         mock.patch.object(F, "scaled_dot_product_attention", _fused(F.scaled_dot_product_attention)),
         mock.patch.object(ThreadPoolExecutor, "submit", _submit_simulated),
         mock.patch.object(torch, "inference_mode", _no_grad),  # whose tensors cannot be wrapped

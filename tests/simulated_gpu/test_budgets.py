@@ -44,10 +44,10 @@ NARROW = {
 
 def hold(launches: float, waits: float, times: float = 1) -> None:
     """Not more often than that, each time."""
-    found = counts.launches.total() / times, counts.waits.total() / times
-    print(f"\n{found[0]:.0f} of {launches:.0f} launches, {found[1]:.2f} of {waits} waits")
-    assert found[0] <= launches, counts.launches.most_common(12)
-    assert found[1] <= waits, counts.waits
+    per_call = counts.launches.total() / times, counts.waits.total() / times
+    print(f"\n{per_call[0]:.0f} of {launches:.0f} launches, {per_call[1]:.2f} of {waits} waits")
+    assert per_call[0] <= launches, counts.launches.most_common(12)
+    assert per_call[1] <= waits, counts.waits
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -125,11 +125,11 @@ def test_a_training_step(tmp_path: Path, kind: str) -> None:
     }
     if kind == "dense":
         deep |= {"backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 4}
-    made = network("parseda" if kind == "dense" else kind, **deep)
+    model = network("parseda" if kind == "dense" else kind, **deep)
     criterion = TaggerCriterion() if kind == "tagger" else DetectionCriterion()
-    made.to("cuda")
+    model.to("cuda")
     trainer = Trainer(
-        Objective(made, criterion), options(ema=0.999, epochs=1), folder(tmp_path), log_every=100
+        Objective(model, criterion), options(ema=0.999, epochs=1), folder(tmp_path), log_every=100
     )
     trainer.module.train()
     for parts in ToyFeed(3, 4)._batches(0, 0):

@@ -29,7 +29,7 @@ GROUP = 3
 Captions = list[list[str]]
 
 
-def there(*values: float) -> Tensor:
+def on_gpu(*values: float) -> Tensor:
     return torch.tensor(values).to("cuda")
 
 
@@ -51,10 +51,10 @@ def test_it_computes_what_a_cpu_does_and_counts_launches_and_waits() -> None:
     )  # a wait
     gradient = 2 * (values[1:] @ weights.T).T.mm(values[1:])
     assert float(moved.grad.sum()) == pytest.approx(float(gradient.sum()), rel=1e-4)
-    found = moved.detach()[
+    rows = moved.detach()[
         moved.detach()[:, 0] > 0
     ]  # a wait for its shape, and before it for a number
-    assert len(found) == int((weights[:, 0] > 0).sum())
+    assert len(rows) == int((weights[:, 0] > 0).sum())
     assert [why.partition(" at ")[0] for why in counts.waits.elements()] == [
         "a copy to the GPU", "a copy from the GPU", "the value of _local_scalar_dense", "the shape of index",
     ]  # fmt: skip
@@ -72,19 +72,19 @@ def test_devices_are_not_mixed_and_autocast_is_that_of_a_gpu() -> None:
 
 
 def test_a_graph_computes_nothing_until_it_is_replayed_on_what_is_then_in_its_memory() -> None:
-    given = there(1.0, 2.0)
-    total = there(0.0, 0.0)
+    values = on_gpu(1.0, 2.0)
+    total = on_gpu(0.0, 0.0)
     graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
     pool = torch.cuda.graph_pool_handle()
     with torch.cuda.graph(graphs[0], pool=pool):
-        total += given
-        doubled = (2 * given)[:1]
+        total += values
+        doubled = (2 * values)[:1]
     with torch.cuda.graph(graphs[1], pool=pool):
         seen = doubled + 1
     assert total.tolist() == [0, 0]
     assert doubled.isnan().all()
     for number in (1, 2):
-        given.copy_(number * there(10, 20))
+        values.copy_(number * on_gpu(10, 20))
         before = counts.launches.total()
         for graph in graphs:
             graph.replay()
@@ -94,23 +94,23 @@ def test_a_graph_computes_nothing_until_it_is_replayed_on_what_is_then_in_its_me
 
 
 @pytest.mark.parametrize("forbidden", [
-    lambda given: given.tolist(), lambda given: bool(given.any()), lambda given: there(3),
-    lambda given: torch.ones(1).pin_memory(), lambda given: ThreadPoolExecutor(1).submit(lambda: given + 1).result(),
+    lambda values: values.tolist(), lambda values: bool(values.any()), lambda values: on_gpu(3),
+    lambda values: torch.ones(1).pin_memory(), lambda values: ThreadPoolExecutor(1).submit(lambda: values + 1).result(),
 ], ids=["copy", "value", "host data", "pinned memory", "thread"])  # fmt: skip
 def test_what_a_gpu_cannot_record_raises(forbidden: Callable[[Tensor], object]) -> None:
-    given = there(1, 2)
+    values = on_gpu(1, 2)
     message = r"not permitted when stream is capturing|another thread captures"
     with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        forbidden(given)
+        forbidden(values)
 
 
 def test_an_input_must_be_kept() -> None:
     graph = torch.cuda.CUDAGraph()
-    given = there(1, 2)
+    values = on_gpu(1, 2)
     with torch.cuda.graph(graph):
-        _ = given + 1
+        _ = values + 1
     graph.replay()
-    del given
+    del values
     with pytest.raises(RuntimeError, match="an input of the graph is gone"):
         graph.replay()
 
@@ -120,9 +120,9 @@ def spy(patch: pytest.MonkeyPatch, owner: Any, name: str, see: Callable[..., Any
     seen = []
     method = getattr(owner, name)
 
-    def call(*given: Any, **named: Any) -> Any:
-        seen.append(see(*given))
-        return method(*given, **named)
+    def call(*arguments: Any, **named: Any) -> Any:
+        seen.append(see(*arguments))
+        return method(*arguments, **named)
 
     patch.setattr(owner, name, call)
     return seen
@@ -130,9 +130,9 @@ def spy(patch: pytest.MonkeyPatch, owner: Any, name: str, see: Callable[..., Any
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = images(tmp_path_factory.mktemp("captions"))
-    make_blip(made / "blip", seed=3)
-    return made
+    root = images(tmp_path_factory.mktemp("captions"))
+    make_blip(root / "blip", seed=3)
+    return root
 
 
 @pytest.fixture(autouse=True)
@@ -155,9 +155,9 @@ def captions(
     stage = CaptionStage(config, {"val": folder}, 0)
     stage.setup()
     prepare(stage.captioner)
-    made = [replace(record(at % IMAGES), image_id=str(at)) for at in range(count)]
-    found = [*stage(made[:11]), *stage(made[11:])]
-    return [[caption.text for caption in each.captions] for each in found], stage
+    images = [replace(record(at % IMAGES), image_id=str(at)) for at in range(count)]
+    processed = [*stage(images[:11]), *stage(images[11:])]
+    return [[caption.text for caption in captioned.captions] for captioned in processed], stage
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +167,11 @@ def ordinary(folder: Path) -> dict[str, Captions]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blip, "GPU_GROUP", GROUP)
         patch.setattr(torch.cuda, "graph", refuse)
-        found = {dtype: captions(folder, dtype) for dtype in ("float32", "bfloat16")}
-    for _, stage in found.values():
+        by_dtype = {dtype: captions(folder, dtype) for dtype in ("float32", "bfloat16")}
+    for _, stage in by_dtype.values():
         assert stage.gpu_use()["graph_error"] == "operation not permitted when stream is capturing"
     assert counts.launches["graph"] == 0
-    return {dtype: of_dtype for dtype, (of_dtype, _) in found.items()}
+    return {dtype: of_dtype for dtype, (of_dtype, _) in by_dtype.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -179,9 +179,9 @@ def test_captions_with_and_without_graphs_are_equal(
     folder: Path, dtype: str, ordinary: dict[str, Captions]
 ) -> None:
     counts.clear()
-    found, stage = captions(folder, dtype)
-    assert found == ordinary[dtype]
-    assert len({text for each in found for text in each}) > 60
+    captioned, stage = captions(folder, dtype)
+    assert captioned == ordinary[dtype]
+    assert len({text for texts in captioned for text in texts}) > 60
     assert counts.launches["graph"] > 8
     assert "graph_error" not in stage.gpu_use()
 
@@ -206,8 +206,8 @@ def test_a_nucleus_wider_than_its_graphs_records_others(
     with pytest.MonkeyPatch.context() as patch:
         recordings = spy(patch, RecordedCaptions, "__init__", lambda _, decoder, *__: decoder.width)
         streams = spy(patch, torch.cuda.Stream, "__init__", lambda *_: None)
-        found, stage = captions(folder, prepare=narrow)
-    assert found == ordinary["bfloat16"]
+        captioned, stage = captions(folder, prepare=narrow)
+    assert captioned == ordinary["bfloat16"]
     assert recordings[0] == 2
     assert recordings[1:] == [stage.captioner.decoder.width]
     assert len(streams) == 1
@@ -223,8 +223,8 @@ def test_a_recording_that_does_not_fit_is_tried_once(
     with pytest.MonkeyPatch.context() as patch:
         recordings = spy(patch, RecordedCaptions, "__init__", lambda *_: None)
         patch.setattr(torch.cuda, "graph", full)
-        found, stage = captions(folder)
-    assert found == ordinary["bfloat16"]
+        captioned, stage = captions(folder)
+    assert captioned == ordinary["bfloat16"]
     assert (len(recordings), stage.captioner.recorded) == (1, None)
     assert stage.captioner.uses_graphs
     assert "graph_error" not in stage.gpu_use()
@@ -233,20 +233,20 @@ def test_a_recording_that_does_not_fit_is_tried_once(
 def test_graphs_of_groups_that_do_not_fit_are_of_smaller_ones(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         spy(patch, blip.BlipCaptioner, "encode", lambda _, pixels: len(pixels) < GROUP or full())
-        found, stage = captions(folder)
-    assert len(found) == 22
+        captioned, stage = captions(folder)
+    assert len(captioned) == 22
     assert stage.captioner.recorded.of == (1, stage.captioner.decoder.width)
 
 
 def test_graphs_make_room_for_a_group_that_does_not_fit(
     folder: Path, ordinary: dict[str, Captions]
 ) -> None:
-    kept: WeakSet[RecordedCaptions] = WeakSet()
+    replayed: WeakSet[RecordedCaptions] = WeakSet()
     with pytest.MonkeyPatch.context() as patch:
-        spy(patch, RecordedCaptions, "replay", lambda recorded, *_: kept.add(recorded))
-        spy(patch, blip.BlipCaptioner, "encode", lambda *_: full() if kept else None)
-        found, stage = captions(folder)
-    assert found == ordinary["bfloat16"]
+        spy(patch, RecordedCaptions, "replay", lambda recorded, *_: replayed.add(recorded))
+        spy(patch, blip.BlipCaptioner, "encode", lambda *_: full() if replayed else None)
+        captioned, stage = captions(folder)
+    assert captioned == ordinary["bfloat16"]
     assert (stage.captioner.recorded, stage.captioner.memory.batch_size) == (None, GROUP)
 
 

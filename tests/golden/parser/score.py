@@ -50,13 +50,13 @@ def score(
     counts = {"predicted": 0, "gold": 0, "be_dropped": 0, "captions": len(chosen)}
     for key in chosen:
         everything = [_normalized(triplet) for triplet in predicted.get(key, ())]
-        found = [triplet for triplet in everything if triplet[1] != "be"]
+        predictions = [triplet for triplet in everything if triplet[1] != "be"]
         targets = [_normalized(triplet) for triplet in gold[key]["triplets"]]
-        counts["predicted"] += len(found)
+        counts["predicted"] += len(predictions)
         counts["gold"] += len(targets)
-        counts["be_dropped"] += len(everything) - len(found)
+        counts["be_dropped"] += len(everything) - len(predictions)
         for level in LEVELS:
-            matched[level] += _matched(level, found, targets)
+            matched[level] += _matched(level, predictions, targets)
     figures = {
         level: _figures(count, counts["predicted"], counts["gold"])
         for level, count in matched.items()
@@ -72,11 +72,11 @@ def _figures(matched: int, predicted: int, gold: int) -> dict[str, float]:
     return {"P": round(precision, 4), "R": round(recall, 4), "F1": round(f1, 4)}
 
 
-def _matched(level: str, found: Sequence[Triplet], targets: Sequence[Triplet]) -> int:
+def _matched(level: str, predicted: Sequence[Triplet], targets: Sequence[Triplet]) -> int:
     """The size of a maximum matching, by augmenting paths."""
     fitting = [
-        [index for index, target in enumerate(targets) if _fit(level, each, target)]
-        for each in found
+        [index for index, target in enumerate(targets) if _fit(level, triplet, target)]
+        for triplet in predicted
     ]
     partner: dict[int, int] = {}
 
@@ -89,7 +89,7 @@ def _matched(level: str, found: Sequence[Triplet], targets: Sequence[Triplet]) -
                     return True
         return False
 
-    return sum(augment(number, set()) for number in range(len(found)))
+    return sum(augment(number, set()) for number in range(len(predicted)))
 
 
 def _fit(level: str, one: Triplet, other: Triplet) -> bool:

@@ -22,13 +22,13 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, _NAMES)), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, _NAMES)), None)
+    if executable is None:
         pytest.skip("there is no Chromium to open pages with")
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     expect.set_options(timeout=1000 * PATIENCE)
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=arguments)
+        browser = driver.chromium.launch(executable_path=executable, args=arguments)
         yield browser
         browser.close()
 
@@ -96,9 +96,9 @@ def visit(browser: Browser) -> Iterator[Any]:
 def eventually(read: Callable[[], object], expected: object) -> None:
     """Read until it is as expected: a page shows what comes of a click in its own time."""
     end = time.monotonic() + PATIENCE
-    while (found := read()) != expected and time.monotonic() < end:
+    while (value := read()) != expected and time.monotonic() < end:
         time.sleep(0.05)
-    assert found == expected
+    assert value == expected
 
 
 def pattern(text: str) -> str:

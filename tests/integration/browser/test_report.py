@@ -28,13 +28,13 @@ def report(tmp_path_factory):
 
 def shown(page) -> dict[str, list[str | None]]:
     """The predicates of the relations that can be seen, by image."""
-    found = {}
+    cards = {}
     for card in page.locator(".card:visible").all():
         items = card.locator("li[data-relation]:visible").all()
-        found[card.locator("h3").inner_text().split()[1]] = [
+        cards[card.locator("h3").inner_text().split()[1]] = [
             item.get_attribute("data-predicate") for item in items
         ]
-    return found
+    return cards
 
 
 def test_the_filters_show_what_they_say(visit, report):

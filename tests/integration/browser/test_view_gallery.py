@@ -58,8 +58,8 @@ def test_cards_are_judged_by_key(visit, tmp_path: Path):
         expect(page.locator(".chip.judged:visible")).to_have_text(["right", "wrong"])
         page.context.close()  # it would complain that the server is gone
     lines = map(json.loads, (run / "judgements.jsonl").read_text().splitlines())
-    said = [(line["by"], line["judgement"]) for line in lines]
-    assert said == [("anna", judgement) for judgement in ("right", "wrong", "unsure", None)]
+    judgements = [(line["by"], line["judgement"]) for line in lines]
+    assert judgements == [("anna", judgement) for judgement in ("right", "wrong", "unsure", None)]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -153,8 +153,12 @@ def test_the_image_is_zoomed_and_moved(visit, server):
     eventually(lambda: (window()[0] > before[0], window()[1] > before[1]), (True, True))
     shows(page, "#sentence", "person riding dog")  # a drag is no click
     button = page.get_by_role("button", name="Whole image").first
-    for whole in (lambda: page.keyboard.press("0"), lambda: page.keyboard.press("f"), button.click):
-        whole()  # "f": the two boxes need all of it
+    for show_all in (
+        lambda: page.keyboard.press("0"),
+        lambda: page.keyboard.press("f"),
+        button.click,
+    ):
+        show_all()  # "f": the two boxes need all of it
         eventually(window, [0, 0, 320, 240])
         page.keyboard.press("+")
         eventually(lambda: window()[2], pytest.approx(320 / 1.5))
@@ -245,20 +249,20 @@ def test_a_search_is_judged_by_keyboard_although_the_server_is_killed(browser, r
         page.keyboard.type("sitting on")
         page.keyboard.press("Enter")
         mentions(page, "#provenance .answers", "changed to “sitting on”")
-    found = lines(run)
-    assert [line["image_id"] for line in found[:-3]] == [
+    answers = lines(run)
+    assert [line["image_id"] for line in answers[:-3]] == [
         f"i{number}" for number in range(IMAGES - 1)
     ]
-    assert [line["judgement"] for line in found[:-3]] == (["right", "wrong", "unsure", "skip"] * 6)[
-        : IMAGES - 1
-    ]
-    changes = [line["change"] and line["change"]["action"] for line in found[-3:]]
-    assert (changes, found[-1]["change"]["predicate"]) == (
+    assert [line["judgement"] for line in answers[:-3]] == (
+        ["right", "wrong", "unsure", "skip"] * 6
+    )[: IMAGES - 1]
+    changes = [line["change"] and line["change"]["action"] for line in answers[-3:]]
+    assert (changes, answers[-1]["change"]["predicate"]) == (
         ["swap", None, "predicate"],
         "sitting on",
     )
-    assert found[-2]["undoes"] == found[-3]["id"]
-    assert {line["by"] for line in found} == {"anna"}
+    assert answers[-2]["undoes"] == answers[-3]["id"]
+    assert {line["by"] for line in answers} == {"anna"}
     page.context.close()
 
 

@@ -50,10 +50,10 @@ def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(v
         page.keyboard.press("w" if left == 3 else "r")
     expect(page.locator("#precision")).to_contain_text("Plan: 0 questions")
     assert len(heights) == 1  # the buttons stay where they are
-    said = [
+    answers = [
         (line["judgement"], line["by"], line["plan"] is None) for line in lines(run, "judgement")
     ]
-    assert said == [("wrong" if number == 2 else "right", "ben", False) for number in range(5)]
+    assert answers == [("wrong" if number == 2 else "right", "ben", False) for number in range(5)]
     page.goto(f"{server}/judge")
     card = page.locator(".plan")
     expect(card.locator("[data-show=counts]")).to_have_text("5 judged, 0 unsure, 0 open")
@@ -135,9 +135,9 @@ def test_a_certificate_is_answered_by_keyboard_until_all_is_certified(visit, ser
     expect(counter).to_contain_text("1 question left")
     for _ in range(40):
         address = page.url
-        said = counter.text_content()
+        progress = counter.text_content()
         page.keyboard.press("r")
-        expect(counter).not_to_have_text(said)
+        expect(counter).not_to_have_text(progress)
         if "all is certified" in counter.text_content():
             break
         page.wait_for_url(lambda url, address=address: url != address)

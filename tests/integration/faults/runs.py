@@ -134,13 +134,13 @@ def descendants(pid: int | None) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         parents.setdefault(parent, []).append(int(entry.parent.name))
-    found = []
+    processes = []
     at = [pid]
     while at:
         children = parents.get(at.pop() or 0, [])
-        found += children
+        processes += children
         at += children
-    return found
+    return processes
 
 
 def title_of(pid: int) -> str:
@@ -160,7 +160,7 @@ def assert_whole(out: Path, expected: list[Record]) -> None:
     many.
     """
     assert rows(out) == expected
-    found = verify(out)
-    assert found.ok, found.problems
+    verified = verify(out)
+    assert verified.ok, verified.problems
     listed = {Path(shard.file).name for shard in Manifest.load(out).shards}
     assert {path.name for path in (out / "data").iterdir()} == listed

@@ -129,13 +129,17 @@ def machine(folder: Path, token: str = "") -> dict[str, str]:
 def guarded() -> Iterator[Guarded]:
     """A machine with a token, and the address of a cluster that `ray start --head` begins there."""
     folder = Path(tempfile.mkdtemp(prefix="sg"))  # a short path
-    own = machine(folder, "a" * 64) | ({} if STARTS_WITH_TOKEN else {"RAY_AUTH_MODE": "token"})
+    settings = machine(folder, "a" * 64) | ({} if STARTS_WITH_TOKEN else {"RAY_AUTH_MODE": "token"})
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")
     }
-    environment |= {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", **own}
+    environment |= {
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "OMP_NUM_THREADS": "1",
+        **settings,
+    }
     command = [
         str(Path(sys.executable).with_name("ray")),
         "start",
@@ -149,7 +153,7 @@ def guarded() -> Iterator[Guarded]:
         head = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
     wait_until(lambda: "will now block" in log.read_text() or head.poll() is not None, 600)
     assert head.poll() is None, log.read_text()
-    yield own, f"127.0.0.1:{port}"
+    yield settings, f"127.0.0.1:{port}"
     for pid in [head.pid, *descendants(head.pid)]:  # and nothing else of Ray's
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -176,8 +180,8 @@ def join(environment: dict[str, str], address: str, tmp_path: Path) -> Run:
 def test_the_token_of_the_machine_opens_a_cluster(
     guarded: Guarded, tmp_path: Path, auto: bool
 ) -> None:
-    own, address = guarded
-    run = join(own, "auto" if auto else address, tmp_path)
+    settings, address = guarded
+    run = join(settings, "auto" if auto else address, tmp_path)
     assert run.process.exitcode == 0, run.said
     assert len(rows(run.out)) == 4
 
@@ -188,9 +192,9 @@ def test_the_token_of_the_machine_opens_a_cluster(
 def test_without_the_token_of_a_cluster_a_run_ends_in_one_line(
     guarded: Guarded, tmp_path: Path, token: str
 ) -> None:
-    own, address = guarded
-    other = machine(tmp_path / "other", token) | {"RAY_TMPDIR": own["RAY_TMPDIR"]}
-    run = join({**own, **other}, address, tmp_path)
+    settings, address = guarded
+    other = machine(tmp_path / "other", token) | {"RAY_TMPDIR": settings["RAY_TMPDIR"]}
+    run = join({**settings, **other}, address, tmp_path)
     assert run.process.exitcode == 1, run.said
     assert run.said.splitlines()[-2].startswith(
         f"error: the Ray cluster at {address} cannot be joined: "

@@ -76,14 +76,14 @@ def errors(root: ImageRoot) -> dict[str, str]:
 
 
 @pytest.fixture(params=["images", "tars"])
-def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
+def stored_images(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
     """A store, and the root of what is in it as a run has it: with an index."""
     store: StorePath = request.getfixturevalue(request.param)
     return store, existing_images(store.uri, IndexFolder(tmp_path / "run", whole=True))
 
 
-def test_other_versions_and_new_objects_are_error_rows(kept: Kept) -> None:
-    store, root = kept
+def test_other_versions_and_new_objects_are_error_rows(stored_images: Kept) -> None:
+    store, root = stored_images
     assert errors(root) == {}
     replaced, lost = (
         ("patch0.tar", NAMES[::2]) if (store / "patch0.tar").head() else (NAMES[0], NAMES[:1])
@@ -101,9 +101,9 @@ def test_other_versions_and_new_objects_are_error_rows(kept: Kept) -> None:
     ("fault", "why"), [("cut", "it is truncated"), ("403 InvalidObjectState", "as asked for")]
 )
 def test_cut_and_broken_objects_are_error_rows(
-    kept: Kept, faults: Faults, fault: str, why: str
+    stored_images: Kept, faults: Faults, fault: str, why: str
 ) -> None:
-    _, root = kept
+    _, root = stored_images
     faults.fault = lambda method, path: fault if "001" in path or "patch1.tar" in path else None
     failed = errors(root)
     assert NAMES[1] in failed
@@ -112,8 +112,10 @@ def test_cut_and_broken_objects_are_error_rows(
 
 
 @pytest.mark.parametrize("fault", ["400 ExpiredToken", "403 AccessDenied"])
-def test_keys_that_expire_end_the_run_resumably(kept: Kept, faults: Faults, fault: str) -> None:
-    _, root = kept
+def test_keys_that_expire_end_the_run_resumably(
+    stored_images: Kept, faults: Faults, fault: str
+) -> None:
+    _, root = stored_images
     left = iter(range(10))
     faults.fault = lambda method, path: None if next(left, None) is not None else fault
     with pytest.raises(
@@ -182,7 +184,7 @@ def test_a_thousand_random_faults_change_nothing(
     """20 runs; up to three faults in a row for each image."""
     monkeypatch.setattr(locations, "_READ_RETRIES", 8)
     root = image_root(images.uri)
-    given = 0
+    fault_count = 0
     for seed in range(20):
         choose = random.Random(seed)
         left = {}
@@ -190,11 +192,11 @@ def test_a_thousand_random_faults_change_nothing(
         def fault(
             method: str, path: str, choose: random.Random = choose, left: dict[str, int] = left
         ) -> str | None:
-            nonlocal given
+            nonlocal fault_count
             if left.setdefault(path, choose.randrange(4)) == 0:
                 return None
             left[path] -= 1
-            given += 1
+            fault_count += 1
             return choose.choice(["503 SlowDown", "500 InternalError", "cut"])
 
         faults.fault = fault
@@ -205,4 +207,4 @@ def test_a_thousand_random_faults_change_nothing(
             assert not isinstance(opened, ImageError)
             assert opened[0].size == (20 + number, 10)
             assert opened[1].getvalue() == png(number)
-    assert given > 1000
+    assert fault_count > 1000

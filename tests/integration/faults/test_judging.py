@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ RUN = "drawn"
 QUIET = Progress(Console(quiet=True))
 
 
-def run_server(root: Path, port: int, said: Connection) -> None:
+def run_server(root: Path, port: int, pipe: Connection) -> None:
     """The body of a process that serves a run."""
     address = listen(LOCAL, port)
     index = Index(root, QUIET)
     log = JudgementLog(root / JUDGEMENTS, index.fingerprint)
-    said.send(address.port)
+    pipe.send(address.port)
     serve(create_app(Viewer("run", index, log)), address)
 
 
@@ -50,8 +51,8 @@ class Servers:
         self.running = [self._start(0) for _ in range(2)]
 
     def _start(self, port: int) -> tuple[int, Any]:
-        port_of, said = SERVER.Pipe(duplex=False)
-        process = SERVER.Process(target=run_server, args=(self._run, port, said))
+        port_of, pipe = SERVER.Pipe(duplex=False)
+        process = SERVER.Process(target=run_server, args=(self._run, port, pipe))
         process.start()
         return port_of.recv(), process
 
@@ -100,7 +101,7 @@ class Person(threading.Thread):
             self.acknowledged.append(stored)
 
     def _answer(self) -> dict:
-        before = [each for each in self.acknowledged if each["undoes"] is None]
+        before = [line for line in self.acknowledged if line["undoes"] is None]
         id_ = uuid.uuid4().hex
         if before and self._random.random() < 0.2:
             return {"id": id_, "by": self.name, "undoes": self._random.choice(before)["id"]}
@@ -110,10 +111,10 @@ class Person(threading.Thread):
             "subject": 0,
             "object": 1,
         }
-        said = self._random.choice(
+        answer = self._random.choice(
             [{"judgement": "right"}, {"judgement": "wrong"}, {"change": {"action": "swap"}}]
         )
-        return {"id": id_, "by": self.name, **relation, "predicate": "on", **said}
+        return {"id": id_, "by": self.name, **relation, "predicate": "on", **answer}
 
     def _post(self, answer: dict | None, path: str = "/api/judgements") -> dict | None:
         """The line as a server has stored it, or what it answers at a path; None: no server has
@@ -144,10 +145,10 @@ class Certifier(Person):
     def _answer(self) -> dict:
         while True:
             plan = "recall" if self._random.random() < 0.2 else self.plan
-            found = self._post(
+            open_plan = self._post(
                 None, f"/api/{'recall' if plan == 'recall' else 'plans'}/{plan}?by={self.name}"
             )
-            if found and (question := found["question"]):
+            if open_plan and (question := open_plan["question"]):
                 break
             time.sleep(0.01)
         common = {"id": uuid.uuid4().hex, "by": self.name, "plan": plan}
@@ -164,10 +165,10 @@ def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
     """
     latest = {}
     for person in people:
-        undone = {each["undoes"] for each in person.acknowledged}
-        for each in map(Judgement.model_validate, person.acknowledged):
-            if each.undoes is None and each.id not in undone:
-                latest[person.name, each.key] = each.id
+        undone = {judgement["undoes"] for judgement in person.acknowledged}
+        for judgement in map(Judgement.model_validate, person.acknowledged):
+            if judgement.undoes is None and judgement.id not in undone:
+                latest[person.name, judgement.key] = judgement.id
     return latest
 
 
@@ -189,12 +190,10 @@ def judge_through_kills(
         assert not person.is_alive()
     log = JudgementLog(run / JUDGEMENTS, RUN)
     written = [json.loads(line) for line in log.file.read_text().splitlines()]
-    acknowledged = [each for person in people for each in person.acknowledged]
+    acknowledged = [line for person in people for line in person.acknowledged]
     assert log.problems == []
-    answers = [each for each in written if "questions" not in each]
-    assert sorted(answers, key=lambda each: each["id"]) == sorted(
-        acknowledged, key=lambda each: each["id"]
-    )
+    answers = [line for line in written if "questions" not in line]
+    assert sorted(answers, key=itemgetter("id")) == sorted(acknowledged, key=itemgetter("id"))
     assert max(Counter(answer["id"] for answer in answers).values()) == 1
     assert (
         sum(person.sent for person in people) > len(acknowledged) > kills
@@ -226,7 +225,7 @@ def test_fifty_kills_while_three_people_answer_a_certificates_plan(
 def test_kills_of_two_servers_while_three_people_judge(servers: Servers, tmp_path: Path) -> None:
     people = [Person(name, servers) for name in PEOPLE]
     log = judge_through_kills(people, servers, tmp_path / "run", KILLS)
-    found = {
+    logged = {
         (answer.by, state.key): answer.id for state in log.current() for answer in state.judgements
     }
-    assert found == final_answers(people)
+    assert logged == final_answers(people)

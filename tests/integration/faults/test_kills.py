@@ -149,9 +149,9 @@ def uninterrupted(folder: Path) -> tuple[list[str], list[Record]]:
 def test_a_run_killed_a_few_times_gives_the_same_rows(
     tmp_path: Path, engine: str, times: int
 ) -> None:
-    whole = uninterrupted(tmp_path)
+    reference = uninterrupted(tmp_path)
     kills = (
-        killed(tmp_path, *whole, engine, seed, times) for seed in range(5)
+        killed(tmp_path, *reference, engine, seed, times) for seed in range(5)
     )  # a run may end before its last kill
     assert any(kill.total() == times for kill in kills)
 
@@ -265,7 +265,7 @@ def resize(disk: Path, size: str) -> None:
 @pytest.mark.slow
 def test_a_run_goes_on_when_there_is_space_again(disk: Path, tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", IMAGES)
-    whole = finished(Run(dataset, tmp_path / "whole"))
+    reference = finished(Run(dataset, tmp_path / "whole"))
     run = Run(dataset, disk / "out")
     run.log = tmp_path / "log"
     resize(disk, "400k")
@@ -278,7 +278,7 @@ def test_a_run_goes_on_when_there_is_space_again(disk: Path, tmp_path: Path) -> 
     assert not [line for line in before if line.startswith("error: ")]
     assert 0 < run.committed < IMAGES
     resize(disk, "4m")
-    assert_whole(finished(run).out, rows(whole.out))
+    assert_whole(finished(run).out, rows(reference.out))
 
 
 def test_a_run_on_a_full_disk_is_not_indexed_and_says_why(disk: Path) -> None:

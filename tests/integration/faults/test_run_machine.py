@@ -130,7 +130,7 @@ class Runs(RuleBasedStateMachine):
     def is_lost(self) -> bool:
         sizes = self.sizes()
         return self.has_shards() and any(
-            sizes.get(Path(each.file).name) != each.bytes for each in self.committed()
+            sizes.get(Path(entry.file).name) != entry.bytes for entry in self.committed()
         )
 
     def write(self, file: str, content: bytes | None) -> None:
@@ -142,7 +142,7 @@ class Runs(RuleBasedStateMachine):
 
     def result(self) -> Path:
         """The folder of the finished run, as `fetch` makes it of one in a store."""
-        assert self.sizes().keys() == {Path(each.file).name for each in self.committed()}
+        assert self.sizes().keys() == {Path(entry.file).name for entry in self.committed()}
         return self.out
 
     @rule(unit_size=unit_sizes)
@@ -150,8 +150,8 @@ class Runs(RuleBasedStateMachine):
         self.label(unit_size)
         root = self.result()
         assert list(iter_records(root)) == expected()
-        found = verify(root)
-        assert found.ok, found.problems
+        verified = verify(root)
+        assert verified.ok, verified.problems
 
     @rule(point=points, moment=moments, unit_size=unit_sizes)
     def kill(self, point: str, moment: int, unit_size: int) -> None:

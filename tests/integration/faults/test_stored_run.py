@@ -78,13 +78,13 @@ def test_commands_print_and_write_the_same(
         *(f"export PLACE/run --to {form} --out OUT-{form}" for form in ("hf", "coco-rel")),
     ]  # fmt: skip
     for command in commands:
-        found = []
+        outputs = []
         for place, out in ((folder, "local"), (store.uri, "stored")):
-            said = sgpipe(
+            output = sgpipe(
                 *command.replace("PLACE", str(place)).replace("OUT", str(folder / out)).split()
             )
-            found.append(said.replace(str(place), "").replace("\n", ""))
-        assert found[0] == found[1] or "export" in command, command
+            outputs.append(output.replace(str(place), "").replace("\n", ""))
+        assert outputs[0] == outputs[1] or "export" in command, command
     for path in (
         path for form in folder.glob("local-*") for path in form.rglob("*") if path.is_file()
     ):
@@ -186,14 +186,14 @@ def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: Stor
     def steps(place: Path | str, epoch: int, step: int) -> list[object]:
         settings = data(ShardsConfig(shards=place), val=(), limit=11, limit_seed=3)
         stream = StepStream(scan_training(settings), settings, batch=2, seed=7, most_relations=5)
-        with closing(stream.steps(epoch, step)) as found:
+        with closing(stream.steps(epoch, step)) as stream_steps:
             return [
                 [
                     (item.image.image_id, item.graph, item.embedded)
                     for part in step
                     for item in part.items
                 ]
-                for step in islice(found, 7)
+                for step in islice(stream_steps, 7)
             ]
 
     for epoch, step in ((0, 0), (0, 3), (2, 4)):
@@ -246,9 +246,9 @@ def test_records_are_those_of_local_files_and_are_read_once(
         source(tmp_path, "a.json", "c.json", tmp_path), tmp_path / "local.arrow"
     )
     stored = source(store.uri, "a.json.gz", "c.json.gz", tmp_path)
-    found, also = records(stored, tmp_path / "stored.arrow")
-    assert found == expected
-    assert [caption.text for caption in found[7].captions] == ["dog number 7"]
+    stored_records, also = records(stored, tmp_path / "stored.arrow")
+    assert stored_records == expected
+    assert [caption.text for caption in stored_records[7].captions] == ["dog number 7"]
     hashes = ("annotations_sha256", "captions_sha256")
     assert {name: also[name] for name in hashes} == {name: meta[name] for name in hashes}
     faults.requests.clear()

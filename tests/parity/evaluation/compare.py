@@ -38,8 +38,8 @@ def compare(report: Report, section: str, ours: Any, theirs: Any, name: str = ""
             if key not in NOT_FIGURES and is_number(value)
         }
         if numbers:
-            own = {key: value for key, value in ours.items() if is_number(value)}
-            _compare_numbers(report, section, name, own, numbers)
+            our_numbers = {key: value for key, value in ours.items() if is_number(value)}
+            _compare_numbers(report, section, name, our_numbers, numbers)
         for key in _keys(theirs, ours):
             if key not in numbers and not (key in ours and is_number(ours[key])):
                 inner = f"{name} {key}".strip()
@@ -68,10 +68,12 @@ def _keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _compare_numbers(report: Report, section: str, name: str, ours: Any, theirs: Any) -> None:
-    own = dict(_numbered(ours))
+    our_numbers = dict(_numbered(ours))
     other = dict(_numbered(theirs))
-    differences = {key: _difference(own[key], other[key]) for key in own.keys() & other.keys()}
-    differences.update((key, math.inf) for key in own.keys() ^ other.keys())
+    differences = {
+        key: _difference(our_numbers[key], other[key]) for key in our_numbers.keys() & other.keys()
+    }
+    differences.update((key, math.inf) for key in our_numbers.keys() ^ other.keys())
     worst = max(differences, key=lambda key: differences[key], default=None)
     largest = 0.0 if worst is None else differences[worst]
     place = f"{name} ({len(other)} numbers{f', {worst}' if largest > TOLERANCE else ''})"
@@ -138,21 +140,21 @@ def small_set(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _pair_image(
     truth: dict[str, Any],
-    found: dict[str, Any],
+    prediction: dict[str, Any],
     name: str,
     triplets: str,
     num_predicates: int,
     sparse: bool,
 ) -> EvaluationImage:
-    boxes = np.array(found["boxes"], dtype=np.float32).reshape(-1, 4)
-    labels = np.array(found["labels"], dtype=int)
-    subjects, objects = (np.array(found[key], dtype=int) for key in ("sub_ids", "obj_ids"))
+    boxes = np.array(prediction["boxes"], dtype=np.float32).reshape(-1, 4)
+    labels = np.array(prediction["labels"], dtype=int)
+    subjects, objects = (np.array(prediction[key], dtype=int) for key in ("sub_ids", "obj_ids"))
     if sparse:
         scores = np.zeros((len(subjects), num_predicates), dtype=np.float32)
-        for pair, predicate, score in found["verb_scores"]:
+        for pair, predicate, score in prediction["verb_scores"]:
             scores[pair, predicate] = score
     else:
-        scores = np.array(found["verb_scores"], dtype=np.float32).reshape(-1, num_predicates)
+        scores = np.array(prediction["verb_scores"], dtype=np.float32).reshape(-1, num_predicates)
     pairs = PredictedPairs(
         boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores
     )

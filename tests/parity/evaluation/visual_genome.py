@@ -68,11 +68,13 @@ def figures_of(scores: vg.GraphScores, predicates: list[str]) -> dict[str, Any]:
     ):
         metrics[f"recall{plain}_images"] = len(recall.per_image[RECALL_AT[0]])
         metrics[f"{other}zeroshot_recall_images"] = len(recall.zero_shot_per_image[RECALL_AT[0]])
-        for most in RECALL_AT:
-            metrics[f"recall{plain}@{most}"] = recall.recall(most)
-            metrics[f"{other}mean_recall@{most}"] = recall.mean_recall(most)
-            metrics[f"{other}zeroshot_recall@{most}"] = recall.zero_shot_recall(most)
-    metrics.update({f"pair_accuracy@{most}": share for most, share in scores.pair_accuracy.items()})
+        for limit in RECALL_AT:
+            metrics[f"recall{plain}@{limit}"] = recall.recall(limit)
+            metrics[f"{other}mean_recall@{limit}"] = recall.mean_recall(limit)
+            metrics[f"{other}zeroshot_recall@{limit}"] = recall.zero_shot_recall(limit)
+    metrics.update(
+        {f"pair_accuracy@{limit}": share for limit, share in scores.pair_accuracy.items()}
+    )
     return {
         "metrics": metrics,
         "mean_recall_list_100": dict(

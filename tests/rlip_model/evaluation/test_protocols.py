@@ -53,12 +53,12 @@ def test_the_600_classes_and_their_divisions() -> None:
 def one_by_one(
     groups: np.ndarray, scores: np.ndarray, overlaps: np.ndarray, threshold: float
 ) -> list[bool]:
-    kept: list[int] = []
+    survivors: list[int] = []
     for row in np.argsort(-scores, kind="stable").tolist():
-        rivals = [better for better in kept if groups[better] == groups[row]]
+        rivals = [better for better in survivors if groups[better] == groups[row]]
         if all(overlaps[better, row] <= threshold for better in rivals):
-            kept.append(row)
-    return [row in kept for row in range(len(scores))]
+            survivors.append(row)
+    return [row in survivors for row in range(len(scores))]
 
 
 @given(
@@ -73,24 +73,24 @@ def test_as_one_by_one(seed: int, count: int, num_groups: int, threshold: float)
     scores = random.integers(0, 5, count) / 5
     overlaps = random.random((count, count))
     overlaps = np.maximum(overlaps, overlaps.T)
-    found = unsuppressed(groups, scores, lambda better, worse: overlaps[better, worse], threshold)
-    assert found.tolist() == one_by_one(groups, scores, overlaps, threshold)
+    is_kept = unsuppressed(groups, scores, lambda better, worse: overlaps[better, worse], threshold)
+    assert is_kept.tolist() == one_by_one(groups, scores, overlaps, threshold)
 
 
 @pytest.mark.filterwarnings("error")
 def test_nothing_is_no_number() -> None:
     people = evaluate_vcoco([], Actions(("hold",), (Role(0, "obj"),)))
     graphs = evaluate_graphs([], "predcls", num_objects=2, num_predicates=3).summary()
-    found = [
+    figures = [
         *evaluate_hico([]).summary(split("default")).values(),
         *evaluate_open_images([], OpenImagesSettings(6, 3)).summary().values(),
         *(people.agent_mean(), people.role_mean(1), graphs["R@20"], graphs["ng-zR@100"]),
     ]
-    assert all(map(math.isnan, found))
+    assert all(map(math.isnan, figures))
 
 
 @pytest.mark.parametrize(
-    ("scene", "changes", "told"),
+    ("scene", "changes", "message"),
     [
         (
             FOUND,
@@ -114,10 +114,10 @@ def test_nothing_is_no_number() -> None:
     ],
 )
 def test_what_would_make_numbers_wrong_is_told(
-    scene: Any, changes: dict[str, Any], told: str
+    scene: Any, changes: dict[str, Any], message: str
 ) -> None:
     scene.check("a.jpg", 80, 117)
-    with pytest.raises(EvaluationError, match=re.escape(told)):
+    with pytest.raises(EvaluationError, match=re.escape(message)):
         replace(scene, **changes).check("a.jpg", 80, 117)
 
 

@@ -70,12 +70,12 @@ def check_resampled(
 ) -> None:
     scores = evaluate(images)
     for counts in draws(len(images)):
-        found, expected = (
-            each.summary(*split)
-            for each in (scores.resampled(counts), evaluate(repeated(images, counts)))
+        summary, expected = (
+            benchmark_scores.summary(*split)
+            for benchmark_scores in (scores.resampled(counts), evaluate(repeated(images, counts)))
         )
-        assert found.keys() == expected.keys()
-        assert list(found.values()) == pytest.approx(
+        assert summary.keys() == expected.keys()
+        assert list(summary.values()) == pytest.approx(
             list(expected.values()), abs=1e-12, nan_ok=True
         )
 
@@ -105,12 +105,12 @@ def test_vcoco() -> None:
     for counts in draws(len(images)):
         if counts.any():
             expected = evaluate_vcoco(repeated(images, counts), actions)
-            found = scores.resampled(counts)
-            assert found.agent_mean() == pytest.approx(expected.agent_mean(), abs=1e-12)
+            resampled = scores.resampled(counts)
+            assert resampled.agent_mean() == pytest.approx(expected.agent_mean(), abs=1e-12)
             for which in (1, 2):
                 precisions = pytest.approx(expected.role_precisions(which), abs=1e-12, nan_ok=True)
-                assert found.role_precisions(which) == precisions
-            assert found.positives.tolist() == expected.positives.tolist()
+                assert resampled.role_precisions(which) == precisions
+            assert resampled.positives.tolist() == expected.positives.tolist()
 
 
 def test_visual_genome() -> None:
@@ -135,22 +135,26 @@ def test_every_average_precision_of_repeated_detections(measure) -> None:
     ]
     drawn = [rng.choice([NO_MATCH, 0, 1, 2, 3], 8) for _ in range(images)]
     both = zip(drawn, blocks, strict=True)
-    claims = [np.where(own[claim] == classes, claim, NO_MATCH) for claim, (own, classes, _) in both]
+    claims = [
+        np.where(labels[claim] == classes, claim, NO_MATCH) for claim, (labels, classes, _) in both
+    ]
 
     def scores(counts: Array) -> ClassScores:
         tally = Tally()
-        for image, ((own, classes, confidences), claim) in enumerate(
+        for image, ((labels, classes, confidences), claim) in enumerate(
             zip(blocks, claims, strict=True)
         ):
             for _ in range(counts[image]):
-                tally.add(own, classes, confidences, claim, (np.full(4, image), np.full(8, image)))
+                tally.add(
+                    labels, classes, confidences, claim, (np.full(4, image), np.full(8, image))
+                )
         return tally.class_scores(measure)
 
     once = scores(np.ones(images, dtype=int))
     for counts in draws(images):
         expected = scores(counts)
-        found = once.resampled(counts)
-        assert found.average_precision == pytest.approx(expected.average_precision, abs=1e-12)
+        resampled = once.resampled(counts)
+        assert resampled.average_precision == pytest.approx(expected.average_precision, abs=1e-12)
         for name in ("classes", "targets", "detections", "true_positives"):
-            assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
+            assert getattr(resampled, name).tolist() == getattr(expected, name).tolist(), name
     assert 0 < once.mean() < 1

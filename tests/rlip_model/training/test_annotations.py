@@ -114,12 +114,12 @@ def with_missing_object() -> SceneTargets:
 def test_missing_objects_stay_missing(change: str) -> None:
     scene = CHANGES[change](with_missing_object())
     assert scene.missing.tolist() == [False] * (len(scene.boxes) - 1) + [True]
-    found = scene.labelled_triplets(WIDTH, HEIGHT)
-    walking = found.triplets.relation_labels[:, found.relation_texts.index("walk")] == 1
-    assert found.triplets.object_boxes[walking].tolist() == [[0, 0, 0, 0]]
-    assert (found.triplets.object_boxes[~walking, 2:] > 0).all()
-    assert (found.triplets.subject_boxes[:, 2:] > 0).all()
-    assert [found.object_texts[label] for label in found.triplets.object_labels[walking]] == [
+    labelled = scene.labelled_triplets(WIDTH, HEIGHT)
+    walking = labelled.triplets.relation_labels[:, labelled.relation_texts.index("walk")] == 1
+    assert labelled.triplets.object_boxes[walking].tolist() == [[0, 0, 0, 0]]
+    assert (labelled.triplets.object_boxes[~walking, 2:] > 0).all()
+    assert (labelled.triplets.subject_boxes[:, 2:] > 0).all()
+    assert [labelled.object_texts[label] for label in labelled.triplets.object_labels[walking]] == [
         MISSING_OBJECT
     ]
 
@@ -127,8 +127,8 @@ def test_missing_objects_stay_missing(change: str) -> None:
 def test_sides_are_swapped_both_ways_and_others_stay() -> None:
     pairs = [pair.strip().split(" = ") for pair in SWAPPED.split(";")]
     assert [[flip_text(right), flip_text(left)] for left, right in pairs] == pairs
-    others = [text.strip() for text in UNCHANGED.split(";")]
-    assert [flip_text(text) for text in others] == others
+    unchanged = [text.strip() for text in UNCHANGED.split(";")]
+    assert [flip_text(text) for text in unchanged] == unchanged
 
 
 @given(st.lists(st.sampled_from([*WORDS, "right", "Left"])).map(" ".join) | st.text())

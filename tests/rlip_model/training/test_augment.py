@@ -39,11 +39,18 @@ Scene = tuple[Image.Image, SceneTargets]
 
 
 @st.composite
-def boxes(draw: st.DrawFn, width: int, height: int, least: int = 8) -> tuple[int, int, int, int]:
+def boxes(
+    draw: st.DrawFn, width: int, height: int, smallest_side: int = 8
+) -> tuple[int, int, int, int]:
     """x, y, width, height of a box within the image."""
-    left = draw(st.integers(0, width - least))
-    top = draw(st.integers(0, height - least))
-    return left, top, draw(st.integers(least, width - left)), draw(st.integers(least, height - top))
+    left = draw(st.integers(0, width - smallest_side))
+    top = draw(st.integers(0, height - smallest_side))
+    return (
+        left,
+        top,
+        draw(st.integers(smallest_side, width - left)),
+        draw(st.integers(smallest_side, height - top)),
+    )
 
 
 @st.composite
@@ -63,7 +70,7 @@ def scenes(draw: st.DrawFn) -> tuple[Image.Image, SceneTargets]:
     return Image.fromarray(pixels), annotations.label_scene(graph, width, height, 100)
 
 
-def said(targets: SceneTargets) -> set[tuple[str, str, str]]:
+def statements_of(targets: SceneTargets) -> set[tuple[str, str, str]]:
     """The relations in words."""
     names = [targets.object_texts[label] for label in targets.labels.tolist()]
     rows = targets.relations.tolist()
@@ -89,14 +96,16 @@ def test_boxes_frame_what_is_seen_and_targets_stay_whole(
     image, targets = augment(*scene, SMALL, random.Random(seed), flip)
     names = [targets.object_texts[label] for label in targets.labels.tolist()]
     for channel, name in enumerate(CHANNELS):
-        found = seen(image, channel)
+        visible = seen(image, channel)
         if name in names:
             box = targets.boxes[names.index(name)].tolist()
             if min(box[2] - box[0], box[3] - box[1]) > 2:
-                assert found == pytest.approx(box, abs=1.01)
-        elif found is not None:
-            assert min(found[2] - found[0], found[3] - found[1]) <= 1
-    assert said(targets) == {row for row in said(scene[1]) if {row[0], row[2]} <= {*names}}
+                assert visible == pytest.approx(box, abs=1.01)
+        elif visible is not None:
+            assert min(visible[2] - visible[0], visible[3] - visible[1]) <= 1
+    assert statements_of(targets) == {
+        row for row in statements_of(scene[1]) if {row[0], row[2]} <= {*names}
+    }
     assert targets.missing.tolist() == [False] * (len(names) - 1) + [True]
     real = targets.boxes[:-1]
     assert ((real >= 0) & (real <= torch.tensor([*image.size, *image.size]))).all()
@@ -114,9 +123,9 @@ def test_the_generator_decides_alone(scene: Scene, seed: int, flip: bool) -> Non
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
     torch.manual_seed(2)
-    again = prepare(*scene, options, 80, 133, random.Random(seed), flip)
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1].boxes, again[1].boxes)
+    second = prepare(*scene, options, 80, 133, random.Random(seed), flip)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1].boxes, second[1].boxes)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (50, 20), (3000, 3), (1, 5000)])

@@ -51,14 +51,14 @@ def test_layers_of_one_width_are_compiled_once_for_all_sizes(kind: str) -> None:
     sizes = [(2, 5, 9), (3, 4, 3), (2, 8, 7)]
     shapes = [(batch, *size, 6) if swin else (batch, 16, *size) for batch, *size in sizes]
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    expected = [layers(each) for each in inputs]
+    expected = [layers(images) for images in inputs]
     backend = Backend()
     compiled = CompiledLayers(layers, backend)
     with torch.no_grad():
         layers(inputs[0])
     assert backend.graphs == 0  # as in validations
-    for each, one in zip(inputs, expected, strict=True):
-        torch.testing.assert_close(layers(each), one)
+    for images, one in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(layers(images), one)
     assert backend.graphs == 1
     assert compiled.failure is None
 
@@ -94,17 +94,23 @@ def test_losses_and_gradients_are_the_same_compiled(checkpointed: bool, precisio
 
 def batch(width: int) -> TrainingBatch:
     """Two images, the second of which is padded to this width."""
-    made = collate([example(0), example(1)], TEXTS)
-    pixels = nn.functional.pad(made.pixel_values, (0, width - made.pixel_values.shape[-1]))
-    padding = nn.functional.pad(made.padding, (0, width - made.padding.shape[-1]), value=True)
-    return TrainingBatch(**{**vars(made), "pixel_values": pixels, "padding": padding})
+    collated = collate([example(0), example(1)], TEXTS)
+    pixels = nn.functional.pad(collated.pixel_values, (0, width - collated.pixel_values.shape[-1]))
+    padding = nn.functional.pad(
+        collated.padding, (0, width - collated.padding.shape[-1]), value=True
+    )
+    return TrainingBatch(**{**vars(collated), "pixel_values": pixels, "padding": padding})
 
 
-def gradients(target: Objective, of: TrainingBatch) -> dict[str, Tensor]:
+def gradients(target: Objective, training_batch: TrainingBatch) -> dict[str, Tensor]:
     """Those of all parameters that have one, and the loss."""
     torch.manual_seed(0)
     target.train().zero_grad()
-    loss = target(of)["loss"]
+    loss = target(training_batch)["loss"]
     loss.backward()
-    named = {name: each.grad for name, each in target.named_parameters() if each.grad is not None}
+    named = {
+        name: parameter.grad
+        for name, parameter in target.named_parameters()
+        if parameter.grad is not None
+    }
     return {"loss": loss.detach(), **named}

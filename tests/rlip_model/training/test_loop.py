@@ -50,14 +50,14 @@ def uneven(images: int, kind: str) -> list[TrainingExample]:
     """Examples with different numbers of triplets; with V-COCO, some have no object."""
     examples = []
     for number in range(images):
-        whole = example(number)
+        full = example(number)
         rows = torch.zeros(TRIPLETS[number], dtype=torch.long)
-        triplets = Triplets(*(value[rows] for value in vars(whole.triplets).values()))
+        triplets = Triplets(*(value[rows] for value in vars(full.triplets).values()))
         if len(rows) > 1:
             triplets.relation_labels[1] = 1
             if kind == "V-COCO":
                 triplets.object_boxes[0] = 0
-        examples.append(replace(whole, triplets=triplets))
+        examples.append(replace(full, triplets=triplets))
     return examples
 
 
@@ -101,10 +101,10 @@ def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path, kind: str) -> None:
     images = uneven(8, kind)
     losses, norm, gradients = step(())
     for cuts in ((4,), (2, 4, 6), (1, 4), (5, 8)):  # the last part of the last one is empty
-        found, found_norm, found_gradients = step(cuts)
-        torch.testing.assert_close(found, losses, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found_norm, norm, rtol=1e-4, atol=0)
-        for name, gradient in found_gradients.items():
+        part_losses, part_norm, part_gradients = step(cuts)
+        torch.testing.assert_close(part_losses, losses, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(part_norm, norm, rtol=1e-4, atol=0)
+        for name, gradient in part_gradients.items():
             scale = float(gradients[name].abs().max())
             torch.testing.assert_close(
                 gradient, gradients[name], rtol=1e-3, atol=1e-3 * scale + 1e-6
@@ -126,9 +126,9 @@ def test_checkpointed_activations_change_nothing() -> None:
         }
 
     plain = gradients(False)
-    again = gradients(True)
-    assert torch.equal(plain[0], again[0])
-    torch.testing.assert_close(again[1], plain[1])
+    recomputed = gradients(True)
+    assert torch.equal(plain[0], recomputed[0])
+    torch.testing.assert_close(recomputed[1], plain[1])
 
 
 def test_the_average_is_what_is_saved_and_validated(tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_the_average_is_what_is_saved_and_validated(tmp_path: Path) -> None:
 
 
 def test_a_benchmark_may_choose_the_best(tmp_path: Path) -> None:
-    found = iter([{"hico": 0.5}, {"hico": 0.25}, {}])
+    scores = iter([{"hico": 0.5}, {"hico": 0.25}, {}])
     rows: list[Metrics] = []
-    choosing = {"report": rows.append, "benchmark": lambda: next(found), "best_by": "hico"}
+    choosing = {"report": rows.append, "benchmark": lambda: next(scores), "best_by": "hico"}
     trainer = Trainer(objective(), options(epochs=3), folder(tmp_path), **choosing)
     trainer.fit(ToyFeed(1, validate=True))
     assert [row.get("hico") for row in rows if row["event"] == "validation"] == [0.5, 0.25, None]
@@ -168,9 +168,9 @@ def test_a_loss_that_is_no_number_names_the_image(tmp_path: Path, kind: str) -> 
     culprit = list(ToyFeed(3)._batches(0, 0))[1][0].image_ids[1]
     with pytest.raises(DivergenceError, match=f"step 2: .*caused by image {culprit};"):
         trainer.fit(feed)
-    (kept,) = tmp_path.glob("diverged-step-*/process-0")
-    assert json.loads((kept / "batch.json").read_text())["images"][1] == culprit
-    assert load_file(kept / "batch.safetensors")["pixel_values"][1].isnan().all()
+    (saved,) = tmp_path.glob("diverged-step-*/process-0")
+    assert json.loads((saved / "batch.json").read_text())["images"][1] == culprit
+    assert load_file(saved / "batch.safetensors")["pixel_values"][1].isnan().all()
 
 
 def test_a_batch_of_no_images_moves_nothing() -> None:

@@ -49,9 +49,9 @@ def scene(objects: int, relations: list[Relation], missing: bool = False) -> Sce
     return SceneTargets(boxes, torch.arange(len(names)), rows, tuple(names), WORDS)
 
 
-def read(found: LabelledTriplets) -> list[tuple[int, int, frozenset[int]]]:
+def read(labelled: LabelledTriplets) -> list[tuple[int, int, frozenset[int]]]:
     """Subject, object and relations of each triplet."""
-    triplets = found.triplets
+    triplets = labelled.triplets
     columns = (triplets.subject_labels, triplets.object_labels, triplets.relation_labels)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [
@@ -72,44 +72,44 @@ def cases(draw: st.DrawFn) -> tuple[int, list[Relation]]:
 
 @given(cases(), st.integers(1, 60), st.integers(0, 2**32))
 def test_as_many_as_there_is_room_for(
-    case: tuple[int, list[Relation]], most: int, seed: int
+    case: tuple[int, list[Relation]], limit: int, seed: int
 ) -> None:
     objects, relations = case
     rows = read(
         tagger_triplets(
-            scene(objects, relations), 20, 20, most, random.Random(seed), related_first=True
+            scene(objects, relations), 20, 20, limit, random.Random(seed), related_first=True
         )
     )
-    mixed = read(tagger_triplets(scene(objects, relations), 20, 20, most, random.Random(seed)))
+    mixed = read(tagger_triplets(scene(objects, relations), 20, 20, limit, random.Random(seed)))
     assert Counter(rows) == Counter(mixed)
     related = {(subject, object_) for subject, object_, _ in relations}
-    others = set(permutations(range(objects), 2)) - related
+    unrelated = set(permutations(range(objects), 2)) - related
     positives = [row for row in rows if row[2]]
     assert rows[: len(positives)] == positives
-    assert len(positives) == min(len(related), most)
-    assert len({row[:2] for row in rows}) == len(rows) == min(len(related) + len(others), most)
-    assert {row[:2] for row in rows[len(positives) :]} <= others
+    assert len(positives) == min(len(related), limit)
+    assert len({row[:2] for row in rows}) == len(rows) == min(len(related) + len(unrelated), limit)
+    assert {row[:2] for row in rows[len(positives) :]} <= unrelated
     for subject, object_, words in positives:
         assert words == {word for *pair, word in relations if pair == [subject, object_]}
 
 
-@pytest.mark.parametrize(("most", "of"), [(4, 13), (2, 3)])
-def test_every_pair_has_its_chance(most: int, of: int) -> None:
+@pytest.mark.parametrize(("limit", "expected"), [(4, 13), (2, 3)])
+def test_every_pair_has_its_chance(limit: int, expected: int) -> None:
     drawn = {
         row[:2]
         for seed in range(200)
-        for row in read(tagger_triplets(scene(4, RELATIONS), 20, 20, most, random.Random(seed)))
+        for row in read(tagger_triplets(scene(4, RELATIONS), 20, 20, limit, random.Random(seed)))
     }
-    assert len(drawn) == of
+    assert len(drawn) == expected
 
 
 def test_missing_objects_are_in_no_pair() -> None:
-    found = tagger_triplets(
+    labelled = tagger_triplets(
         scene(3, [(0, 1, 0), (0, 3, 1)], missing=True), 20, 20, 100, random.Random(0)
     )
-    assert len(found.triplets) == 6
-    assert (found.triplets.object_boxes[:, 2:] > 0).all()
-    assert [row for row in read(found) if row[2]] == [(0, 1, {0})]
+    assert len(labelled.triplets) == 6
+    assert (labelled.triplets.object_boxes[:, 2:] > 0).all()
+    assert [row for row in read(labelled) if row[2]] == [(0, 1, {0})]
 
 
 @given(st.integers(0, 40), st.integers(0, 10**6), st.sampled_from(["frequency", "uniform"]))

@@ -76,9 +76,9 @@ def test_images_are_padded_right_and_below() -> None:
     high = example("high", 7, 5)
     batch = collate([wide, high], TEXTS, skipped=1)
     assert (batch.pixel_values.shape, len(batch), batch.skipped) == ((2, 3, 7, 9), 2, 1)
-    for image, each in enumerate((wide, high)):
-        _, rows, columns = each.pixel_values.shape
-        assert torch.equal(batch.pixel_values[image, :, :rows, :columns], each.pixel_values)
+    for image, single in enumerate((wide, high)):
+        _, rows, columns = single.pixel_values.shape
+        assert torch.equal(batch.pixel_values[image, :, :rows, :columns], single.pixel_values)
         assert (~batch.padding[image]).sum() == rows * columns
         assert torch.equal(batch.padding[image], (batch.pixel_values[image] == 0).all(0))
 

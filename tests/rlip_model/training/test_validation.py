@@ -21,20 +21,24 @@ LEFT = [0.0, 0.0, 0.4, 1.0]
 RIGHT = [0.6, 0.0, 1.0, 1.0]
 
 
-def found(*rows: tuple[list[float], list[float], int, int, list[float]]) -> TripletDetections:
+def detections_of(
+    *rows: tuple[list[float], list[float], int, int, list[float]],
+) -> TripletDetections:
     subjects, objects, subject_labels, object_labels, scores = zip(*rows, strict=True)
-    boxes = (torch.tensor(each) for each in (subjects, objects))
-    labels = (torch.tensor(each) for each in (subject_labels, object_labels))
+    boxes = (torch.tensor(values) for values in (subjects, objects))
+    labels = (torch.tensor(values) for values in (subject_labels, object_labels))
     return TripletDetections(*boxes, *labels, torch.tensor(scores))
 
 
 def true(*rows: tuple[list[float], list[float], int, int, list[float]]) -> Triplets:
-    same = found(*rows)
+    predicted = detections_of(*rows)
     centres = [
         torch.cat(((b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]), 1)
-        for b in (same.subject_boxes, same.object_boxes)
+        for b in (predicted.subject_boxes, predicted.object_boxes)
     ]
-    return Triplets(*centres, same.subject_labels, same.object_labels, same.relation_scores)
+    return Triplets(
+        *centres, predicted.subject_labels, predicted.object_labels, predicted.relation_scores
+    )
 
 
 TRUTH = true((LEFT, RIGHT, 1, 2, [1.0, 0.0]))
@@ -60,8 +64,8 @@ def test_names_and_boxes_have_to_be_right() -> None:
         (0.4, False),
         *[(0.0, False)] * 4,
     ]
-    assert hits(found(*rows)) == [(0.9, True), *wrong]
-    assert [hit for _, hit in hits(found(*rows[1:]))] == [False] * 8
+    assert hits(detections_of(*rows)) == [(0.9, True), *wrong]
+    assert [hit for _, hit in hits(detections_of(*rows[1:]))] == [False] * 8
 
 
 def area_under_the_curve(confidences: list[float], right: list[bool], total: int) -> float:
@@ -69,8 +73,10 @@ def area_under_the_curve(confidences: list[float], right: list[bool], total: int
     recall or more.
     """
     order = sorted(range(len(right)), key=lambda i: -confidences[i])
-    kept = [sum(right[i] for i in order[:cut]) for cut in range(1, len(order) + 1)]
-    points = [(found / total, found / cut) for cut, found in enumerate(kept, 1)]
+    true_counts = [sum(right[i] for i in order[:cut]) for cut in range(1, len(order) + 1)]
+    points = [
+        (true_count / total, true_count / cut) for cut, true_count in enumerate(true_counts, 1)
+    ]
     area = 0.0
     before = 0.0
     for recall, _ in points:
@@ -100,11 +106,11 @@ def test_measures_of_two_images() -> None:
     """
     scores = RelationScores()
     scores.add(
-        found((LEFT, RIGHT, 1, 2, [0.9, 0.0])),
+        detections_of((LEFT, RIGHT, 1, 2, [0.9, 0.0])),
         true((LEFT, RIGHT, 1, 2, [1.0, 0.0]), (RIGHT, LEFT, 1, 2, [1.0, 0.0])),
     )
     wrong = [(LEFT, RIGHT, 0, 0, [0.5, 0.5])] * 12
-    scores.add(found(*wrong, (LEFT, RIGHT, 1, 2, [0.1, 0.0])), TRUTH)
+    scores.add(detections_of(*wrong, (LEFT, RIGHT, 1, 2, [0.1, 0.0])), TRUTH)
     measures = scores.measures()
     assert measures["recall@20"] == pytest.approx((1 / 2 + 0) / 2)
     assert measures["recall@50"] == measures["recall@100"] == pytest.approx((1 / 2 + 1) / 2)

@@ -80,8 +80,8 @@ def annotated(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE) -> dic
 def predicted(
     name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE, **more: Any
 ) -> dict[str, Any]:
-    found = [relation(verb, **{"score": 0.9, **more})]
-    return {"file_name": name, "predictions": [PERSON, BIKE], "hoi_prediction": found}
+    interactions = [relation(verb, **{"score": 0.9, **more})]
+    return {"file_name": name, "predictions": [PERSON, BIKE], "hoi_prediction": interactions}
 
 
 def run(folder: Path, benchmark: str, contents: dict[str, Any], *options: str) -> Result:
@@ -153,13 +153,13 @@ def test_options_reach_the_evaluator(
         lambda images, settings: used.append(settings) or evaluate(images, settings),
     )
     true = annotated(verb=1)
-    found = predicted(verb=1)
+    prediction = predicted(verb=1)
     if benchmark == "openimages":
-        true["rel_annotations"], found["rel_prediction"] = (
+        true["rel_annotations"], prediction["rel_prediction"] = (
             true.pop("hoi_annotation"),
-            found.pop("hoi_prediction"),
+            prediction.pop("hoi_prediction"),
         )
-    contents = {"annotations": [true], "predictions": [found]}
+    contents = {"annotations": [true], "predictions": [prediction]}
     assert run(tmp_path, benchmark, contents, *options).exit_code == 0
     assert [*vars(used[0]).values()][-2:] == expected
 
@@ -183,32 +183,32 @@ def wrong() -> Iterator[Any]:
     other = predicted("HICO_test2015_00000009.jpg")
     bad_class = {**BIKE, "category_id": 12}
     bad_box = {**BIKE, "bbox": [59, 50, 50, 59]}
-    for each in (
+    for prediction in (
         other,
         predicted(score=float("nan")),
         predicted(verb=118),
         predicted(object_id=2),
         7,
     ):
-        yield "hico", [], [annotated()], [each]
+        yield "hico", [], [annotated()], [prediction]
     for box in (bad_class, bad_box):
         yield "hico", [], [annotated()], [{**hico, "predictions": [PERSON, box]}]
-    for found in (
+    for damage in (
         {"pairs": [[0, 2]]},
         {"predicate_scores": [[0.5] * 50]},
         {"labels": [5, 151]},
         {"image_id": 4},
     ):
-        yield "vg", ["--mode", "sgdet"], [GRAPH], [FOUND | found]
-    for each in (
+        yield "vg", ["--mode", "sgdet"], [GRAPH], [FOUND | damage]
+    for detection in (
         {**DETECTION, "image_id": 8},
         {"image_id": 7, "person_box": [0, 0, 9, 9], "ride_agent": 0.5},
     ):
-        yield "vcoco", [], [VERB], [each]
+        yield "vcoco", [], [VERB], [detection]
     yield "vcoco", [], [{**VERB, "label": [1.5]}], [DETECTION]
     yield "hico", [], [annotated()], [hico, hico]
-    for found in ([], [FOUND, FOUND]):
-        yield "vg", ["--mode", "sgdet"], [GRAPH], found
+    for predictions in ([], [FOUND, FOUND]):
+        yield "vg", ["--mode", "sgdet"], [GRAPH], predictions
     yield "vg", ["--mode", "sgdet", "--plot", "curves.svg"], [GRAPH], [FOUND]  # it has none
 
 
@@ -222,8 +222,8 @@ def test_wrong_files_are_refused_in_one_line(
 ) -> None:
     contents = {"annotations": annotations, "predictions": predictions}
     contents |= {"coco": COCO} if benchmark == "vcoco" else {}
-    told = refused(run(tmp_path, benchmark, contents, *options))
-    assert told.startswith("error: --plot" if "--plot" in options else f"error: {tmp_path}/")
+    error = refused(run(tmp_path, benchmark, contents, *options))
+    assert error.startswith("error: --plot" if "--plot" in options else f"error: {tmp_path}/")
     assert not (tmp_path / "out.json").exists()
 
 
@@ -232,12 +232,18 @@ def test_hico_compared(tmp_path: Path) -> None:
     named = [
         (f"HICO_test2015_{number:08d}.jpg", RIDE if number % 2 else HOLD) for number in range(12)
     ]
-    other = [predicted(each, verb + (number % 3 == 0)) for number, (each, verb) in enumerate(named)]
+    other = [
+        predicted(interaction, verb + (number % 3 == 0))
+        for number, (interaction, verb) in enumerate(named)
+    ]
     old = tmp_path / "old.json"
     old.write_text(json.dumps(other))
-    images = [annotated(*each) for each in named]
-    found = [predicted(*each) for each in named]
-    assert hico(tmp_path, images, found, "--compare", str(old), "--resamples", "40").exit_code == 0
+    images = [annotated(*interaction) for interaction in named]
+    predictions = [predicted(*interaction) for interaction in named]
+    assert (
+        hico(tmp_path, images, predictions, "--compare", str(old), "--resamples", "40").exit_code
+        == 0
+    )
     content = written(tmp_path)["comparison"]
     assert (content["other"], content["images"], content["resamples"], content["seed"]) == (
         str(old),
@@ -287,15 +293,24 @@ def shards(folder: Path, correct: Callable[[int], bool], images: int = 12) -> Pa
 def test_runs_are_compared(tmp_path: Path, command: list[str], measure: str) -> None:
     truth = shards(tmp_path / "truth", lambda _: True)
     other = shards(tmp_path / "other", lambda number: number % 2 > 0)
-    same = shards(tmp_path / "same", lambda _: True)
-    options = ["eval", *command, str(same), "--truth", str(truth), "--resamples", "40", "--compare"]
+    equal_run = shards(tmp_path / "same", lambda _: True)
+    options = [
+        "eval",
+        *command,
+        str(equal_run),
+        "--truth",
+        str(truth),
+        "--resamples",
+        "40",
+        "--compare",
+    ]
     result = CliRunner().invoke(app, [*options, str(other), "--json"])
     assert result.exit_code == 0, result.output
-    own = json.loads(result.stdout)["comparison"]["measures"][measure]
-    low, high = own["difference_interval"]
-    assert own["value"] == pytest.approx(1)
-    assert 0 < low < own["difference"] < high < 1
-    assert own["shown"] is True
+    figures = json.loads(result.stdout)["comparison"]["measures"][measure]
+    low, high = figures["difference_interval"]
+    assert figures["value"] == pytest.approx(1)
+    assert 0 < low < figures["difference"] < high < 1
+    assert figures["shown"] is True
     few = shards(tmp_path / "few", lambda _: True, 10)
     assert "images on one side only" in refused(CliRunner().invoke(app, [*options, str(few)]))
 
@@ -344,8 +359,8 @@ def test_labels_of_resampled_images_beside_runs_in_which_they_are_repeated(tmp_p
     for number in range(3):
         drawn = np.sort(rng.integers(0, 6, 6))
         expected = quality(tmp_path / str(number), drawn.tolist()).summary
-        found = once.resampling.summary(np.bincount(drawn, minlength=6))
-        assert found == pytest.approx(expected, nan_ok=True)
+        summary = once.resampling.summary(np.bincount(drawn, minlength=6))
+        assert summary == pytest.approx(expected, nan_ok=True)
 
 
 def test_vcoco_gives_the_official_figures(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ COMMANDS = commands()
 def test_every_command_has_valid_examples(path):
     shown = CliRunner().invoke(app, [*path.split(), "--help"], env={"COLUMNS": "200"}).stdout
     examples = [
-        line for each in shown.splitlines() if (line := each.strip()).startswith(f"sgpipe {path}")
+        line for text in shown.splitlines() if (line := text.strip()).startswith(f"sgpipe {path}")
     ]
     assert examples
     for example in examples:
@@ -52,13 +52,13 @@ def test_quiet_prints_only_results(tmp_path):
         "--out",
         str(tmp_path / "in"),
     ]
-    loud, quiet, again = (
+    loud, quiet, second_quiet = (
         CliRunner().invoke(app, [*options, *words]) for options in ([], ["--quiet"], [])
     )
     assert quiet.stdout == loud.stdout != ""
     assert loud.stderr
     assert {*loud.stderr.splitlines()} <= {
-        *again.stderr.splitlines()
+        *second_quiet.stderr.splitlines()
     }  # --quiet does not outlive its command
     assert not quiet.stderr
     wrong = CliRunner().invoke(app, ["--quiet", "verify", str(tmp_path)])
@@ -76,7 +76,7 @@ def test_parse_prints_one_json_line_for_each_line():
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "said"),
+    ("command", "code", "start"),
     [
         (
             "parse <&-",
@@ -86,10 +86,10 @@ def test_parse_prints_one_json_line_for_each_line():
         ("--help > /dev/full", 1, "error: No space left on device: standard output"),
     ],
 )
-def test_streams_that_cannot_be_used_are_named(command, code, said):
+def test_streams_that_cannot_be_used_are_named(command, code, start):
     script = f"{sys.executable} -c 'from sgpipe.cli.main import main; main()' {command}"
     result = subprocess.run(script, shell=True, capture_output=True, text=True)
-    assert (result.returncode, result.stderr[: len(said)]) == (code, said), result.stderr
+    assert (result.returncode, result.stderr[: len(start)]) == (code, start), result.stderr
 
 
 def test_ctrl_c_in_an_import_of_a_command_is_one_line(tmp_path):
@@ -112,10 +112,10 @@ def test_ctrl_c_in_an_import_of_a_command_is_one_line(tmp_path):
 def test_this_machine_has_what_sgpipe_needs(tmp_path):
     result = CliRunner().invoke(app, ["doctor", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.stdout
-    found = json.loads(result.stdout)
+    checks = json.loads(result.stdout)
     names = ["packages", "gpu", "parser", "models", "captions", "disk", "ray", "hub"]
-    assert [item["name"] for item in found] == names
-    assert all(item["fix"] for item in found if item["state"] == "bad")
+    assert [item["name"] for item in checks] == names
+    assert all(item["fix"] for item in checks if item["state"] == "bad")
 
 
 @pytest.mark.parametrize("command", ["label", "generate folder --images"])

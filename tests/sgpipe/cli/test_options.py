@@ -56,12 +56,12 @@ def declared() -> Iterator[tuple[str, Any]]:
 def test_every_output_is_declared_as_one() -> None:
     """Then it is refused if the command reads it, or a run has it."""
     written = [
-        (name, each.callback is local)
-        for name, each in declared()
-        if WRITES.search(each.help or "")
+        (name, option.callback is local)
+        for name, option in declared()
+        if WRITES.search(option.help or "")
     ]
     assert [name for name, is_output in written if not is_output] == []
-    assert len(written) == sum(each.callback is local for _, each in declared()) > 30
+    assert len(written) == sum(option.callback is local for _, option in declared()) > 30
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ def test_no_command_writes_over_what_it_reads_or_what_a_run_has(words: str, tmp_
     for path in (run / "manifest.jsonl", run / "data/val.parquet", run / "judgements.jsonl", file):
         path.write_text("valuable")
     (tmp_path / "link.json").symlink_to(file)
-    said = refused(*words.replace("DIR", str(tmp_path)).split())
+    error = refused(*words.replace("DIR", str(tmp_path)).split())
     assert any(
-        each in said
-        for each in ("belongs to the run", "is read by this command", "are the same file")
+        reason in error
+        for reason in ("belongs to the run", "is read by this command", "are the same file")
     )
     assert {path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()} == {"valuable"}
 
 
-def given(option: Any) -> tuple[list[str], list[str]]:
+def two_uses(option: Any) -> tuple[list[str], list[str]]:
     """Two ways to give an option, each as words; by different names if it has several."""
     names = [*option.opts, *option.secondary_opts]
     values = [] if option.is_flag else ["1"], [] if option.is_flag else ["2"]
@@ -106,7 +106,7 @@ def options_of(command: Any, *, multiple: bool) -> list[Any]:
 @pytest.mark.parametrize("path", GROUPS)
 def test_every_single_valued_option_given_twice_is_refused(path: str) -> None:
     for option in options_of(GROUPS[path], multiple=False):
-        first, second = given(option)
+        first, second = two_uses(option)
         message = refused(*path.split(), *first, *second)
         assert f"{max(option.opts, key=len)} is given twice" in message
         if not option.is_flag:
@@ -123,7 +123,7 @@ def test_every_option_with_many_values_can_be_repeated() -> None:
     ]
     assert len(repeatable) > 5
     for path, option in repeatable:
-        first, second = given(option)
+        first, second = two_uses(option)
         result = CliRunner().invoke(app, [*path.split(), *first, *second])
         assert "is given" not in result.stderr
 

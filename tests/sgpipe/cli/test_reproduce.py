@@ -47,10 +47,10 @@ def test_every_command_of_the_paper_parses_and_names_recipes_that_there_are(scal
     tasks = make_tasks(paper, Path("DATA"), Path("OUT"))
     assert [task.step for task in tasks] == list(paper.steps)  # each is needed for a figure
     trained = set()
-    made = set[Path]()
+    outputs = set[Path]()
     for task in tasks:
-        assert task.reads <= made
-        made.add(task.out)
+        assert task.reads <= outputs
+        outputs.add(task.out)
         assert "{" not in task.command
         parse_words(root, task.words)
         if task.words[0] == "generate":
@@ -61,7 +61,7 @@ def test_every_command_of_the_paper_parses_and_names_recipes_that_there_are(scal
                 .name.removeprefix("miniworld-")
                 .replace("parseda", "pretrain")
             )
-    assert len(made) == len(tasks)
+    assert len(outputs) == len(tasks)
     assert trained - {"detector"} == {path.stem for path in train_recipe_folder().glob("*.yaml")}
     assert {task.step.published for task in tasks} - {None} == set(paper.published)
     assert all(task.missing for task in tasks if task.words[0] in ("import", "convert")) == (

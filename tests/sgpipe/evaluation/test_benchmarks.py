@@ -106,14 +106,14 @@ def test_hico_of_a_network_equals_hico_of_its_file(drawn_run: Path, tmp_path: Pa
     assert evaluated(tmp_path, "hico", "--predictions", table, *annotated) == by_file
     for named in (out, table):  # the classes of the shards, in another order: mapped by name
         invoke("predict", MODEL, "--data", drawn_run, "--out", named, "--form", "hico")
-        again = evaluated(tmp_path, "hico", "--predictions", named, *annotated)
-        assert again["summary"] == pytest.approx(direct["summary"])
-    again = evaluated(tmp_path, "hico", "--model", MODEL, "--data", drawn_run, *annotated)
-    assert again["per_class"] == by_file["per_class"]
-    assert again["summary"] == by_file["summary"]
+        by_names = evaluated(tmp_path, "hico", "--predictions", named, *annotated)
+        assert by_names["summary"] == pytest.approx(direct["summary"])
+    by_names = evaluated(tmp_path, "hico", "--model", MODEL, "--data", drawn_run, *annotated)
+    assert by_names["per_class"] == by_file["per_class"]
+    assert by_names["summary"] == by_file["summary"]
     by_name = [
         {tuple(row.values())[:3]: row["ground_truth"] for row in one["per_class"]}
-        for one in (direct, again)
+        for one in (direct, by_names)
     ]
     assert by_name[0] == by_name[1]
     assert "<polyline" in (tmp_path / "plot.svg").read_text()
@@ -211,8 +211,8 @@ def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_
     by_file = evaluated(tmp_path, "vg", "--predictions", out, *annotated, "--mode", "sgdet")
     assert by_file["per_class"] == direct["per_class"]
     assert by_file["summary"] == direct["summary"]
-    again = evaluated(tmp_path, "vg", "--model", MODEL, "--data", drawn_run, *annotated)
-    assert again["summary"] == direct["summary"]
+    second = evaluated(tmp_path, "vg", "--model", MODEL, "--data", drawn_run, *annotated)
+    assert second["summary"] == direct["summary"]
 
 
 def test_vcoco_of_a_network_equals_vcoco_of_its_file(tmp_path: Path) -> None:

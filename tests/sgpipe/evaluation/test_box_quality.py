@@ -64,14 +64,14 @@ def results(folder: Path, truth: Path, seed: int = 1) -> Path:
     rng = np.random.default_rng(seed)
     content = json.loads(truth.read_text())
     numbers = [category["id"] for category in content["categories"]]
-    found = []
+    detections = []
     for item in content["annotations"]:
         for _ in range(int(rng.integers(0, 3))):
             box = np.array(item["bbox"]) + rng.normal(0, 0.08, 4) * max(item["bbox"][2:])
             box[2:] = np.maximum(box[2:], 1)
             category = item["category_id"] if rng.random() < 0.8 else int(rng.choice(numbers))
             score = round(float(rng.random()), 2)
-            found.append(
+            detections.append(
                 {
                     "image_id": item["image_id"],
                     "category_id": category,
@@ -80,14 +80,14 @@ def results(folder: Path, truth: Path, seed: int = 1) -> Path:
                 }
             )
     path = folder / "results.json"
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(detections))
     return path
 
 
-def direct(truth: Path, found: Path) -> Any:
+def direct(truth: Path, detections: Path) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(truth)
-        evaluation = COCOeval(coco, coco.loadRes(str(found)), "bbox")
+        evaluation = COCOeval(coco, coco.loadRes(str(detections)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -97,9 +97,9 @@ def direct(truth: Path, found: Path) -> Any:
 @pytest.mark.parametrize("seed", range(3))
 def test_equal_to_pycocotools(tmp_path: Path, seed: int) -> None:
     truth = instances(tmp_path, seed=seed)
-    found = results(tmp_path, truth, seed)
-    result = evaluate_boxes(found, truth)
-    expected = direct(truth, found)
+    detections = results(tmp_path, truth, seed)
+    result = evaluate_boxes(detections, truth)
+    expected = direct(truth, detections)
     stats = [np.nan if value == -1 else value for value in expected.stats]
     assert [result.summary[name] for name in (*MEASURES, *RECALLS)] == pytest.approx(
         stats, abs=1e-12, nan_ok=True
@@ -127,22 +127,22 @@ def copies(items: list[Any], drawn: np.ndarray) -> list[Any]:
 def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path) -> None:
     truth = instances(tmp_path, 8)
     content = json.loads(truth.read_text())
-    found = json.loads(results(tmp_path, truth).read_text())
-    for number, item in enumerate(found):
+    detections = json.loads(results(tmp_path, truth).read_text())
+    for number, item in enumerate(detections):
         item["score"] += 1e-6 * number  # the order of equal scores within an image is arbitrary
-    (tmp_path / "results.json").write_text(json.dumps(found))
+    (tmp_path / "results.json").write_text(json.dumps(detections))
     resampling = evaluate_boxes(tmp_path / "results.json", truth).resampling
     assert resampling is not None
     rng = np.random.default_rng(5)
-    again = tmp_path / "again.json"
+    copied = tmp_path / "again.json"
     repeated = tmp_path / "repeated.json"
     for _ in range(3):
         drawn = np.sort(rng.integers(0, 8, 8))
         images = [{**content["images"][image], "id": place} for place, image in enumerate(drawn)]
         annotations = copies(content["annotations"], drawn)
         repeated.write_text(json.dumps({**content, "images": images, "annotations": annotations}))
-        again.write_text(json.dumps(copies(found, drawn)))
-        expected = evaluate_boxes(again, repeated).summary
+        copied.write_text(json.dumps(copies(detections, drawn)))
+        expected = evaluate_boxes(copied, repeated).summary
         summary = resampling.summary(np.bincount(drawn, minlength=8))
         assert summary == pytest.approx(
             {name: expected[name] for name in summary}, abs=1e-12, nan_ok=True
@@ -150,11 +150,11 @@ def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path
 
 
 def record(number: int, *boxes: Box, scores: list[float] | None = None) -> Record:
-    found = [
+    objects = [
         replace(box, score=score)
         for box, score in zip(boxes, scores or [None] * len(boxes), strict=True)
     ]
-    return Record(str(number), "coco", "val", f"{number}.jpg", 100, 100, found)
+    return Record(str(number), "coco", "val", f"{number}.jpg", 100, 100, objects)
 
 
 def test_precision_and_recall_at_a_score_and_the_best_f1(tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_what_is_not_compared_is_said(tmp_path: Path) -> None:
 )
 def test_other_files_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     truth = make_shards(tmp_path / "truth", [record(1, DOG)])
-    found = {"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": 1} | change
+    detection = {"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": 1} | change
     (tmp_path / "found.json").write_text(
-        json.dumps([{key: v for key, v in found.items() if v is not None}])
+        json.dumps([{key: v for key, v in detection.items() if v is not None}])
     )
     with pytest.raises(UserError, match=message):
         evaluate_boxes(tmp_path / "found.json", truth)

@@ -8,6 +8,7 @@ import csv
 import json
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -251,10 +252,10 @@ def test_random_runs_agree_with_the_definitions(tmp_path: Path) -> None:
     pred, truth, targets = (
         make_shards(
             tmp_path / part,
-            [record(r, image[3], image[0]) for r, image in zip(own, images, strict=True)],
+            [record(r, image[3], image[0]) for r, image in zip(relations, images, strict=True)],
             rows=3,
         )
-        for part, own in parts.items()
+        for part, relations in parts.items()
     )
     result = label_quality(pred, GroundTruth(truth, targets))
     best: dict[tuple[Any, ...], float] = {}
@@ -264,19 +265,22 @@ def test_random_runs_agree_with_the_definitions(tmp_path: Path) -> None:
             best[key] = max(best.get(key, 0), confidence)
     correct = {(name, s, o, lemma(text)) for _, _, true, name in images for s, o, text in true}
     asked = {(name, s, o, lemma(text)) for _, _, true, name in images for s, o, text in true[:3]}
-    kept = {key for key, confidence in best.items() if confidence >= 0.2}
-    assert result.at_threshold.precision == len(kept & correct) / len(kept)
-    assert result.at_threshold.recall == len(kept & asked) / len(asked)
+    confident = {key for key, confidence in best.items() if confidence >= 0.2}
+    assert result.at_threshold.precision == len(confident & correct) / len(confident)
+    assert result.at_threshold.recall == len(confident & asked) / len(asked)
     assert result.average_precision == pytest.approx(plain_average_precision(best, correct, asked))
     for row in result.predicates:
-        own = [
-            {key: None for key in some if key[3] == lemma(row.predicate)}
-            for some in (best, correct, asked)
-        ]
+        has_predicate = partial(is_of, lemma(row.predicate))
         expected = plain_average_precision(
-            {key: best[key] for key in own[0]}, set(own[1]), set(own[2])
+            {key: best[key] for key in filter(has_predicate, best)},
+            set(filter(has_predicate, correct)),
+            set(filter(has_predicate, asked)),
         )
         assert row.average_precision == pytest.approx(expected)
+
+
+def is_of(predicate: str, key: tuple[Any, ...]) -> bool:
+    return key[3] == predicate
 
 
 def lemma(text: str) -> str:
@@ -289,8 +293,10 @@ def plain_average_precision(best: Mapping[Any, float], correct: set[Any], asked:
     }
     points = [(0.0, 1.0)]
     for threshold in sorted(set(ranked.values()), reverse=True):
-        kept = {key for key, confidence in ranked.items() if confidence >= threshold}
-        points.append((len(kept & asked) / len(asked), len(kept & asked) / len(kept)))
+        predicted = {key for key, confidence in ranked.items() if confidence >= threshold}
+        points.append(
+            (len(predicted & asked) / len(asked), len(predicted & asked) / len(predicted))
+        )
     steps = enumerate(pairwise(recall for recall, _ in points), 1)
     return sum(
         (after - before) * max(precision for _, precision in points[at:])

@@ -69,9 +69,11 @@ def test_intervals_of_shares_are_those_of_known_formulas() -> None:
     rng = np.random.default_rng(0)
     first = rng.random(401) < 0.6
     second = rng.random(401) < 0.5
-    own = compared(share(first), share(second), resamples=4000)
-    assert own.difference_interval == pytest.approx(_t_interval(1.0 * first - second), abs=0.003)
-    assert own.interval == pytest.approx(_t_interval(first), abs=0.003)
+    measure = compared(share(first), share(second), resamples=4000)
+    assert measure.difference_interval == pytest.approx(
+        _t_interval(1.0 * first - second), abs=0.003
+    )
+    assert measure.interval == pytest.approx(_t_interval(first), abs=0.003)
     certain = compared(share(np.arange(100) < 99), share(second[:100]), resamples=4000)
     assert certain.interval == pytest.approx((0.945, 0.998), abs=0.003)  # Wilson's, of 99 in 100
 
@@ -86,13 +88,18 @@ def test_intervals_contain_their_estimates_and_cover_where_classes_have_few_targ
     images.
     """
     rng = np.random.default_rng(1)
-    found = []
+    measures = []
     for _ in range(150):
         sides = detections(rng, images=100, classes=20, targets_per_image=1.2, gain=0.1)
-        found.append(compare_paired(*sides, resamples=60).measures["mAP"])
-    estimates = np.array([(own.value, own.other, own.difference) for own in found])
+        measures.append(compare_paired(*sides, resamples=60).measures["mAP"])
+    estimates = np.array(
+        [(measure.value, measure.other, measure.difference) for measure in measures]
+    )
     bounds = np.array(
-        [(own.interval, own.other_interval, own.difference_interval) for own in found]
+        [
+            (measure.interval, measure.other_interval, measure.difference_interval)
+            for measure in measures
+        ]
     )
     assert ((bounds[..., 0] < estimates) & (estimates < bounds[..., 1])).all()
     expected = estimates.mean(0)
@@ -118,9 +125,9 @@ def test_the_order_of_images_and_of_the_two_sides_does_not_matter() -> None:
 
 
 def test_nothing_is_shown_where_nothing_varies() -> None:
-    same = share(np.random.default_rng(2).random(20))
-    own = compared(same, same, resamples=20)
-    assert (own.difference, own.difference_interval, own.shown) == (0, (0, 0), False)
+    values = share(np.random.default_rng(2).random(20))
+    measure = compared(values, values, resamples=20)
+    assert (measure.difference, measure.difference_interval, measure.shown) == (0, (0, 0), False)
     for images in (1, 20):
         extremes = compared(share(np.ones(images)), share(np.zeros(images)), resamples=20)
         assert extremes.difference == 1

@@ -56,19 +56,19 @@ class HubStub:
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
-        found = re.match(r"/(?:api/)?(datasets/|models/|)([\w-]+/[\w-]+)(?:\.git)?(/.*)?$", path)
-        name = found and (found[2] if found[1] == "datasets/" else f"models/{found[2]}")
-        if found is None or name not in self.repositories:
+        match = re.match(r"/(?:api/)?(datasets/|models/|)([\w-]+/[\w-]+)(?:\.git)?(/.*)?$", path)
+        name = match and (match[2] if match[1] == "datasets/" else f"models/{match[2]}")
+        if match is None or name not in self.repositories:
             return 404, {"error": "Repository not found"}
-        return self._of(name, found[3] or "", body)
+        return self._of(name, match[3] or "", body)
 
     def commit_of(self, path: str) -> str:
         """The commit of the repository that a path is in, or the one that the path names."""
-        found = re.search(r"/resolve/([0-9a-f]{40})/", path)
-        if found:
-            return found[1]
-        found = re.match(r"/([\w-]+/[\w-]+)/resolve/", path)
-        return self._sha(f"models/{found[1]}") if found else COMMIT
+        match = re.search(r"/resolve/([0-9a-f]{40})/", path)
+        if match:
+            return match[1]
+        match = re.match(r"/([\w-]+/[\w-]+)/resolve/", path)
+        return self._sha(f"models/{match[1]}") if match else COMMIT
 
     def _sha(self, name: str) -> str:
         if not name.startswith("models/"):
@@ -114,8 +114,10 @@ class HubStub:
             ]
         if rest.startswith("/info/lfs"):
             objects = json.loads(body)["objects"]
-            for each in objects:
-                each["actions"] = {"upload": {"href": f"{self.url}/upload/{each['oid']}"}}
+            for lfs_object in objects:
+                lfs_object["actions"] = {
+                    "upload": {"href": f"{self.url}/upload/{lfs_object['oid']}"}
+                }
             return 200, {"objects": objects}
         if rest.startswith("/resolve/"):
             _, _, revision, file = rest.split("/", 3)

@@ -29,7 +29,7 @@ def records(
 ) -> list[Record]:
     """Random images of two splits with everything that shards hold, but for error rows."""
     rng = random.Random(seed)
-    made = []
+    drawn = []
     for number in range(count):
         split = rng.choice(["train", "val"])
         boxes = [
@@ -52,8 +52,8 @@ def records(
                 rng.randint(20, 99) / 128 if confidences else None
             )  # as exact as shards have it
             record.relations.append(Relation(*ends, predicate, confidence))
-        made.append(record)
-    return made
+        drawn.append(record)
+    return drawn
 
 
 def _box(rng: random.Random, name: str, crowd: bool) -> Box:
@@ -67,9 +67,9 @@ def _box(rng: random.Random, name: str, crowd: bool) -> Box:
     )
 
 
-def draw_images(folder: Path, made: Sequence[Record]) -> Path:
+def draw_images(folder: Path, drawn: Sequence[Record]) -> Path:
     folder.mkdir()
-    for record in made:
+    for record in drawn:
         image = Image.new("RGB", (record.width, record.height), (int(record.image_id) % 256, 0, 0))
         image.save(folder / record.file_name)
     return folder
@@ -81,6 +81,6 @@ def imported(source: AnnotationSource, images: Path, out: Path) -> list[Record]:
     return list(iter_records(out))
 
 
-def only(made: Sequence[Record], split: str, **changes: object) -> list[Record]:
+def only(drawn: Sequence[Record], split: str, **changes: object) -> list[Record]:
     """The records of a split with other values in some columns."""
-    return [replace(record, **changes) for record in made if record.split == split]
+    return [replace(record, **changes) for record in drawn if record.split == split]

@@ -49,10 +49,12 @@ def record(
     return Record("7", "coco", "val", name, WIDTH, HEIGHT, objects, relations=relations, **columns)
 
 
-def export(root: Path, *made: Record, **options: Any) -> tuple[list[Any], Exported]:
+def export(root: Path, *labelled: Record, **options: Any) -> tuple[list[Any], Exported]:
     """The tasks of the split "val", and what else is said."""
     options = {"images_url": URL, "threshold": 0.0, **options}
-    written = export_run(make_shards(root / "run", made), "label-studio", root / "out", **options)
+    written = export_run(
+        make_shards(root / "run", labelled), "label-studio", root / "out", **options
+    )
     return json.loads((root / "out/val.json").read_text(encoding="utf-8")), written
 
 
@@ -65,13 +67,15 @@ def interface(root: Path) -> LabelInterface:
     return LabelInterface((root / "out/labeling_config.xml").read_text(encoding="utf-8"))
 
 
-def rounded(made: Record) -> Record:
+def rounded(record: Record) -> Record:
     """Percent round the sides of boxes at the fifteenth digit."""
-    boxes = [replace(box, bbox=tuple(round(side, 9) for side in box.bbox)) for box in made.objects]
+    boxes = [
+        replace(box, bbox=tuple(round(side, 9) for side in box.bbox)) for box in record.objects
+    ]
     relations = sorted(
-        deduplicate(made.relations), key=lambda item: (item.subject, item.object, item.predicate)
+        deduplicate(record.relations), key=lambda item: (item.subject, item.object, item.predicate)
     )
-    return replace(made, objects=boxes, relations=relations, triplets=[], pairs=[])
+    return replace(record, objects=boxes, relations=relations, triplets=[], pairs=[])
 
 
 def test_a_task_has_boxes_in_percent_and_one_link_for_each_pair(tmp_path):
@@ -84,7 +88,7 @@ def test_a_task_has_boxes_in_percent_and_one_link_for_each_pair(tmp_path):
     (task,), written = export(
         tmp_path, record(boxes, relations, captions=[Caption("a dog"), Caption("?", "box", [0])])
     )
-    own = {
+    columns = {
         "image_id": "7",
         "dataset": "coco",
         "split": "val",
@@ -93,7 +97,7 @@ def test_a_task_has_boxes_in_percent_and_one_link_for_each_pair(tmp_path):
         "height": HEIGHT,
     }
     more = {"image": URL + "7.jpg", "captions": ["a dog"], "category_ids": {"dog": 18, "cup": 47}}
-    assert task["data"] == own | more
+    assert task["data"] == columns | more
     (prediction,) = task["predictions"]
     dog, _, *links = prediction["result"]
     sides = {
@@ -126,14 +130,16 @@ def test_a_task_has_boxes_in_percent_and_one_link_for_each_pair(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_all_but_triplets_and_pairs_comes_back(tmp_path, split):
-    made = records(40)
-    made[0].relations.append(Relation(0, 0, "on", 0.875)) if made[0].objects else None
-    run = make_shards(tmp_path / "run", made, rows=7)
+    originals = records(40)
+    originals[0].relations.append(Relation(0, 0, "on", 0.875)) if originals[0].objects else None
+    run = make_shards(tmp_path / "run", originals, rows=7)
     out = export_run(run, "label-studio", tmp_path / "out", threshold=0.0, images_url=URL).root
     source = label_studio_source(out / f"{split}.json", tmp_path, predictions=True)
-    found = imported(source, tmp_path, tmp_path / "in")
-    assert any(box.iscrowd for item in found for box in item.objects)
-    assert [rounded(item) for item in found] == [rounded(item) for item in only(made, split)]
+    returned = imported(source, tmp_path, tmp_path / "in")
+    assert any(box.iscrowd for item in returned for box in item.objects)
+    assert [rounded(item) for item in returned] == [
+        rounded(item) for item in only(originals, split)
+    ]
 
 
 @given(st.lists(NAMES, min_size=1, max_size=4), st.lists(NAMES, max_size=4))
@@ -141,27 +147,27 @@ def test_all_but_triplets_and_pairs_comes_back(tmp_path, split):
 @example(["a$b", "$", "cost$ "], ["$x", "5 $"])
 @settings(max_examples=8, deadline=None)
 def test_every_name_survives_or_is_counted(classes, predicates):
-    made = named_record(classes, predicates, ["a\ncaption "])
+    original = named_record(classes, predicates, ["a\ncaption "])
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        (task,), written = export(root, made)
-        (found,) = read(root)
+        (task,), written = export(root, original)
+        (returned,) = read(root)
         known = interface(root)
         assert known.validate_prediction(task["predictions"][0], return_errors=True) == []
         labels = set(known.get_control("objects").labels)
-    assert (found.image_id, found.file_name, found.captions) == (*PAIR, made.captions)
-    kept = [box for box in made.objects if box.category in labels]
-    assert [(box.category, box.category_id) for box in found.objects] == [
-        (b.category, b.category_id) for b in kept
+    assert (returned.image_id, returned.file_name, returned.captions) == (*PAIR, original.captions)
+    labelled = [box for box in original.objects if box.category in labels]
+    assert [(box.category, box.category_id) for box in returned.objects] == [
+        (b.category, b.category_id) for b in labelled
     ]
     lost = {
-        name: len(getattr(made, name)) - len(getattr(found, name))
+        name: len(getattr(original, name)) - len(getattr(returned, name))
         for name in ("objects", "relations")
     }
     assert {
         kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost
     } == lost
-    assert {box.category for box in made.objects} - labels <= {
+    assert {box.category for box in original.objects} - labels <= {
         name for name in classes if is_unheld(name)
     }
 
@@ -173,16 +179,16 @@ def is_unheld(name: str) -> bool:
 
 
 def test_images_are_local_files_below_the_parent_of_their_folder(tmp_path):
-    made = record([DOG], [], "a b/ü#1+.jpg")
+    original = record([DOG], [], "a b/ü#1+.jpg")
     root = tmp_path / "all images"
     (root / "val").mkdir(parents=True)
-    (task,), written = export(tmp_path, made, images_url=None, images=root / "val")
+    (task,), written = export(tmp_path, original, images_url=None, images=root / "val")
     assert task["data"]["image"] == "/data/local-files/?d=val/a%20b/%C3%BC%231%2B.jpg"
     assert (
         f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and add {root / 'val'} to the project"
         in written.note
     )
-    assert read(tmp_path) == [made]
+    assert read(tmp_path) == [original]
     with ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.writestr("7.jpg", b"")
     with pytest.raises(
@@ -194,23 +200,23 @@ def test_images_are_local_files_below_the_parent_of_their_folder(tmp_path):
 
 
 def test_tasks_can_contain_their_images(tmp_path):
-    made = [replace(item, split="val") for item in records(3)]
-    images = draw_images(tmp_path / "images", made)
-    (images / made[1].file_name).unlink()
+    originals = [replace(item, split="val") for item in records(3)]
+    images = draw_images(tmp_path / "images", originals)
+    (images / originals[1].file_name).unlink()
     (first, second, _), written = export(
-        tmp_path, *made, images_url=None, images=images, embed=True
+        tmp_path, *originals, images_url=None, images=images, embed=True
     )
     kind, _, content = first["data"]["image"].partition(",")
     assert kind == "data:image/jpeg;base64"
-    assert base64.b64decode(content) == (images / made[0].file_name).read_bytes()
-    assert second["data"]["image"] == made[1].file_name
+    assert base64.b64decode(content) == (images / originals[0].file_name).read_bytes()
+    assert second["data"]["image"] == originals[1].file_name
     assert written.left_out["images that cannot be read"] == 1
-    assert [item.file_name for item in read(tmp_path)] == [item.file_name for item in made]
+    assert [item.file_name for item in read(tmp_path)] == [item.file_name for item in originals]
 
 
-def sampled(root: Path, made: list[Record], **options: Any) -> list[dict[str, Any]]:
-    options = {"images": draw_images(root / "images", made), "threshold": 0.0} | options
-    export_run(make_shards(root / "run", made, rows=7), "fiftyone", root / "out", **options)
+def sampled(root: Path, originals: list[Record], **options: Any) -> list[dict[str, Any]]:
+    options = {"images": draw_images(root / "images", originals), "threshold": 0.0} | options
+    export_run(make_shards(root / "run", originals, rows=7), "fiftyone", root / "out", **options)
     return json.loads((root / "out/samples.json").read_text(encoding="utf-8"))["samples"]
 
 
@@ -224,15 +230,15 @@ def states(root: Path, file: Path) -> dict[str, RelationState]:
 def test_a_sample_has_boxes_relations_around_both_and_captions(tmp_path: Path) -> None:
     dog = Box("dog", 18, (32, 24, 64, 48), True)
     cup = Box("cup", 47, (0, 0, 32, 24), False, "detector", 0.5)
-    made = Record(
+    original = Record(
         "7", "coco", "val", "7.jpg", WIDTH, HEIGHT, [dog, cup, NOTHING], [Caption("a dog")]
     )
-    made.relations = [
+    original.relations = [
         Relation(1, 0, "on", 0.5),
         Relation(1, 0, "on", 0.75, "tagger"),
         Relation(0, 2, "run"),
     ]
-    [sample] = sampled(tmp_path, [made])
+    [sample] = sampled(tmp_path, [original])
     assert Path(sample["filepath"]).is_file()
     assert (sample["image_id"], sample["captions"], sample["tags"]) == ("7", ["a dog"], ["val"])
     [first, second], [relation] = (sample[name]["detections"] for name in ("objects", "relations"))
@@ -248,22 +254,22 @@ def test_a_sample_has_boxes_relations_around_both_and_captions(tmp_path: Path) -
         0.75,
     ]  # of repeated ones, the most confident
     assert [relation[end] for end in ("subject", "object")] == [
-        each["_id"]["$oid"] for each in (second, first)
+        field["_id"]["$oid"] for field in (second, first)
     ]
     boxes = [0.1, 0.1, 0.2, 0.2], [0, 0, 0.1, 0.1], [0, 0, 0.3, 0.3]
-    for each, box in zip((first, second, relation), boxes, strict=True):
-        assert each["bounding_box"] == pytest.approx(box)
-    assert len({each["_id"]["$oid"] for each in (sample, first, second, relation)}) == 4
+    for field, box in zip((first, second, relation), boxes, strict=True):
+        assert field["bounding_box"] == pytest.approx(box)
+    assert len({field["_id"]["$oid"] for field in (sample, first, second, relation)}) == 4
     assert "tags of relations come back" in (tmp_path / "out/README.md").read_text()
 
 
 def test_ids_are_the_same_in_every_export_and_images_can_be_in_the_folder(tmp_path: Path) -> None:
-    made = [record for record in records(20) if record.split == "val"]
+    originals = [record for record in records(20) if record.split == "val"]
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    whole = sampled(tmp_path / "a", made)
-    part = sampled(tmp_path / "b", made[1:], threshold=0.5, embed=True)
-    for one, other in zip(whole[1:], part, strict=True):
+    all_samples = sampled(tmp_path / "a", originals)
+    part = sampled(tmp_path / "b", originals[1:], threshold=0.5, embed=True)
+    for one, other in zip(all_samples[1:], part, strict=True):
         assert one["_id"] == other["_id"]
         ids = {
             detection["_id"]["$oid"]
@@ -277,12 +283,12 @@ def test_ids_are_the_same_in_every_export_and_images_can_be_in_the_folder(tmp_pa
 
 def test_tags_and_labels_of_relations_are_judgements(tmp_path: Path) -> None:
     boxes = [Box("dog", 18, (8, 4, 20, 30)), Box("cup", 47, (9, 5, 8, 9))]
-    said = [Relation(0, 1, "on", 0.75)]
-    made = [
-        Record(str(n), "coco", "val", f"{n}.jpg", WIDTH, HEIGHT, boxes, relations=said)
+    stated = [Relation(0, 1, "on", 0.75)]
+    originals = [
+        Record(str(n), "coco", "val", f"{n}.jpg", WIDTH, HEIGHT, boxes, relations=stated)
         for n in range(5)
     ]
-    samples = sampled(tmp_path, made)
+    samples = sampled(tmp_path, originals)
     for sample, tags in zip(
         samples, (["right", "mine"], ["wrong"], ["right", "wrong"], ["mine"], []), strict=True
     ):
@@ -290,17 +296,17 @@ def test_tags_and_labels_of_relations_are_judgements(tmp_path: Path) -> None:
         sample["objects"]["detections"][0]["tags"] = ["wrong"]
     samples[4]["relations"]["detections"][0]["label"] = "beside"
     (tmp_path / "samples.json").write_text(json.dumps({"samples": samples}))
-    found = states(tmp_path, tmp_path / "samples.json")
+    states_of_images = states(tmp_path, tmp_path / "samples.json")
     expected = {"0": "right", "1": "wrong", "2": "unsure", "4": "changed"}
-    assert {name: state.state for name, state in found.items()} == expected
-    assert [key.predicate for key in found["4"].resolve() or ()] == ["beside"]
-    assert found["0"].key == ("val", "0", 0, 1, "on")
+    assert {name: state.state for name, state in states_of_images.items()} == expected
+    assert [key.predicate for key in states_of_images["4"].resolve() or ()] == ["beside"]
+    assert states_of_images["0"].key == ("val", "0", 0, 1, "on")
     before = (tmp_path / "samples.json").read_bytes()
     log = JudgementLog(tmp_path / "samples.json", samples[0]["run"])
     with pytest.raises(
         UserError, match=r"samples\.json is a dataset of FiftyOne: nothing is saved"
     ):
-        log.append(found["0"].judgements[0])
+        log.append(states_of_images["0"].judgements[0])
     assert (tmp_path / "samples.json").read_bytes() == before
     for text in ("[]", "{", '{"samples": [{}]}', '{"samples": [1]}'):
         (tmp_path / "samples.json").write_text(text)
@@ -316,15 +322,15 @@ def test_fiftyone_itself_reads_tags_and_writes_it(tmp_path: Path) -> None:
     python = os.environ.get("SGPIPE_FIFTYONE")
     if python is None:
         pytest.skip("SGPIPE_FIFTYONE is not set to a Python that has fiftyone")
-    made = [replace(record, split="val") for record in records(20)]
-    samples = sampled(tmp_path, made)
+    originals = [replace(record, split="val") for record in records(20)]
+    samples = sampled(tmp_path, originals)
     subprocess.run(
         [python, "-c", READ, str(tmp_path / "out"), str(tmp_path / "tagged")],
         check=True,
         stdout=sys.stderr,
     )
-    again = json.loads((tmp_path / "tagged/samples.json").read_text())["samples"]
-    for before, after in zip(samples, again, strict=True):
+    rewritten = json.loads((tmp_path / "tagged/samples.json").read_text())["samples"]
+    for before, after in zip(samples, rewritten, strict=True):
         for name in ("objects", "relations"):
             for one, other in zip(
                 before[name]["detections"], after[name]["detections"], strict=True
@@ -333,12 +339,12 @@ def test_fiftyone_itself_reads_tags_and_writes_it(tmp_path: Path) -> None:
     log = JudgementLog(
         tmp_path / "tagged/samples.json", Manifest.load(tmp_path / "run").run["fingerprint"]
     )
-    found = {state.key: state.state for state in log.current()}
+    judged = {state.key: state.state for state in log.current()}
     expected = {
         ("val", record.image_id, r.subject, r.object, r.predicate): (
             "right" if (r.confidence or 0) >= 0.4 else "wrong"
         )
-        for record in made
+        for record in originals
         for r in deduplicate(record.relations)
     }
-    assert found == expected
+    assert judged == expected

@@ -80,16 +80,16 @@ BAD_MASKS = [*([outline] for outline in ODD_OUTLINES), *ODD_COUNTS, [1, 2, 3, 4,
 
 
 @pytest.fixture(scope="module")
-def made() -> list[Record]:
+def all_records() -> list[Record]:
     return records(IMAGES)
 
 
 @pytest.fixture(scope="module")
-def run(made, tmp_path_factory) -> Path:
+def run(all_records, tmp_path_factory) -> Path:
     """A run that does not say where its images are: beside it."""
     folder = tmp_path_factory.mktemp("labels")
-    draw_images(folder / "images", made)
-    return make_shards(folder / "run", made, rows=7)
+    draw_images(folder / "images", all_records)
+    return make_shards(folder / "run", all_records, rows=7)
 
 
 def exported(root: Path, form: str, out: Path, **options: object) -> Path:
@@ -116,61 +116,66 @@ def source_of(form: str, out: Path, split: str = "val") -> AnnotationSource:
     return dataset_source(str(out), split)[0]
 
 
-def with_objects(record: Record, kept: Sequence[int]) -> Record:
+def with_objects(record: Record, indices: Sequence[int]) -> Record:
     """With only these objects and their relations."""
     relations = [
-        replace(item, subject=kept.index(item.subject), object=kept.index(item.object))
+        replace(item, subject=indices.index(item.subject), object=indices.index(item.object))
         for item in record.relations
-        if {item.subject, item.object} <= {*kept}
+        if {item.subject, item.object} <= {*indices}
     ]
-    return replace(record, objects=[record.objects[index] for index in kept], relations=relations)
+    return replace(
+        record, objects=[record.objects[index] for index in indices], relations=relations
+    )
 
 
-def held(form: str, made: list[Record], split: str) -> list[Record]:
+def held(form: str, drawn: list[Record], split: str) -> list[Record]:
     """What a form can hold of records."""
     if form == "hf":
-        return only(made, split)
+        return only(drawn, split)
     if form == "coco":
-        return only(made, split, relations=[], triplets=[], pairs=[])
+        return only(drawn, split, relations=[], triplets=[], pairs=[])
     dataset = {"vg": "visual_genome", "rlipv2": "coco2017"}.get(form, "coco_rel")
-    kept = only(made, split, dataset=dataset, captions=[], triplets=[], pairs=[])
+    split_records = only(drawn, split, dataset=dataset, captions=[], triplets=[], pairs=[])
     if form == "coco-rel":
         return [
             replace(r, relations=[replace(item, confidence=None) for item in r.relations])
-            for r in kept
+            for r in split_records
         ]
     if form == "sgg-benchmark":
-        return kept
-    kept = [
+        return split_records
+    split_records = [
         with_objects(r, [index for index, box in enumerate(r.objects) if not box.iscrowd])
-        for r in kept
+        for r in split_records
     ]
-    return [replace(r, objects=[replace(box, category_id=0) for box in r.objects]) for r in kept]
+    return [
+        replace(r, objects=[replace(box, category_id=0) for box in r.objects])
+        for r in split_records
+    ]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("form", FORMS)
-def test_what_a_form_can_hold_comes_back(made, run, tmp_path, form, split):
+def test_what_a_form_can_hold_comes_back(all_records, run, tmp_path, form, split):
     out = exported(run, form, tmp_path / "out")
-    expected = held(form, made, split)
+    expected = held(form, all_records, split)
     assert any(record.objects for record in expected)
     assert form == "coco" or any(record.relations for record in expected)
     assert imported(source_of(form, out, split), tmp_path, tmp_path / "in") == expected
 
 
-def test_rlipv2_finds_the_images_of_objects365(made, tmp_path):
+def test_rlipv2_finds_the_images_of_objects365(all_records, tmp_path):
     renamed = [
         replace(record, dataset="objects365", split="train", file_name=f"patch1/{record.file_name}")
-        for record in made
+        for record in all_records
     ]
     out = exported(make_shards(tmp_path / "run", renamed), "rlipv2", tmp_path / "out")
     source = pseudo_label_source(
         out / "train.json", tmp_path, "train", out / "image_id_to_filepath.json"
     )
-    found = [
+    images = [
         (record.file_name, record.dataset) for record in imported(source, tmp_path, tmp_path / "in")
     ]
-    assert found == [(record.file_name, "o365") for record in renamed]
+    assert images == [(record.file_name, "o365") for record in renamed]
 
 
 def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
@@ -191,11 +196,11 @@ def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
     record = Record("own id", "hico", "train", name, WIDTH, HEIGHT, [unknown, person, dog, cup])
     root = make_shards(tmp_path / "run", [replace(record, relations=relations)])
     written = export_run(root, "hico", tmp_path / "out", threshold=0.2)
-    (found,) = imported(
+    (returned,) = imported(
         hico_source(tmp_path / "out/hico_train.json", "train"), tmp_path, tmp_path / "in"
     )
-    kept = [Relation(0, 1, "walk"), Relation(0, 2, "hold")]
-    assert found == replace(record, objects=[person, dog, cup], relations=kept)
+    expected = [Relation(0, 1, "walk"), Relation(0, 2, "hold")]
+    assert returned == replace(record, objects=[person, dog, cup], relations=expected)
     assert written.left_out == {
         "objects that the format cannot hold": 1,
         "relations that the format cannot hold": 1,
@@ -203,7 +208,7 @@ def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
         "relations whose predicate is none of HICO-DET's verbs": 1,
         "relations below the threshold": 1,
     }
-    assert written.relations == len(kept)
+    assert written.relations == len(expected)
     assert written.note == "1 relation renamed to HICO-DET's verbs: walking → walk (1)"
 
 
@@ -218,19 +223,23 @@ def test_real_images_of_hico_come_back_as_they_were(oracle, tmp_path):
     )
 
 
-def test_the_hub_s_form_holds_images(made, run, tmp_path, monkeypatch):
+def test_the_hub_s_form_holds_images(all_records, run, tmp_path, monkeypatch):
     monkeypatch.setattr("sgpipe.export.hugging_face._IMAGES_PER_GROUP", 3)
     out = exported(run, "hf", tmp_path / "out", images=run.parent / "images", embed=True)
-    assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(made, "val")
+    assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(
+        all_records, "val"
+    )
     shards = [
         read_file(tmp_path / "in" / shard.file) for shard in Manifest.load(tmp_path / "in").shards
     ]
-    files = [run.parent / "images" / record.file_name for record in only(made, "val")]
+    files = [run.parent / "images" / record.file_name for record in only(all_records, "val")]
     assert [image for table in shards for image in embedded_images(table)] == [
         file.read_bytes() for file in files
     ]
-    again = exported(tmp_path / "in", "hf", tmp_path / "again")
-    assert imported(dataset_source(str(again))[0], again, tmp_path / "third") == only(made, "val")
+    re_exported = exported(tmp_path / "in", "hf", tmp_path / "again")
+    assert imported(dataset_source(str(re_exported))[0], re_exported, tmp_path / "third") == only(
+        all_records, "val"
+    )
 
 
 def test_origins_of_relations_come_back(tmp_path):
@@ -239,8 +248,8 @@ def test_origins_of_relations_come_back(tmp_path):
     )
     record.relations = [Relation(0, 0, "on", 0.5, "tagger")]
     out = exported(make_shards(tmp_path / "run", [record]), "hf", tmp_path / "out")
-    (found,) = imported(dataset_source(str(out))[0], tmp_path, tmp_path / "in")
-    assert found.relations == record.relations
+    (returned,) = imported(dataset_source(str(out))[0], tmp_path, tmp_path / "in")
+    assert returned.relations == record.relations
 
 
 @pytest.mark.parametrize("form", ["coco-rel", "sgg-benchmark", "vg", "rlipv2"])
@@ -249,10 +258,10 @@ def test_missing_objects_and_ids_that_are_no_numbers_survive(tmp_path, form):
     record = Record("a/b c", "vcoco", "val", "a/b c.jpg", WIDTH, HEIGHT, [person, NOTHING])
     record.relations = [Relation(0, 1, "smile")]
     out = exported(make_shards(tmp_path / "run", [record]), form, tmp_path / "out")
-    (found,) = imported(source_of(form, out), tmp_path, tmp_path / "in")
-    assert (found.image_id, found.file_name) == ("a/b c", "a/b c.jpg")
-    assert found.relations == record.relations
-    assert found.objects[1].is_nothing
+    (returned,) = imported(source_of(form, out), tmp_path, tmp_path / "in")
+    assert (returned.image_id, returned.file_name) == ("a/b c", "a/b c.jpg")
+    assert returned.relations == record.relations
+    assert returned.objects[1].is_nothing
 
 
 def named_record(classes: Sequence[str], predicates: Sequence[str], texts: Sequence[str]) -> Record:
@@ -293,14 +302,14 @@ def test_every_name_survives(form, classes, predicates, texts):
     with TemporaryDirectory() as folder:
         root = Path(folder)
         written = export_run(make_shards(root / "run", [record]), form, root / "out")
-        (found,) = imported(source_of(form, written.root), root, root / "in")
+        (returned,) = imported(source_of(form, written.root), root, root / "in")
     expected = blank_names_left_out(record) if form in ("vg", "rlipv2") else record
-    assert (found.image_id, found.file_name) == PAIR
-    assert [box.category for box in found.objects] == [box.category for box in expected.objects]
-    assert found.relations == ([] if form == "coco" else expected.relations)
-    assert found.captions == (record.captions if form in ("coco", "hf") else [])
+    assert (returned.image_id, returned.file_name) == PAIR
+    assert [box.category for box in returned.objects] == [box.category for box in expected.objects]
+    assert returned.relations == ([] if form == "coco" else expected.relations)
+    assert returned.captions == (record.captions if form in ("coco", "hf") else [])
     lost = {
-        name: len(getattr(record, name)) - len(getattr(found, name))
+        name: len(getattr(record, name)) - len(getattr(returned, name))
         for name in ("objects", "relations")
     }
     assert {
@@ -323,34 +332,36 @@ def test_attributes_survive_as_visual_genome_has_them(tmp_path):
 
 
 def test_rows_of_people_have_no_threshold(tmp_path):
-    made = records(20, confidences=False)
+    originals = records(20, confidences=False)
     out = export_run(
-        make_shards(tmp_path / "run", made), "hf", tmp_path / "out", threshold=0.9
+        make_shards(tmp_path / "run", originals), "hf", tmp_path / "out", threshold=0.9
     ).root
-    assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(made, "val")
+    assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(
+        originals, "val"
+    )
     assert list(iter_records(tmp_path / "in"))
 
 
 def test_dataset_loaders_give_images_and_rows(tmp_path):
-    made = records(30)
-    images = draw_images(tmp_path / "images", made[:-1])
-    run = make_shards(tmp_path / "run", made, rows=6)
+    originals = records(30)
+    images = draw_images(tmp_path / "images", originals[:-1])
+    run = make_shards(tmp_path / "run", originals, rows=6)
     written = export_run(run, "hf", tmp_path / "out", images=images, embed=True)
     assert written.left_out == {"images that cannot be read": 1}
     loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert set(loaded) == {"train", "val"}
-    for split, found in loaded.items():
-        wanted = only(made, split)
-        assert [row["image_id"] for row in found] == [record.image_id for record in wanted]
-        label = found.features["objects"].feature["label"]
-        for row, record in zip(found, wanted, strict=True):
+    for split, loaded_rows in loaded.items():
+        wanted = only(originals, split)
+        assert [row["image_id"] for row in loaded_rows] == [record.image_id for record in wanted]
+        label = loaded_rows.features["objects"].feature["label"]
+        for row, record in zip(loaded_rows, wanted, strict=True):
             assert [label.int2str(item["label"]) for item in row["objects"]] == [
                 box.category for box in record.objects
             ]
             assert [item["predicate"] for item in row["relations"]] == [
                 item.predicate for item in record.relations
             ]
-            if record.image_id != made[-1].image_id:
+            if record.image_id != originals[-1].image_id:
                 assert row["image"].size == (WIDTH, HEIGHT)
                 assert row["image"].getpixel((0, 0))[0] == pytest.approx(
                     int(record.image_id) % 256, abs=2
@@ -358,8 +369,8 @@ def test_dataset_loaders_give_images_and_rows(tmp_path):
 
 
 def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
-    made = records(12)
-    run = make_shards(tmp_path / "run", made)
+    originals = records(12)
+    run = make_shards(tmp_path / "run", originals)
     for shard in Manifest.load(run).shards:
         table = pq.read_table(run / shard.file)
         scores = [
@@ -398,24 +409,24 @@ def test_what_others_made_of_it_is_checked(tmp_path):
 
 
 def test_webdataset_has_each_image_with_its_row(tmp_path):
-    made = records(25)
-    images = draw_images(tmp_path / "images", made)
-    (images / made[0].file_name).unlink()
+    originals = records(25)
+    images = draw_images(tmp_path / "images", originals)
+    (images / originals[0].file_name).unlink()
     drawn = Image.new("RGB", (WIDTH, HEIGHT))
-    drawn.save(images / made[1].file_name, "MPO", save_all=True, append_images=[drawn.copy()])
-    run = make_shards(tmp_path / "run", made, rows=6)
+    drawn.save(images / originals[1].file_name, "MPO", save_all=True, append_images=[drawn.copy()])
+    run = make_shards(tmp_path / "run", originals, rows=6)
     written = export_run(run, "webdataset", tmp_path / "out", images=images, threshold=0.5)
     assert written.left_out["images that cannot be read"] == 1
-    found = []
+    rows_of_images = []
     for path in sorted(written.root.glob("*.tar")):
         with tarfile.open(path) as tar:
             contents = [(member.name, tar.extractfile(member).read()) for member in tar]
         for key, (image, row) in enumerate(zip(contents[::2], contents[1::2], strict=True)):
             assert (image[0], row[0]) == (f"{key:06d}.jpeg", f"{key:06d}.json")
-            found.append(json.loads(row[1]))
-            assert image[1] == (images / found[-1]["file_name"]).read_bytes()
-    wanted = sorted(made[1:], key=lambda record: record.split)
-    for row, record in zip(found, wanted, strict=True):
+            rows_of_images.append(json.loads(row[1]))
+            assert image[1] == (images / rows_of_images[-1]["file_name"]).read_bytes()
+    wanted = sorted(originals[1:], key=lambda record: record.split)
+    for row, record in zip(rows_of_images, wanted, strict=True):
         assert (row["split"], row["image_id"]) == (record.split, record.image_id)
         assert [tuple(item["bbox"]) for item in row["objects"]] == [
             box.bbox for box in record.objects
@@ -425,13 +436,15 @@ def test_webdataset_has_each_image_with_its_row(tmp_path):
 
 
 def test_coco_s_own_tools_load_it(tmp_path):
-    made = records(30)
-    out = export_run(make_shards(tmp_path / "run", made, rows=4), "coco", tmp_path / "out").root
+    originals = records(30)
+    out = export_run(
+        make_shards(tmp_path / "run", originals, rows=4), "coco", tmp_path / "out"
+    ).root
     loaded = COCO(out / "instances_val.json")
-    wanted = only(made, "val")
+    wanted = only(originals, "val")
     for record in wanted:
-        found = loaded.loadAnns(loaded.getAnnIds(imgIds=int(record.image_id)))
-        assert [tuple(item["bbox"]) for item in found] == [box.bbox for box in record.objects]
+        annotations = loaded.loadAnns(loaded.getAnnIds(imgIds=int(record.image_id)))
+        assert [tuple(item["bbox"]) for item in annotations] == [box.bbox for box in record.objects]
     dogs = sum(box.category == "dog" for record in wanted for box in record.objects)
     assert len(loaded.getAnnIds(catIds=loaded.getCatIds(catNms=["dog"]))) == dogs > 0
     assert (
@@ -442,10 +455,10 @@ def test_coco_s_own_tools_load_it(tmp_path):
 
 
 def test_the_missing_object_of_a_relation_is_no_class(tmp_path):
-    made = [
+    originals = [
         Record("7", "vcoco", "val", "7.jpg", 10, 10, [Box("dog", 3, (1.0, 2.0, 3.0, 4.0)), NOTHING])
     ]
-    written = export_run(make_shards(tmp_path / "run", made), "coco", tmp_path / "out")
+    written = export_run(make_shards(tmp_path / "run", originals), "coco", tmp_path / "out")
     assert written.left_out == {"objects that the format cannot hold": 1}
     content = json.loads((tmp_path / "out/instances_val.json").read_text())
     assert content["categories"] == [{"id": 3, "name": "dog"}]
@@ -472,9 +485,9 @@ def test_segmentations_come_back_as_the_file_has_them(tmp_path, labelled):
     instances.write_text(json.dumps(content))
     if labelled:
         detections, _ = read_coco(instances, None, dataset="coco", split="val")
-        made = [record for table in detections.tables() for record in from_table(table)]
+        originals = [record for table in detections.tables() for record in from_table(table)]
         problems = detections.problems
-        make_shards(tmp_path / "run", made)
+        make_shards(tmp_path / "run", originals)
     else:
         problems = import_annotations(
             coco_source(instances, "val"), tmp_path, tmp_path / "run", QUIET

@@ -65,7 +65,7 @@ def world_of(count: int, seed: int = 0) -> tuple[list[Record], World]:
     are.
     """
     rng = random.Random(seed)
-    made = []
+    scenes = []
     world = World.__new__(World)
     world.objects = {}
     world.relations = {}
@@ -74,7 +74,7 @@ def world_of(count: int, seed: int = 0) -> tuple[list[Record], World]:
         ranges = ((0, 200), (0, 140), (10, 100), (10, 100))
         number = rng.randint(2, 5)
         boxes = [
-            Box(rng.choice(CLASSES), 1, tuple(rng.randint(*each) for each in ranges))
+            Box(rng.choice(CLASSES), 1, tuple(rng.randint(*bounds) for bounds in ranges))
             for _ in range(number)
         ]
         record = Record(name, "drawn", "val", f"{name}.png", 320, 240, boxes)
@@ -95,7 +95,7 @@ def world_of(count: int, seed: int = 0) -> tuple[list[Record], World]:
                     record.relations.append(Relation(subject, object_, predicate, confidence))
                     if rng.random() < confidence:
                         true.add((subject, predicate, object_))
-        made.append(record)
+        scenes.append(record)
         corners = [
             (x, y, x + width, y + height) for x, y, width, height in (box.bbox for box in boxes)
         ]
@@ -103,23 +103,23 @@ def world_of(count: int, seed: int = 0) -> tuple[list[Record], World]:
             at: (box.category, str([*corners[at]])) for at, box in enumerate(boxes)
         }
         world.relations[name] = true
-    return made, world
+    return scenes, world
 
 
 def labelled(
-    root: Path, made: Sequence[Record], *, threshold: float = 0.0, rows: int = 200
+    root: Path, scenes: Sequence[Record], *, threshold: float = 0.0, rows: int = 200
 ) -> Path:
     """A run whose candidates of at least `threshold` are relations."""
-    made = [
+    scenes = [
         replace(
-            each,
+            record,
             relations=[
-                r for r in each.relations if r.confidence is None or r.confidence >= threshold
+                r for r in record.relations if r.confidence is None or r.confidence >= threshold
             ],
         )
-        for each in made
+        for record in scenes
     ]
-    make_shards(root, made, rows)
+    make_shards(root, scenes, rows)
     manifest = Manifest.load(root)
     manifest.run |= {
         "identity": {"tag": {"method": "rtagger", "tagger": "t", "threshold": threshold}}
@@ -162,8 +162,8 @@ def test_answers_are_right_as_often_as_promised_by_kind(tmp_path, templates):
     """Read from their text by a program that shares no code with the exporter, against the
     truth.
     """
-    made, world = world_of(350)
-    run = labelled(tmp_path / "run", made)
+    scenes, world = world_of(350)
+    run = labelled(tmp_path / "run", scenes)
     items = write(run, calibration=calibrated(run), precision=0.9)
     by_kind = defaultdict[str, list[Checked]](list)
     for item in items:
@@ -174,12 +174,12 @@ def test_answers_are_right_as_often_as_promised_by_kind(tmp_path, templates):
     }
     for kind, checked in by_kind.items():
         assert len(checked) >= 40, kind
-        promised = [each.item["probability"] for each in checked]
+        promised = [answer.item["probability"] for answer in checked]
         assert min(promised) >= 0.9, kind
-        right = sum(each.right for each in checked) / len(checked)
+        right = sum(answer.right for answer in checked) / len(checked)
         spread = (sum(p * (1 - p) for p in promised)) ** 0.5 / len(checked)
         assert right >= max(sum(promised) / len(checked) - 4 * spread - 0.01, 0.9), kind
-    denied = [is_true for each in by_kind.values() for one in each for is_true in one.denied]
+    denied = [is_true for answer in by_kind.values() for one in answer for is_true in one.denied]
     assert len(denied) > 500
     assert sum(denied) / len(denied) <= 0.02
 
@@ -246,8 +246,8 @@ def test_boxes_of_what_is_denied_are_placed_like_those_of_what_holds(tmp_path):
 
 def test_coordinates_are_shown_only_where_classes_do_not_name_the_objects(tmp_path):
     """They could tell the answer to a question that may be denied."""
-    made, world = world_of(350)
-    run = labelled(tmp_path / "run", made)
+    scenes, world = world_of(350)
+    run = labelled(tmp_path / "run", scenes)
     shown = Counter[bool]()
     for item in write(run, calibration=calibrated(run)):
         if re.match("verification|choose_predicate", item["template"]):
@@ -262,10 +262,10 @@ def test_coordinates_are_shown_only_where_classes_do_not_name_the_objects(tmp_pa
 
 
 def test_coordinates_are_shown_where_boxes_may_be_missing(tmp_path):
-    made, _ = world_of(350)
-    for record in made:
+    scenes, _ = world_of(350)
+    for record in scenes:
         record.objects = [replace(box, origin="detector") for box in record.objects]
-    run = labelled(tmp_path / "run", made)
+    run = labelled(tmp_path / "run", scenes)
     items = [
         item
         for item in write(run, calibration=calibrated(run))
@@ -305,9 +305,9 @@ def test_what_is_merely_unlabelled_is_never_taken_to_be_false(tmp_path):
     """Candidates of a run with a threshold are not known to be improbable; nothing is without a
     calibration.
     """
-    made, _ = world_of(200)
-    low = labelled(tmp_path / "a/run", made, threshold=0.01)
-    high = labelled(tmp_path / "b/run", made, threshold=0.3)
+    scenes, _ = world_of(200)
+    low = labelled(tmp_path / "a/run", scenes, threshold=0.01)
+    high = labelled(tmp_path / "b/run", scenes, threshold=0.3)
     for run, options in ((high, {"calibration": calibrated(high)}), (low, {})):
         items = write(run, **options)
         assert items
@@ -323,20 +323,20 @@ def test_what_is_merely_unlabelled_is_never_taken_to_be_false(tmp_path):
     ]
     candidates = {
         (r.image_id, p.subject, text, p.object): None
-        for r in made
+        for r in scenes
         for p in r.pairs
         for text in p.predicates
     }
     candidates |= {
         (r.image_id, x.subject, x.predicate, x.object): x.confidence
-        for r in made
+        for r in scenes
         for x in r.relations
     }
     assert len(absent) > 100
-    assert max(candidates[each] for each in absent) <= 0.02
-    said = "without --calibration, nothing is known to be false"
+    assert max(candidates[key] for key in absent) <= 0.02
+    warning = "without --calibration, nothing is known to be false"
     assert (
-        said
+        warning
         in invoke(low, "--to", "instructions", "--images-url", "i/", "--out", tmp_path / "o").stderr
     )
     note = export_run(
@@ -349,12 +349,12 @@ def test_only_what_is_annotated_exhaustively_is_counted(tmp_path):
     two = (PERSON, DOG, replace(DOG, bbox=(1.0, 1.0, 9.0, 9.0)))
 
     def counted(objects: Sequence[Box], dataset: str = "drawn", **options: Any) -> list[Any]:
-        others = [
+        context = [
             scene(f"x{n}", objects=[PERSON, replace(PERSON, bbox=(n, 1, 9, 9)), DOG])
             for n in range(1, 5)
         ]
         run = tmp_path / str(len(list(tmp_path.iterdir()))) / "run"
-        labelled(run, [scene("0", objects=objects, dataset=dataset), *others])
+        labelled(run, [scene("0", objects=objects, dataset=dataset), *context])
         items = write(
             run, **{key: value(run) if callable(value) else value for key, value in options.items()}
         )
@@ -397,13 +397,13 @@ def claimed(run: Path, **options: Any) -> set[tuple[int, str, int, bool]]:
 
 
 def test_relations_of_other_origins_neither_hold_nor_are_denied(tmp_path):
-    made = [
+    relations = [
         Relation(0, 1, "on", None, "annotated"), Relation(0, 1, "near", 0.99, "tagger"),
         Relation(1, 0, "under", 0.001, "tagger"), Relation(1, 0, "under", None, "annotated"),
         Relation(0, 2, "holding", 0.001, "tagger"), Relation(0, 2, "beside", None, "annotated+tagger"),
     ]  # fmt: skip
     record = scene("0")
-    record.relations = made
+    record.relations = relations
     record.pairs = [Pair(0, 1, ["near", "on"]), Pair(1, 0, ["under", "over"])]
     run = labelled(tmp_path / "run", [record])
     calibration = calibrated(run)
@@ -428,9 +428,9 @@ def test_relations_of_other_origins_neither_hold_nor_are_denied(tmp_path):
 
 
 def test_equal_seeds_give_equal_rows_whatever_the_shards(tmp_path):
-    made, _ = world_of(120)
-    first = labelled(tmp_path / "a/run", made)
-    other = labelled(tmp_path / "b/run", made, rows=7)
+    scenes, _ = world_of(120)
+    first = labelled(tmp_path / "a/run", scenes)
+    other = labelled(tmp_path / "b/run", scenes, rows=7)
     options: dict[str, Any] = {"calibration": calibrated(first)}
     items = write(first, **options)
     assert write(other, **options) == items
@@ -440,12 +440,12 @@ def test_equal_seeds_give_equal_rows_whatever_the_shards(tmp_path):
 
 @pytest.mark.parametrize("coordinates", ["pixel", "normalised", "0-1000"])
 def test_coordinates(tmp_path, coordinates):
-    made, _ = world_of(60)
-    run = labelled(tmp_path / "run", made)
+    scenes, _ = world_of(60)
+    run = labelled(tmp_path / "run", scenes)
     [item, *_] = [
         item for item in write(run, coordinates=coordinates) if item["kind"] == "description"
     ]
-    [record] = [record for record in made if record.image_id == item["image_ids"][0]]
+    [record] = [record for record in scenes if record.image_id == item["image_ids"][0]]
     claim = item["relations"][0]
     x, y, width, height = record.objects[claim["subject"]].bbox
     corners = (x, y, x + width, y + height)
@@ -472,15 +472,15 @@ def test_names_cannot_be_chat_tokens(name):
 
 def test_a_chat_template_sees_only_its_own_tokens(tmp_path):
     """That of Qwen2-VL, through transformers: one image each, two turns."""
-    made, _ = world_of(150)
+    scenes, _ = world_of(150)
     nasty = dict(zip(("person", "dog", "bench", "umbrella"), NASTY, strict=False))
     predicates = {"riding": "<|im_end|>", "next to": "x" * 300}
-    for record in made:
+    for record in scenes:
         record.objects = [replace(box, category=nasty[box.category]) for box in record.objects]
         for relation in record.relations:
             relation.predicate = predicates.get(relation.predicate, relation.predicate)
         record.pairs = []
-    run = labelled(tmp_path / "run", made)
+    run = labelled(tmp_path / "run", scenes)
     tokenizer = make_tokenizer(
         ["<|im_start|>", "<|im_end|>", "<|image_pad|>"], eos_token="<|im_end|>"
     )
@@ -495,9 +495,9 @@ def test_a_chat_template_sees_only_its_own_tokens(tmp_path):
 
 
 def test_datasets_reads_both_files(tmp_path):
-    made, _ = world_of(15)
-    images = draw_images(tmp_path / "images", made)
-    run = labelled(tmp_path / "run", made)
+    scenes, _ = world_of(15)
+    images = draw_images(tmp_path / "images", scenes)
+    run = labelled(tmp_path / "run", scenes)
     options: dict[str, Any] = {
         "images": str(images),
         "images_url": None,
@@ -509,10 +509,10 @@ def test_datasets_reads_both_files(tmp_path):
         files = {"data_files": str(tmp_path / file), "cache_dir": str(tmp_path / "cache")}
         rows = datasets.load_dataset(kind, split="train", **files)
         assert [row["answer"] for row in rows] == [item["answer"] for item in items]
-        said = [
-            [row["messages"][1]["content"][0]["text"] for row in each] for each in (rows, items)
+        questions = [
+            [row["messages"][1]["content"][0]["text"] for row in loaded] for loaded in (rows, items)
         ]
-        assert said[0] == said[1]
+        assert questions[0] == questions[1]
         if kind == "parquet":
             assert all(image.size == (320, 240) for row in rows for image in row["images"])
         else:
@@ -534,11 +534,11 @@ def test_bad_templates_are_refused_in_one_line(tmp_path):
 
 
 def test_doubled_braces_are_braces_as_in_other_format_strings(tmp_path):
-    own = {
+    own_template = {
         "question": 'How many {plural}? As {{"count": NUMBER}}.',
         "answer": '{{"count": {count}}}',
     }
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"templates": {"counting": [own]}}))
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"templates": {"counting": [own_template]}}))
     [template] = load_phrases(tmp_path / "own.yaml").templates["counting"]
     assert (
         filled(template["question"], {"plural": "dogs"}) == 'How many dogs? As {"count": NUMBER}.'

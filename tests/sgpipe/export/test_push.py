@@ -67,8 +67,8 @@ KEY = f"models/{TO}"
 TAGGER = packaged_model("tagger")
 
 
-def run_of(root: Path, made: list[Record], identity: Mapping[str, Any], **header: Any) -> Path:
-    make_shards(root, made, rows=5)
+def run_of(root: Path, labelled: list[Record], identity: Mapping[str, Any], **header: Any) -> Path:
+    make_shards(root, labelled, rows=5)
     manifest = Manifest.load(root)
     manifest.run |= {"identity": dict(identity), **header}
     manifest.rewrite()
@@ -120,27 +120,31 @@ def test_provenance_comes_from_the_identity(changes, present, absent):
 
 
 @pytest.mark.parametrize(
-    ("after", "reviewed", "said"),
+    ("after", "reviewed", "unreviewed"),
     [({}, False, "them"), ({}, True, "each of them"), ({"exported": {"threshold": 0.5}}, False, "them"),
      ({"corrected": "a"}, False, "each of them"), ({"exported": {"certificate": {"by": None}}}, False, "each of them")],
 )  # fmt: skip
-def test_the_card_says_whether_people_reviewed_relations(after, reviewed, said):
+def test_the_card_says_whether_people_reviewed_relations(after, reviewed, unreviewed):
     header = {"origin": [IDENTITY], "identity": after}
-    assert f"**People have not reviewed {said}.**" in "\n".join(
+    assert f"**People have not reviewed {unreviewed}.**" in "\n".join(
         describe_origin(header, reviewed)[1]
     )
 
 
 def test_other_origins_are_named_or_called_unknown():
     vg = {"import": "visual_genome", "files": {"annotations": "f" * 64}, "options": {}}
-    made = [describe_origin({"identity": identity}, False) for identity in (vg, {}, {"tag": 5})]
-    assert [generated for generated, *_ in made] == [False, None, True]
+    described = [
+        describe_origin({"identity": identity}, False) for identity in (vg, {}, {"tag": 5})
+    ]
+    assert [generated for generated, *_ in described] == [False, None, True]
     texts = (
         "of format `visual_genome`",
         "How the rows were made is not recorded.",
         "a form that sgpipe does not know",
     )
-    assert all(text in "\n".join(steps) for text, (_, steps, _) in zip(texts, made, strict=True))
+    assert all(
+        text in "\n".join(steps) for text, (_, steps, _) in zip(texts, described, strict=True)
+    )
 
 
 def test_provenance_survives_scoring_and_the_hub(tmp_path):
@@ -156,14 +160,14 @@ def test_provenance_survives_scoring_and_the_hub(tmp_path):
     out = export_run(tmp_path / "judged", "hf", tmp_path / "hub", threshold=0.5).root
     imported(dataset_source(str(out), "val")[0], out, tmp_path / "in")
     text = card(tmp_path / "in", tmp_path / "again")
-    total, kept = _counts(tmp_path / "run", 0.5)
+    total, confident = _counts(tmp_path / "run", 0.5)
     origin = (
         "those of the source; no captioner ran",
         f"a Relation Tagger (`{NETWORK}`)",
         "of format `hf`",
     )
     scores = ("(`ViT-B-32`)", "(`Qwen2.5-VL`, behind an endpoint)")
-    exported = f"Exported with {kept} of {total} relations: those of confidence 0.5 or more"
+    exported = f"Exported with {confident} of {total} relations: those of confidence 0.5 or more"
     assert [sentence for sentence in (*origin, *scores, exported) if sentence not in text] == []
 
 
@@ -174,45 +178,45 @@ def _counts(root: Path, threshold: float) -> tuple[int, int]:
 
 @pytest.mark.parametrize("form", ["hf", "vg", "psg", "label-studio", "instructions"])
 def test_the_threshold_and_what_it_left_out_are_stated(tmp_path, form):
-    made = records(20, crowds=False)
-    made[0].relations = []
-    made[1].fail("caption", "image file not found")
-    made[1].relations = []
-    run = run_of(tmp_path / "run", made, IDENTITY, source_images=30)
-    total, kept = _counts(run, 0.5)
+    labelled = records(20, crowds=False)
+    labelled[0].relations = []
+    labelled[1].fail("caption", "image file not found")
+    labelled[1].relations = []
+    run = run_of(tmp_path / "run", labelled, IDENTITY, source_images=30)
+    total, confident = _counts(run, 0.5)
     text = card(run, tmp_path / "out", form, threshold=0.5)
-    assert f"| relations | {total} | {kept} |" in text
+    assert f"| relations | {total} | {confident} |" in text
     assert (
-        f"Relations of confidence below 0.5 (`--threshold`): {total - kept} of {total} relations of"
+        f"Relations of confidence below 0.5 (`--threshold`): {total - confident} of {total} relations of"
         " the run." in text
     )
     assert "The run has 20 of the 30 images of its source." in text
     assert "1 image could not be processed: its row has no relations." in text
-    bare = sum(record.ok and not record.relations for record in made)
+    bare = sum(record.ok and not record.relations for record in labelled)
     assert f"{bare} images of the run have no relations." in text
-    related = sum(any(item.confidence >= 0.5 for item in record.relations) for record in made)
+    related = sum(any(item.confidence >= 0.5 for item in record.relations) for record in labelled)
     if form == "hf":
         assert (
-            f"| images with relations | {sum(bool(r.relations) for r in made)} | {related} |"
+            f"| images with relations | {sum(bool(r.relations) for r in labelled)} | {related} |"
             in text
         )
         return
-    assert f"| images | 20 | {sum(record.ok for record in made)} |" in text
+    assert f"| images | 20 | {sum(record.ok for record in labelled)} |" in text
     if form == "vg":
         lost = (
-            f"{name} ({sum(len(getattr(r, name)) for r in made):,})"
+            f"{name} ({sum(len(getattr(r, name)) for r in labelled):,})"
             for name in ("captions", "triplets", "pairs")
         )
         assert f"What the format has no place for: {', '.join(lost)}." in text
 
 
 def test_names_cannot_break_the_card(tmp_path):
-    made = records(4)
-    made = [
+    labelled = records(4)
+    labelled = [
         replace(record, relations=[replace(r, predicate="a`b\n## x") for r in record.relations])
-        for record in made
+        for record in labelled
     ]
-    text = card(run_of(tmp_path / "run", made, IDENTITY, name="a\n# b"), tmp_path / "out")
+    text = card(run_of(tmp_path / "run", labelled, IDENTITY, name="a\n# b"), tmp_path / "out")
     assert "`a'b ## x` (" in text
     assert "\n# b" not in text
     assert "\n## x" not in text
@@ -348,8 +352,8 @@ def test_the_card_says_what_a_network_was_trained_on(hub, trained_tagger, tmp_pa
     run = json.loads((trained_tagger / ".training" / "run.json").read_text())
     shown = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
     assert [*shown["data"]] == [name for name in run["data"] if name not in ("train", "val")]
-    own = {"notes.txt": b"1", "my_eval.json": b"{}"}
-    hub.repositories[KEY] |= own | {
+    files_of_owner = {"notes.txt": b"1", "my_eval.json": b"{}"}
+    hub.repositories[KEY] |= files_of_owner | {
         "model-00001-of-00002.safetensors": b"1",
         "model.safetensors.index.json": b"{}",
     }
@@ -381,8 +385,8 @@ def test_the_card_keeps_what_its_owner_wrote(tmp_path):
         False,
     ]
     readme.write_text(card.replace("is not recorded", "was said"))
-    again = model_card(tmp_path, "anna/model", None, ())
-    assert [again.count(text) for text in ("\n## ", "was said", "`mit`.")] == [4, 1, 1]
+    second = model_card(tmp_path, "anna/model", None, ())
+    assert [second.count(text) for text in ("\n## ", "was said", "`mit`.")] == [4, 1, 1]
     result.write_text('{"summary": [1, 2]}')
     with pytest.raises(UserError, match=r"result\.json: `summary` is not a JSON object"):
         model_card(tmp_path, TO, None, [result])
@@ -393,15 +397,15 @@ def test_the_card_keeps_what_its_owner_wrote(tmp_path):
 
 
 def test_what_is_refused_in_one_line(hub, run, tmp_path, drawn_run):  # noqa: F811 - a fixture
-    others = "data/train-00000-of-00001.parquet"
+    foreign = "data/train-00000-of-00001.parquet"
     hub.repositories[TO], hub.repositories[KEY] = (
-        {"README.md": b"# mine", name: b"1"} for name in (others, "a.bin")
+        {"README.md": b"# mine", name: b"1"} for name in (foreign, "a.bin")
     )
     hub.private |= {TO: False, KEY: False}
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text("{}")
     for place, options, message in (
-        (run, (), f"has files that sgpipe did not push (README.md, {others})"),
+        (run, (), f"has files that sgpipe did not push (README.md, {foreign})"),
         (TAGGER, (), "has files that sgpipe did not push (README.md, a.bin)"),
         (tmp_path / "old", (), "has no model.safetensors"), (tmp_path, (), "is not an sgpipe run"),
         (TAGGER, ("--embed",), "is a model: only"), (drawn_run, ("--license", "mit"), "are for models"),
@@ -447,8 +451,8 @@ def test_what_is_a_hub_id(tmp_path, monkeypatch):
     names |= dict.fromkeys(
         ("runs/tagger", "a", "a/b/c", "a/b.pth", "./a", "hf-hub:a/b", "s3://a/b")
     )
-    found = {name: HubModel.parse(name) for name in names}
-    assert {name: each and (each.name, each.revision) for name, each in found.items()} == names
+    models = {name: HubModel.parse(name) for name in names}
+    assert {name: model and (model.name, model.revision) for name, model in models.items()} == names
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert pin_model("a/b") == "a/b"  # who loads it says that it is missing
     first, second, third = (f"a/b@{letter * 40}" for letter in "123")
@@ -460,8 +464,8 @@ def test_what_is_a_hub_id(tmp_path, monkeypatch):
     recipe = load_recipe("miniworld", {"tag.tagger": "a/b@v1", "ground.detector": "a/b@v2"})
     identity = {"tag": {"tagger": first}, "ground": {"detector": second}}
     for resumes, expected in ((True, (first, second)), (False, ("a/b@v1", "a/b@v2"))):
-        made = with_model_folders(recipe, identity, resumes)
-        assert (made.tag.tagger, made.ground.detector) == expected
+        changed = with_model_folders(recipe, identity, resumes)
+        assert (changed.tag.tagger, changed.ground.detector) == expected
     with pytest.raises(
         UserError, match=r"^no such folder: a/b, and the model a/b is not in the hub's cache"
     ):

@@ -172,16 +172,16 @@ def test_shards_are_named_by_a_range_or_by_their_folder(folder: Path, tmp_path: 
 def test_the_index_is_made_once_and_may_be_in_the_run(folder: Path, tmp_path: Path) -> None:
     archive = make_tar(folder, tmp_path / "photos.tar")
     string_io = io.StringIO()
-    made = image_root(archive, IndexFolder(progress=Progress(Console(file=string_io))))
+    root = image_root(archive, IndexFolder(progress=Progress(Console(file=string_io))))
     assert "reading the index of" in string_io.getvalue()
-    assert isinstance(made, ArchiveRoot)
-    written = made.index.path.stat().st_mtime_ns
+    assert isinstance(root, ArchiveRoot)
+    written = root.index.path.stat().st_mtime_ns
     image_root(archive, IndexFolder(StorePath("s3://not-asked/x"))).open("a.jpg")
-    assert made.index.path.stat().st_mtime_ns == written
+    assert root.index.path.stat().st_mtime_ns == written
     (tmp_path / "run" / ".sgpipe").mkdir(parents=True)
-    made.index.path.rename(tmp_path / "run" / ".sgpipe" / made.index.name)
+    root.index.path.rename(tmp_path / "run" / ".sgpipe" / root.index.name)
     image_root(archive, IndexFolder(tmp_path / "run")).open("a.jpg")
-    assert not made.index.path.exists()
+    assert not root.index.path.exists()
     (folder / "new.jpg").write_bytes((folder / "a.jpg").read_bytes())
     make_tar(folder, archive)
     assert existing_images(archive).contains("new.jpg")
@@ -231,8 +231,8 @@ def test_a_folder_that_holds_all_images_may_be_left_out(folder: Path, tmp_path: 
         make_zip(tmp_path / split, tmp_path / "sets" / f"{split}.zip")
     root = image_root(tmp_path / "sets" / "val2017.zip")
     for name in NAMES[:2]:
-        for given in (name, f"val2017/{name}", f"val2017/val2017/{name}"):
-            assert root.open(given).read() == (folder / name).read_bytes() + b"val2017"
+        for path in (name, f"val2017/{name}", f"val2017/val2017/{name}"):
+            assert root.open(path).read() == (folder / name).read_bytes() + b"val2017"
     both = image_root(tmp_path / "sets")
     assert both.open(f"train2017/{NAMES[0]}").read().endswith(b"train2017")
     with pytest.raises(ImageError, match="2 archives have it"):
@@ -375,9 +375,9 @@ def test_an_archive_that_is_replaced_or_cut_in_use_gives_error_rows(
     assert root.open("a.jpg").read()
     with archive.open("ab") as file:
         file.truncate(1024)
-    for each in (root, copy.copy(late)):
+    for opened in (root, copy.copy(late)):
         with pytest.raises(ImageError, match="was replaced while it was in use"):
-            each.open("a.jpg")
+            opened.open("a.jpg")
     archive.unlink()
     with pytest.raises(ImageError, match="not found"):
         copy.copy(late).open("a.jpg")

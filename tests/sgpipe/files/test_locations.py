@@ -149,10 +149,10 @@ def test_reads_what_json_reads_wherever_a_chunk_ends(tmp_path_factory, document,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_stream, "_CHUNK", data.draw(st.integers(1, 9)))
         stream = JsonStream(path)
-        found = {key: [] for key, value in document.items() if isinstance(value, list)}
+        collected = {key: [] for key, value in document.items() if isinstance(value, list)}
         for key, item in stream:
-            found[key] = [*found[key], item] if key in stream.arrays else item
-    assert found == document
+            collected[key] = [*collected[key], item] if key in stream.arrays else item
+    assert collected == document
     assert stream.sha256 == file_sha256(path)
 
 

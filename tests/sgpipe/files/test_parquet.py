@@ -55,13 +55,13 @@ def data(file: Any) -> bytes:
 @pytest.mark.parametrize("place", ["folder", "hub"])
 def test_rows_are_images_and_files_still_are(place, folder, hub):
     root = image_root(folder if place == "folder" else "hf://datasets/anna/set@main")
-    for each in (root, pickle.loads(pickle.dumps(root))):  # noqa: S301 - our own
+    for opened in (root, pickle.loads(pickle.dumps(root))):  # noqa: S301 - our own
         assert (
-            data(each.open(f"{FILE}#2"))
-            == data(each.open(f"{FILE}#image:2", 9))
+            data(opened.open(f"{FILE}#2"))
+            == data(opened.open(f"{FILE}#image:2", 9))
             == row(2)["image"]["bytes"]
         )
-        assert data(each.open("a.png")) == row(9)["image"]["bytes"]
+        assert data(opened.open("a.png")) == row(9)["image"]["bytes"]
     assert root.contains(f"{FILE}#0")
     assert root.contains("a.png")
     assert not root.contains("b.png")

@@ -334,8 +334,8 @@ def test_actors_of_a_graph_that_failed_make_room_for_the_next(local_ray: None) -
             .remote()
         )
 
-    kept = [start("old graph 1"), start("old graph 2")]  # one runs, one waits for room
-    ray.get(kept[0].__ray_ready__.remote())
+    actors = [start("old graph 1"), start("old graph 2")]  # one runs, one waits for room
+    ray.get(actors[0].__ray_ready__.remote())
     kill_actors("old graph ")
     ray.util.remove_placement_group(placed)
     [_], placed = reserve([pool])

@@ -88,14 +88,18 @@ def assert_kept(parent: Sequence[Record], child: Sequence[Record]) -> int:
             assert getattr(after, name) == getattr(before, name)
         if not after.ok:
             continue
-        kept = after.relations[: len(before.relations)]
+        first = after.relations[: len(before.relations)]
         new = after.relations[len(before.relations) :]
-        assert kept == before.relations
-        said = {EQUIVALENTS.key(each.subject, each.predicate, each.object) for each in kept}
-        assert not said & {
-            EQUIVALENTS.key(each.subject, each.predicate, each.object) for each in new
+        assert first == before.relations
+        stated = {
+            EQUIVALENTS.key(relation.subject, relation.predicate, relation.object)
+            for relation in first
         }
-        assert all(each.confidence is not None for each in new)
+        assert not stated & {
+            EQUIVALENTS.key(relation.subject, relation.predicate, relation.object)
+            for relation in new
+        }
+        assert all(relation.confidence is not None for relation in new)
         added += len(new)
     return added
 
@@ -109,7 +113,7 @@ def extended(world) -> Path:
 def test_known_relations_stay_and_others_are_added_once(world, extended, tmp_path):
     assert assert_kept(rows(world / "known"), rows(extended)) > 0
     assert verify(extended).ok
-    before, now = (Manifest.load(each).run for each in (world / "known", extended))
+    before, now = (Manifest.load(folder).run for folder in (world / "known", extended))
     assert now["identity"]["source"]["val"]["run"] == before["fingerprint"]
     assert now["origin"] == [before["identity"]]
     assert "nothing left to do" in extend(world / "known", extended, "miniworld")
@@ -150,16 +154,18 @@ def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(ex
         ):
             values = {"at": "", "by": "anna", "run": log.fingerprint, "judgement": "right"}
             log.append(Judgement(id=f"a{number}", **values, **question.key._asdict()))
-    [kept] = json.loads((run / "certificate.json").read_text())["sets"]
+    [certified] = json.loads((run / "certificate.json").read_text())["sets"]
     extend(run, tmp_path / "out", "miniworld", "--certified")
     records = rows(run)
-    for each in records:
-        each.relations = [
-            r for r in each.relations if r.confidence is None or r.confidence >= kept["threshold"]
+    for before in records:
+        before.relations = [
+            r
+            for r in before.relations
+            if r.confidence is None or r.confidence >= certified["threshold"]
         ]
     assert (
         0
-        < sum(len(each.relations) for each in records)
+        < sum(len(before.relations) for before in records)
         < sum(len(row.relations) for row in rows(run))
     )
     assert_kept(records, rows(tmp_path / "out"))
@@ -169,10 +175,14 @@ def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(ex
         tmp_path / "corrected", tmp_path / "again", "miniworld", "--set", "pair.candidates=image"
     )
     assert assert_kept(rows(tmp_path / "corrected"), rows(tmp_path / "again")) > 0
-    extend(run, tmp_path / "set", "miniworld", "--set", f"source.threshold={kept['threshold']}")
+    extend(
+        run, tmp_path / "set", "miniworld", "--set", f"source.threshold={certified['threshold']}"
+    )
     extend(run, tmp_path / "all", "miniworld")
-    made = [Manifest.load(tmp_path / name).run["fingerprint"] for name in ("out", "set", "all")]
-    assert made[0] == made[1] != made[2]
+    fingerprints = [
+        Manifest.load(tmp_path / name).run["fingerprint"] for name in ("out", "set", "all")
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     assert "pass --extend" in invoke(
         "generate", "--certified", "--out", tmp_path / "x"
     ).output.replace("\n", " ")
@@ -269,11 +279,11 @@ def test_error_rows_stay_unless_a_stage_that_runs_again_made_them(world, tmp_pat
             write_shard(folder.root, "data/val-000000000-000000006.parquet", "val", 0, records, {})
         )
     extend(folder.root, tmp_path / "out", "miniworld")
-    found = rows(tmp_path / "out")
-    assert [row.error for row in found if not row.ok] == ["import: no size"]
+    extended_rows = rows(tmp_path / "out")
+    assert [row.error for row in extended_rows if not row.ok] == ["import: no size"]
     assert_kept(
         [record for record in records if record.error != "tag: once more"],
-        [found[0], *found[1:2], *found[3:]],
+        [extended_rows[0], *extended_rows[1:2], *extended_rows[3:]],
     )
 
 
@@ -340,9 +350,9 @@ def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
         ),
         (known, new, ("--images", tmp_path / "empty"), "has no image of the split val"),
     ):
-        said = extend(run, out, "miniworld", *more, code=2).splitlines()
-        assert expected in " ".join(" ".join(said).replace("│", " ").split()), said
-        assert not any("Traceback" in line for line in said)
+        lines = extend(run, out, "miniworld", *more, code=2).splitlines()
+        assert expected in " ".join(" ".join(lines).replace("│", " ").split()), lines
+        assert not any("Traceback" in line for line in lines)
         assert not new.exists()
     assert "--extend needs --out" in sgpipe("generate", "miniworld", "--extend", known, code=2)
     with RunFolder(known).lock():
@@ -352,17 +362,17 @@ def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
 
 
 def candidates(
-    made: Record, triplets: list, **settings: object
+    source: Record, triplets: list, **settings: object
 ) -> dict[tuple[int, int], list[str]]:
-    classes = {box.category for box in made.objects} | {"lady", "dog", "bike"}
+    classes = {box.category for box in source.objects} | {"lady", "dog", "bike"}
     stage = PairStage(PairConfig(**settings), "coco", classes, triplets)
     stage.setup()
-    [found] = stage([made])
-    return {(pair.subject, pair.object): pair.predicates for pair in found.pairs}
+    [paired] = stage([source])
+    return {(pair.subject, pair.object): pair.predicates for pair in paired.pairs}
 
 
 def test_captions_and_the_runs_own_predicates_are_candidates_by_the_kind_of_a_name():
-    made = record(
+    source = record(
         ["young lady", "red bike"], [("a man", "rides", "a bicycle"), ("a boy", "beside", "a bike")]
     )
     known = [
@@ -370,21 +380,21 @@ def test_captions_and_the_runs_own_predicates_are_candidates_by_the_kind_of_a_na
         ("lady", "pushing", "bike", 2),
         ("lady", "leading", "dog", 1),
     ]
-    assert candidates(made, known) == {(0, 1): ["next to", "pushing", "rides"]}
-    assert candidates(made, known, known=1) == {(0, 1): ["next to", "rides"]}
-    assert candidates(made, known, known=0) == {(0, 1): ["rides", "beside"]}
+    assert candidates(source, known) == {(0, 1): ["next to", "pushing", "rides"]}
+    assert candidates(source, known, known=1) == {(0, 1): ["next to", "rides"]}
+    assert candidates(source, known, known=0) == {(0, 1): ["rides", "beside"]}
 
 
 def test_a_missing_object_and_what_is_known_are_no_candidates():
-    made = record(["person", "dog"], [("a person", "near", "a dog")])
-    made.objects.append(Box(NO_OBJECT, 2, (0.0, 0.0, 0.0, 0.0)))
+    source = record(["person", "dog"], [("a person", "near", "a dog")])
+    source.objects.append(Box(NO_OBJECT, 2, (0.0, 0.0, 0.0, 0.0)))
     known = [
         ("person", "smile", NO_OBJECT, 5),
         ("person", "walking", "dog", 2),
         ("dog", "walked by", "person", 2),
     ]
-    made.relations = [Relation(1, 0, "next to"), Relation(0, 1, "is walking")]
-    assert candidates(made, known) == {}
+    source.relations = [Relation(1, 0, "next to"), Relation(0, 1, "is walking")]
+    assert candidates(source, known) == {}
 
 
 def test_a_tagger_reads_a_class_that_it_knows_in_place_of_words_that_it_does_not():
@@ -406,12 +416,12 @@ def counts(run: Path) -> Counter[str]:
 
 
 def test_origins_are_counted_and_exported(extended, world, tmp_path):
-    found = json.loads(sgpipe("stats", extended, "--json"))
-    assert Counter(found["origins"]) == counts(extended)
+    statistics = json.loads(sgpipe("stats", extended, "--json"))
+    assert Counter(statistics["origins"]) == counts(extended)
     assert set(counts(extended)) == {"annotated", "tagger"}
     origin = ("--origin", "annotated", "--threshold", "0")
-    said = sgpipe("export", extended, "--to", "hf", "--out", tmp_path / "hf", *origin)
-    assert f"left out: relations of other origins ({counts(extended)['tagger']})" in said
+    output = sgpipe("export", extended, "--to", "hf", "--out", tmp_path / "hf", *origin)
+    assert f"left out: relations of other origins ({counts(extended)['tagger']})" in output
     readme = (tmp_path / "hf" / "README.md").read_text()
     assert f"Origin of the relations: annotated {counts(extended)['annotated']}." in readme
     images = ("--images", world / "drawn" / IMAGES)

@@ -40,11 +40,15 @@ def half(world: Path) -> dict[str, Any]:
     class.
     """
     instances = json.loads((world / INSTANCES).read_text())
-    kept = {category["id"]: category for category in instances["categories"][::2]}
+    categories = {category["id"]: category for category in instances["categories"][::2]}
     instances["annotations"] = [
-        annotation for annotation in instances["annotations"] if annotation["category_id"] in kept
+        annotation
+        for annotation in instances["annotations"]
+        if annotation["category_id"] in categories
     ]
-    (world / "half.json").write_text(json.dumps({**instances, "categories": list(kept.values())}))
+    (world / "half.json").write_text(
+        json.dumps({**instances, "categories": list(categories.values())})
+    )
     captions = json.loads((world / "captions.json").read_text())
     for number, image in enumerate(instances["images"]):
         text = "a man next to a forklift in the background"
@@ -63,8 +67,8 @@ def half(world: Path) -> dict[str, Any]:
 def run(
     recipe: str, changes: dict[str, Any], out: Path, parent: Path | None = None
 ) -> tuple[list[Record], list[str]]:
-    _, said = label(load_recipe(recipe, {"engine.unit_size": 2, **changes}), out, parent)
-    return rows(out), said
+    _, lines = label(load_recipe(recipe, {"engine.unit_size": 2, **changes}), out, parent)
+    return rows(out), lines
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +91,14 @@ def test_given_boxes_are_the_same_bit_for_bit(plain, grounded):
     added = 0
     for before, after in zip(plain[1], grounded[1], strict=True):
         assert after.objects[: len(before.objects)] == before.objects
-        others = after.objects[len(before.objects) :]
+        grounded_boxes = after.objects[len(before.objects) :]
         given_classes = {box.category for box in before.objects}
         assert all(
-            box.origin == "grounded" and box.score is not None and box.phrase for box in others
+            box.origin == "grounded" and box.score is not None and box.phrase
+            for box in grounded_boxes
         )
-        assert given_classes.isdisjoint(box.category for box in others)
-        added += len(others)
+        assert given_classes.isdisjoint(box.category for box in grounded_boxes)
+        added += len(grounded_boxes)
     assert added
     counts = Manifest.load(grounded[0]).shards
     assert sum(shard.counts.get("grounded", 0) for shard in counts) == added
@@ -116,51 +121,51 @@ def test_free_nouns_get_relations_and_go_into_exports(grounded, tmp_path):
     instances = json.loads((tmp_path / "coco" / "instances_val.json").read_text())
     ids = {category["name"]: category["id"] for category in instances["categories"]}
     assert ids["forklift"] == forklifts[0].category_id >= 2**30
-    given = {
+    given_ids = {
         box.category: box.category_id
         for record in records
         for box in record.objects
         if box.origin != "grounded"
     }
-    assert {name: ids[name] for name in given} == given
+    assert {name: ids[name] for name in given_ids} == given_ids
 
 
 def test_a_run_takes_the_captions_of_another_and_grounds_them(plain, grounded, half, tmp_path):
     RAN.clear()
-    found, said = run("miniworld", {**half, **EVERYWHERE}, tmp_path / "added", plain[0])
+    records, lines = run("miniworld", {**half, **EVERYWHERE}, tmp_path / "added", plain[0])
     assert RAN[-3:] == ["ground", "pair", "tag"]
-    assert found == grounded[1]
-    assert said[0].startswith(
+    assert records == grounded[1]
+    assert lines[0].startswith(
         f"captions from {plain[0]}; parse, ground, pair and tag to run (ground.detector:"
     )
     RAN.clear()
     assert run("miniworld", half, tmp_path / "removed", grounded[0])[0] == plain[1]
     assert RAN == ["parse", "pair", "tag"]  # attributes of objects are told again
     RAN.clear()
-    found, said = run(
+    records, lines = run(
         "miniworld", {**half, **EVERYWHERE, "tag.threshold": 0.5}, tmp_path / "tagged", grounded[0]
     )
     assert RAN == ["tag"]
-    assert "boxes of words" in said[0]
-    assert [(row.objects, row.left_out) for row in found] == [
+    assert "boxes of words" in lines[0]
+    assert [(row.objects, row.left_out) for row in records] == [
         (row.objects, row.left_out) for row in grounded[1]
     ]
 
 
 def test_images_alone_are_labelled_without_a_class_list(world, tmp_path):
     source = {"source.splits": {"all": {"images": str(world / IMAGES)}}}
-    found, _ = run(GROUNDED, source, tmp_path / "run")
-    assert sum(len(row.relations) for row in found) >= 3
-    assert {box.origin for row in found for box in row.objects} == {"grounded"}
-    assert "person" in {box.category for row in found for box in row.objects}
+    records, _ = run(GROUNDED, source, tmp_path / "run")
+    assert sum(len(row.relations) for row in records) >= 3
+    assert {box.origin for row in records for box in row.objects} == {"grounded"}
+    assert "person" in {box.category for row in records for box in row.objects}
     assert "detect" not in Manifest.load(tmp_path / "run").run["identity"]
     pipeline = Pipeline(load_recipe(GROUNDED))
-    for row, graph in zip(found, pipeline.label(sorted((world / IMAGES).iterdir())), strict=True):
+    for row, graph in zip(records, pipeline.label(sorted((world / IMAGES).iterdir())), strict=True):
         assert graph.objects == row.objects
         assert [(r.subject, r.predicate, r.object) for r in graph.record.relations] == [
             (r.subject, r.predicate, r.object) for r in row.relations
         ]
-    first = found[0]
+    first = records[0]
     [x, y, w, h] = first.objects[0].bbox
     image = world / IMAGES / first.file_name
     graph = pipeline(image, boxes=[[x, y, x + w, y + h]], classes=[first.objects[0].category])

@@ -82,25 +82,25 @@ def parts(seed: int = 0, **overrides: Any) -> dict[str, Any]:
     return identity(Recipe.model_validate(values), {})
 
 
-@pytest.mark.parametrize(("given", "more"), SAME)
+@pytest.mark.parametrize(("settings", "more"), SAME)
 def test_what_does_not_decide_labels_is_not_part_of_it(
-    given: dict[str, Any], more: dict[str, Any]
+    settings: dict[str, Any], more: dict[str, Any]
 ) -> None:
-    assert fingerprint(parts(**given | more)) == fingerprint(parts(**given))
-    assert "http" not in str(parts(**given))
+    assert fingerprint(parts(**settings | more)) == fingerprint(parts(**settings))
+    assert "http" not in str(parts(**settings))
 
 
-@pytest.mark.parametrize(("given", "more", "line"), CHANGED)
+@pytest.mark.parametrize(("settings", "more", "line"), CHANGED)
 def test_what_changes_labels_is_told_by_name(
-    given: dict[str, Any], more: dict[str, Any], line: str
+    settings: dict[str, Any], more: dict[str, Any], line: str
 ) -> None:
-    (told,) = differences(parts(**given), parts(**given | more))
-    assert told.startswith(line)
+    (difference,) = differences(parts(**settings), parts(**settings | more))
+    assert difference.startswith(line)
 
 
 def test_the_seed_counts_for_stages_that_draw() -> None:
-    for given, section in ((PER_IMAGE, "tag"), (MARKS, "pair")):
-        assert [parts(seed, **given)[section]["seed"] for seed in (0, 1)] == [0, 1]
+    for settings, section in ((PER_IMAGE, "tag"), (MARKS, "pair")):
+        assert [parts(seed, **settings)[section]["seed"] for seed in (0, 1)] == [0, 1]
 
 
 def test_stages_that_share_a_gpu_are_as_those_that_ask_for_one() -> None:
@@ -116,7 +116,7 @@ def test_stages_that_share_a_gpu_are_as_those_that_ask_for_one() -> None:
 
 
 def test_models_and_calibrations_count_by_their_content(tmp_path: Path) -> None:
-    def of(file: Path) -> list[dict[str, Any]]:
+    def parts_of(file: Path) -> list[dict[str, Any]]:
         clip = {"tag__method": "clip", "tag__tagger": f"ViT-B-32:{file}"}
         return [parts(**clip), parts(tag__calibration=file), parts(tag__tagger=str(file.parent))]
 
@@ -124,15 +124,15 @@ def test_models_and_calibrations_count_by_their_content(tmp_path: Path) -> None:
     for place in places:
         place.parent.mkdir()
         place.write_bytes(b"1")
-    before = of(places[0])
-    assert of(places[1]) == before
+    before = parts_of(places[0])
+    assert parts_of(places[1]) == before
     assert parts(tag__calibration=places[0], tag__precision=0.9) != before[1]
     places[1].write_bytes(b"2")
     for first, other, name in zip(
-        before, of(places[1]), ("tagger", "calibration", "tagger"), strict=True
+        before, parts_of(places[1]), ("tagger", "calibration", "tagger"), strict=True
     ):
-        (told,) = differences(first, other)
-        assert told.startswith(f"tag.{name}: ")
+        (difference,) = differences(first, other)
+        assert difference.startswith(f"tag.{name}: ")
     assert (
         parts(tag__method="clip", tag__tagger="ViT-B-32:laion2b")["tag"]["tagger"]
         == "ViT-B-32:laion2b"

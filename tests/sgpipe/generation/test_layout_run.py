@@ -51,11 +51,11 @@ def recipe(files: Files, *, captions: bool = True, **changes: Any) -> Recipe:
 def test_a_recipe_without_a_tagger_labels_by_layout_and_says_how_good_it_is(
     coco: Files, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    _, said = label(recipe(coco, **changes, **{"tag.threshold": 0.0}), tmp_path / "out")
+    _, lines = label(recipe(coco, **changes, **{"tag.threshold": 0.0}), tmp_path / "out")
     records = rows(tmp_path / "out")
     assert {one.origin for record in records for one in record.relations} == {"layout"}
     assert [record.image_id for record in records if not record.ok] == ["4"]
-    [note] = [line for line in said if "layout model" in line]
+    [note] = [line for line in lines if "layout model" in line]
     assert "a precision of" in note
     assert "--tagger" in note
     identity = Manifest.load(tmp_path / "out").run["identity"]
@@ -86,9 +86,9 @@ def test_an_own_model_is_known_by_its_folder_and_counts_by_its_content(
     coco: Files, tmp_path: Path
 ) -> None:
     LayoutModel.load().save(tmp_path / "own")
-    own = {"tag.tagger": str(tmp_path / "own"), "pair.candidates": "captions+layout"}
-    assert resolved(recipe(coco, **own)).pair.model == str(tmp_path / "own")
-    label(recipe(coco, **own), tmp_path / "out")
+    model_settings = {"tag.tagger": str(tmp_path / "own"), "pair.candidates": "captions+layout"}
+    assert resolved(recipe(coco, **model_settings)).pair.model == str(tmp_path / "own")
+    label(recipe(coco, **model_settings), tmp_path / "out")
     identity = Manifest.load(tmp_path / "out").run["identity"]
     assert (
         identity["tag"]["tagger"]
@@ -98,7 +98,7 @@ def test_an_own_model_is_known_by_its_folder_and_counts_by_its_content(
     config = json.loads((tmp_path / "own/config.json").read_text())
     (tmp_path / "own/config.json").write_text(json.dumps(config | {"note": "other"}))
     with pytest.raises(UserError, match=r"tag\.tagger"):
-        label(recipe(coco, **own), tmp_path / "out")
+        label(recipe(coco, **model_settings), tmp_path / "out")
 
 
 def test_a_recipe_that_names_an_r_tagger_takes_it(coco: Files, tmp_path: Path) -> None:

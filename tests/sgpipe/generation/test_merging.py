@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -65,9 +66,11 @@ def make_run(
             {**header, "images": {record.split: str(images) for record in records}}
         )
         for shard in cut_shards(records, rows):
-            given = embedded if isinstance(embedded, bytes) else None
+            image_bytes = embedded if isinstance(embedded, bytes) else None
             files = (
-                [given or record.file_name.encode() for record in shard[-1]] if embedded else None
+                [image_bytes or record.file_name.encode() for record in shard[-1]]
+                if embedded
+                else None
             )
             manifest.commit(write_shard(root, *shard, {}, files))
     return root
@@ -155,8 +158,8 @@ def test_the_result_depends_on_which_runs_there_are_alone(first, second, third):
     with TemporaryDirectory() as folder:
         root = Path(folder)
         a, b, c = (
-            make_run(root / name, own)
-            for name, own in zip("abc", (first, second, third), strict=True)
+            make_run(root / name, run_records)
+            for name, run_records in zip("abc", (first, second, third), strict=True)
         )
         ab = merged(root / "ab", a, b)
         assert merged(root / "aba", a, b, a) == ab
@@ -170,82 +173,89 @@ def test_the_result_depends_on_which_runs_there_are_alone(first, second, third):
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(records(), min_size=1, max_size=4))
-def test_everything_is_there_once(made):
+def test_everything_is_there_once(inputs):
     """An object's members are told by their attributes."""
-    made = [replace(record, status="ok", error=None) for record in made]
-    for run, record in enumerate(made):
+    inputs = [replace(record, status="ok", error=None) for record in inputs]
+    for run, record in enumerate(inputs):
         for box in record.objects:
             box.attributes[0].name = f"{run} {box.attributes[0].name}"
-    united, counts = unite(made, IOU)
-    at = {
-        attribute.name: n
-        for n, box in enumerate(united.objects)
+    united, counts = unite(inputs, IOU)
+    united_object = {
+        attribute.name: number
+        for number, box in enumerate(united.objects)
         for attribute in box.attributes
         if "of" in attribute.name
     }
+    check_objects(inputs, united, united_object, counts["united_objects"])
+    check_relations(inputs, united, united_object)
+    check_captions(inputs, united)
+
+
+def check_objects(inputs, united, united_object, united_count):
+    """Each box is a member of one object, and objects are as large as they can be."""
     all_boxes = {
         box.attributes[0].name: (run, box)
-        for run, record in enumerate(made)
+        for run, record in enumerate(inputs)
         for box in record.objects
     }
-    assert at.keys() == all_boxes.keys()
-    members = [
-        [all_boxes[name] for name, place in at.items() if place == n]
-        for n in range(len(united.objects))
-    ]
-    assert all(
-        joinable(one, other)
-        for member in members
-        for i, one in enumerate(member)
-        for other in member[:i]
-    )
-    for i, own in enumerate(members):  # nothing more can be united
-        assert not any(all(joinable(x, y) for x in own for y in other) for other in members[:i])
-        strongest = min(
-            own,
-            key=lambda each: ("adg".index(each[1].origin[0]), -(each[1].score or 0), each[1].rank),
-        )[1]
-        found = united.objects[i]
-        assert (found.bbox, found.category, found.score) == (
-            strongest.bbox,
-            strongest.category,
-            strongest.score,
-        )
-        for name in ("phrase", "segmentation"):
-            assert (getattr(found, name) is None) == all(
-                getattr(box, name) is None for _, box in own
-            )
-    assert counts["united_objects"] == sum(len(member) > 1 for member in members)
+    assert united_object.keys() == all_boxes.keys()
+    groups = [[] for _ in united.objects]
+    for name, number in united_object.items():
+        groups[number].append(all_boxes[name])
+    assert all(joinable(*pair) for group in groups for pair in combinations(group, 2))
+    for first, second in combinations(groups, 2):  # nothing more can be united
+        assert not all(joinable(*pair) for pair in product(first, second))
+    for box, group in zip(united.objects, groups, strict=True):
+        check_object(box, [member for _, member in group])
+    assert united_count == sum(len(group) > 1 for group in groups)
 
-    wanted: dict[Any, Counter[int]] = {}
-    for run, record in enumerate(made):
-        for each in record.relations:
-            ends = (
-                at[record.objects[end].attributes[0].name] for end in (each.subject, each.object)
-            )
-            wanted.setdefault((*ends, each.predicate.lower()), Counter())[run] += 1
-    counter = Counter(
+
+def check_object(united, members):
+    """An object has the box and the class of its strongest member, and all that any member has."""
+    strongest = min(
+        members,
+        key=lambda box: ("adg".index(box.origin[0]), -(box.score or 0), box.rank),
+    )
+    assert united.bbox == strongest.bbox
+    assert united.category == strongest.category
+    assert united.score == strongest.score
+    for name in ("phrase", "segmentation"):
+        is_missing = all(getattr(box, name) is None for box in members)
+        assert (getattr(united, name) is None) == is_missing
+
+
+def check_relations(inputs, united, united_object):
+    """A relation is there as often as in the run that has it most often."""
+    wanted = Counter()
+    for record in inputs:
+        of_run = Counter()
+        places = [united_object[box.attributes[0].name] for box in record.objects]
+        for relation in record.relations:
+            ends = (places[relation.subject], places[relation.object])
+            of_run[*ends, relation.predicate.lower()] += 1
+        wanted |= of_run
+    assert wanted == Counter(
         (relation.subject, relation.object, relation.predicate.lower())
         for relation in united.relations
     )
-    assert counter == {key: max(runs.values()) for key, runs in wanted.items()}
-    texts = [
-        Counter(
-            (caption.text, caption.scope) for caption in record.captions if caption.scope == "image"
-        )
-        for record in made
-    ]
-    assert Counter((c.text, c.scope) for c in united.captions if c.scope == "image") == Counter(
-        {key: max(text[key] for text in texts) for own in texts for key in own}
-    )
-    for (
-        box
-    ) in united.objects:  # the caption that an attribute is of, and the box that a caption is of
-        for each in box.attributes:
-            if each.caption is not None:
-                assert united.captions[each.caption].text in ("a man", "a dog")
+
+
+def check_captions(inputs, united):
+    """So is a caption of the image; all captions, and attributes out of them, name what there is."""
+    wanted = Counter()
+    for record in inputs:
+        wanted |= image_captions(record)
+    assert image_captions(united) == wanted
+    for box in united.objects:
+        for attribute in box.attributes:
+            if attribute.caption is not None:
+                assert united.captions[attribute.caption].text in ("a man", "a dog")
     for caption in united.captions:
         assert all(0 <= box < len(united.objects) for box in caption.boxes)
+
+
+def image_captions(record):
+    return Counter(caption.text for caption in record.captions if caption.scope == "image")
 
 
 def joinable(first: tuple[int, Box], second: tuple[int, Box]) -> bool:
@@ -297,7 +307,7 @@ def test_of_boxes_that_overlap_those_are_united_that_overlap_most():
 
 def test_relations_keep_the_strongest_confidence_and_all_origins_and_contradictions_are_counted():
     two = (person(), person(50, category="dog"))
-    made = [
+    scenes = [
         scene(
             "0",
             *two,
@@ -317,7 +327,7 @@ def test_relations_keep_the_strongest_confidence_and_all_origins_and_contradicti
             ],
         ),
     ]
-    united, counts = unite(made, IOU)
+    united, counts = unite(scenes, IOU)
     assert united.relations == [
         Relation(0, 1, "left of", None, "annotated+clip"), Relation(1, 0, "on", 0.8, "tagger+robot"),
         Relation(0, 1, "under", 0.2, "clip+vlm"), Relation(1, 0, "left of", 0.9, "tagger"),
@@ -338,20 +348,25 @@ def test_images_are_matched_by_file_id_or_content(tmp_path):
         (tmp_path / place).mkdir()
         for name, file in zip("01", names, strict=True):
             draw[file].save(tmp_path / place / f"{name}.png")
-    made = [scene("0", person()), scene("1", person(50))]
+    scenes = [scene("0", person()), scene("1", person(50))]
     renamed = [
-        replace(made[1], image_id="0", file_name="0.png"),
-        replace(made[0], image_id="1", file_name="1.png"),
+        replace(scenes[1], image_id="0", file_name="0.png"),
+        replace(scenes[0], image_id="1", file_name="1.png"),
     ]
-    one = make_run(tmp_path / "first", made, images=tmp_path / "one")
+    one = make_run(tmp_path / "first", scenes, images=tmp_path / "one")
     two = make_run(tmp_path / "second", renamed, images=tmp_path / "two")
-    assert [len(each.objects) for each in merged(tmp_path / "hash", one, two, match="hash")] == [
+    assert [
+        len(record.objects) for record in merged(tmp_path / "hash", one, two, match="hash")
+    ] == [
         1,
         1,
     ]
-    assert [len(each.objects) for each in merged(tmp_path / "id", one, two, match="id")] == [2, 2]
+    assert [len(record.objects) for record in merged(tmp_path / "id", one, two, match="id")] == [
+        2,
+        2,
+    ]
     apart = merged(tmp_path / "file", one, two)
-    assert [(each.split, each.image_id) for each in apart] == [
+    assert [(record.split, record.image_id) for record in apart] == [
         (s, n) for s in ("train", "train_2") for n in "01"
     ]
     run = Manifest.load(tmp_path / "file").run
@@ -364,14 +379,15 @@ def test_images_are_matched_by_file_id_or_content(tmp_path):
         "unread": 0,
     }
     assert run["images"] == {"train": str(tmp_path / "one"), "train_2": str(tmp_path / "two")}
-    again = CliRunner().invoke(app, ["merge", str(one), str(two), "--out", str(tmp_path / "file")])
-    assert f"NOTE: split train_2 has the images in {tmp_path / 'two'}" in again.stderr
+    second = CliRunner().invoke(app, ["merge", str(one), str(two), "--out", str(tmp_path / "file")])
+    assert f"NOTE: split train_2 has the images in {tmp_path / 'two'}" in second.stderr
     moved = merged(
         tmp_path / "moved", one, two, images=tmp_path / "one"
     )  # one place: one file of a name
-    assert [len(each.objects) for each in moved] == [2, 2]
+    assert [len(record.objects) for record in moved] == [2, 2]
     embedded = [
-        make_run(tmp_path / f"e{n}", own, embedded=True) for n, own in enumerate((made, renamed))
+        make_run(tmp_path / f"e{n}", run_records, embedded=True)
+        for n, run_records in enumerate((scenes, renamed))
     ]
     assert len(merged(tmp_path / "embedded", *embedded, match="hash")) == 2
     [table] = iter_tables(tmp_path / "embedded")
@@ -381,8 +397,11 @@ def test_images_are_matched_by_file_id_or_content(tmp_path):
 def test_images_of_shards_may_be_larger_than_the_memory_of_the_database(tmp_path, monkeypatch):
     monkeypatch.setattr(merging, "_MEMORY", "30MB")
     image = os.urandom(2 << 20)
-    made = [[scene(str(n), box) for n in range(20)] for box in (person(), detected(11))]
-    runs = [make_run(tmp_path / str(n), own, rows=5, embedded=image) for n, own in enumerate(made)]
+    scenes = [[scene(str(n), box) for n in range(20)] for box in (person(), detected(11))]
+    runs = [
+        make_run(tmp_path / str(n), run_scenes, rows=5, embedded=image)
+        for n, run_scenes in enumerate(scenes)
+    ]
     assert len(merged(tmp_path / "out", *runs)) == 20
     assert all(
         embedded_images(table) == [image] * len(table) for table in iter_tables(tmp_path / "out")
@@ -402,8 +421,10 @@ def test_images_that_are_not_one_stay_apart(tmp_path):
     one += [scene("3")]
     other = [scene("0", detected(), width=50), scene("1", detected(), split="val")]
     other += [scene("1", detected(50), dataset="folder"), scene("0", file_name="elsewhere/0.png")]
-    made = [make_run(tmp_path / "one", one), make_run(tmp_path / "other", other)]
-    rows = {(each.split, each.image_id): each for each in merged(tmp_path / "out", *made)}
+    run_folders = [make_run(tmp_path / "one", one), make_run(tmp_path / "other", other)]
+    rows = {
+        (record.split, record.image_id): record for record in merged(tmp_path / "out", *run_folders)
+    }
     assert len(rows) == 8
     assert rows["train", "1"].objects == [person(), detected(50)]
     assert rows["val", "1"] == other[1]
@@ -429,13 +450,13 @@ def test_an_error_row_counts_only_where_no_run_has_the_image(tmp_path, match):
     Image.new("RGB", (SIDE, SIDE)).save(images / "0.png")
     failed = scene("0", width=0)
     lost = scene("1")
-    whole = scene("0", person())
+    good = scene("0", person())
     failed.fail("load", "truncated")
     lost.fail("load", "missing")
-    records = {"one": [failed, lost], "two": [whole, replace(lost, error="tag: x")]}
+    records = {"one": [failed, lost], "two": [good, replace(lost, error="tag: x")]}
     runs = [make_run(tmp_path / name, rows, images=images) for name, rows in records.items()]
     first, second = merged(tmp_path / "out", *runs, match=match)
-    assert first == whole
+    assert first == good
     assert (second.image_id, second.split, second.ok) == ("1", "train", False)
     assert merged(tmp_path / "again", tmp_path / "out", *runs, match=match) == [first, second]
     matched = Manifest.load(tmp_path / "out").run["matched"]
@@ -452,10 +473,10 @@ def test_an_error_row_counts_only_where_no_run_has_the_image(tmp_path, match):
 def test_a_run_counts_once(tmp_path, two):
     copied = shutil.copytree(two[0], tmp_path / "copied")
     once = merged(tmp_path / "once", *two)
-    told = CliRunner().invoke(
+    result = CliRunner().invoke(
         app, ["merge", *map(str, [two[0], copied, two[1]]), "--out", str(tmp_path / "out")]
     )
-    assert f"NOTE: {copied} is the same run as {two[0]}, and counts once" in told.stderr
+    assert f"NOTE: {copied} is the same run as {two[0]}, and counts once" in result.stderr
     assert list(iter_records(tmp_path / "out")) == once
 
 
@@ -473,7 +494,7 @@ def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(
         == Manifest.load(tmp_path / "out").run["labels"]
     )
     run = Manifest.load(tmp_path / "out").run
-    names = {number: each["name"] for number, each in run["runs"].items()}
+    names = {number: entry["name"] for number, entry in run["runs"].items()}
     [table] = iter_tables(tmp_path / "out")
     sources = table[SOURCES].to_pylist()
     assert {names[source["run"]]: source["objects"][0]["bbox"][0] for source in sources[0]} == {
@@ -485,16 +506,16 @@ def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(
         "objects": ["person", "cup", "dog"],
         "relations": ["on"],
     }  # the larger run first
-    assert sorted(each["import"] for each in run["origin"]) == ["one", "two", "vg"]
+    assert sorted(entry["import"] for entry in run["origin"]) == ["one", "two", "vg"]
 
 
 def test_a_calibration_is_of_one_tagger(tmp_path):
     taggers = [{"tag": {"method": "rtagger", "tagger": name}, "pair": {}} for name in ("x", "y")]
-    one, two, same = (
+    one, two, equal = (
         make_run(tmp_path / name, [scene(name)], identity={"import": name}, origin=[tagger])
         for name, tagger in zip("abc", [*taggers, taggers[0]], strict=True)
     )
-    merged(tmp_path / "alike", one, same)
+    merged(tmp_path / "alike", one, equal)
     assert scoring_of_run(Manifest.load(tmp_path / "alike").run) == scoring_of_run(
         Manifest.load(one).run
     )
@@ -510,9 +531,9 @@ def test_a_corrected_copy_of_a_merged_run_is_merged_as_it_is(tmp_path, monkeypat
     two = make_run(tmp_path / "two", [scene("0", person())])
     merged(tmp_path / "out", one, two)
     corrected = correct(tmp_path / "out", tmp_path / "corrected", monkeypatch, (0, 1, "on"))
-    [found] = merged(tmp_path / "again", corrected, two)
-    assert found.relations == []
-    assert len(found.objects) == 2
+    [row] = merged(tmp_path / "again", corrected, two)
+    assert row.relations == []
+    assert len(row.objects) == 2
     manifest = merge_runs([corrected, tmp_path / "out"], tmp_path / "back", QUIET)
     assert add_up(manifest, 0, {}).counts["merged.returned_relations"] == 1
 
@@ -556,21 +577,21 @@ def test_a_preferred_run_keeps_its_relations_alone_and_what_comes_back_is_counte
 
     def merge(name: str, *runs: Path, prefer: Path | None = None) -> tuple[list[Record], str]:
         options = [] if prefer is None else ["--prefer", str(prefer)]
-        told = CliRunner().invoke(
+        result = CliRunner().invoke(
             app, ["merge", *map(str, runs), *options, "--out", str(tmp_path / name)]
         )
-        assert told.exit_code == 0, told.output
-        return list(iter_records(tmp_path / name)), told.stderr.replace("\n", " ")
+        assert result.exit_code == 0, result.output
+        return list(iter_records(tmp_path / name)), result.stderr.replace("\n", " ")
 
-    rows, told = merge("back", corrected, original, other)
+    rows, notes = merge("back", corrected, original, other)
     assert predicates(rows[0]) == ["behind", "near", "on"]
-    assert "1 relation that a corrected run has no more" in told
-    assert "--prefer CORRECTED" in told
-    rows, told = merge("preferred", corrected, original, other, prefer=corrected)
+    assert "1 relation that a corrected run has no more" in notes
+    assert "--prefer CORRECTED" in notes
+    rows, notes = merge("preferred", corrected, original, other, prefer=corrected)
     assert [predicates(row) for row in rows] == [["near"], [], ["under"]]
     assert len(rows[0].objects) == 3
-    assert "2 relations of other runs left out, as the preferred run has the image" in told
-    assert "has no more" not in told
+    assert "2 relations of other runs left out, as the preferred run has the image" in notes
+    assert "has no more" not in notes
 
     merge("first", corrected, original, prefer=corrected)
     rows, _ = merge("later", tmp_path / "first", other)
@@ -601,11 +622,11 @@ def two(tmp_path: Path) -> list[Path]:
     """Two runs of 40 images in many shards, of which 30 are the same ones."""
     dog = person(50, category="dog")
     on = [Relation(0, 1, "on")]
-    made = [
+    given_scenes = [
         scene(f"{n:02}", person(n), dog, relations=on, captions=[Caption("a man")])
         for n in range(40)
     ]
-    found = [
+    detected_scenes = [
         scene(
             f"{n:02}",
             detected(n + 1),
@@ -614,7 +635,10 @@ def two(tmp_path: Path) -> list[Path]:
         )
         for n in range(49, 9, -1)
     ]
-    return [make_run(tmp_path / "given", made), make_run(tmp_path / "found", found)]
+    return [
+        make_run(tmp_path / "given", given_scenes),
+        make_run(tmp_path / "found", detected_scenes),
+    ]
 
 
 def test_the_output_is_an_ordinary_run(tmp_path, two):
@@ -635,11 +659,11 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
     assert "annotated+tagger" in {
         relation.origin for record in iter_records(out) for relation in record.relations
     }
-    again = CliRunner().invoke(app, ["merge", *map(str, reversed(two)), "--out", out, "--json"])
-    assert "nothing left to do" in again.stderr
+    second = CliRunner().invoke(app, ["merge", *map(str, reversed(two)), "--out", out, "--json"])
+    assert "nothing left to do" in second.stderr
     values = {"images": 50, "shared": 30, "different": 0, "replaced": 0, "failed": 0, "unread": 0}
     values |= dict.fromkeys(merging.UNITED, 0) | {"united_objects": 60, "united_relations": 30}
-    assert json.loads(again.stdout) == {"root": out, "shards": 1, **values}
+    assert json.loads(second.stdout) == {"root": out, "shards": 1, **values}
     other = make_run(tmp_path / "x", [scene("x")])
     alone = CliRunner().invoke(app, ["merge", str(two[0]), str(other), "--out", out + "2"])
     assert "NOTE: no image is in two runs" in alone.stderr
@@ -677,9 +701,11 @@ def test_a_merge_that_stopped_is_resumed_and_a_lost_shard_made_again(tmp_path, t
     write = merging.write_copy
     written = list[str]()
     monkeypatch.setattr(
-        merging, "write_copy", lambda *given: (written.append(given[1].file), write(*given))[1]
+        merging,
+        "write_copy",
+        lambda *arguments: (written.append(arguments[1].file), write(*arguments))[1],
     )
-    whole = merged(tmp_path / "whole", *two)
+    expected = merged(tmp_path / "whole", *two)
     out = tmp_path / "out"
 
     def stop() -> None:
@@ -693,12 +719,12 @@ def test_a_merge_that_stopped_is_resumed_and_a_lost_shard_made_again(tmp_path, t
     with pytest.raises(UserError, match="match: 'file' then, 'id' now"):
         merged(out, *two, match="id")
     written.clear()
-    assert merged(out, *reversed(two)) == whole
+    assert merged(out, *reversed(two)) == expected
     assert len(written) == left
     assert not (out / ".sgpipe/merging").exists()
     lost = sorted((out / "data").iterdir())[2]
     lost.unlink()
     written.clear()
-    assert merged(out, *two) == whole
+    assert merged(out, *two) == expected
     assert written == [f"data/{lost.name}"]
     assert shards(out) == shards(tmp_path / "whole")

@@ -42,7 +42,7 @@ def test_an_estimate_is_made_after_two_units_of_each_worker(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
     run = meter(20, (("tag",), 2))
-    said = []
+    estimates = []
     for clock[0] in (
         30.0,
         30,
@@ -55,8 +55,8 @@ def test_an_estimate_is_made_after_two_units_of_each_worker(monkeypatch):
         50,
         50,
     ):  # two workers, which load models for 25 seconds
-        said.append(run.add(shard({}, 2), 0.0))
-    assert said == [[], [], [], ["estimate: 50.0 s in all"], *[[]] * 6]
+        estimates.append(run.add(shard({}, 2), 0.0))
+    assert estimates == [[], [], [], ["estimate: 50.0 s in all"], *[[]] * 6]
     assert list(run.summary())[1] == "estimated 50.0 s, took 50.0 s"
     small = meter(4, (("tag",), 1))
     assert [small.add(shard({}, 2), 0.0) for _ in range(2)] == [[], []]  # nothing is left
@@ -88,14 +88,18 @@ def test_gpus_are_in_the_log_and_the_manifest(
     now = iter(uses)
     monkeypatch.setattr(TagStage, "gpu_use", lambda stage: next(now) | {"compilation": 40.0})
     recipe = load_recipe("miniworld", {"source.miniworld.images": IMAGES, "engine.unit_size": 2})
-    _, said = label(recipe, tmp_path / "out")
-    assert said.count("tag computes on H100, deformable attention by grid_sample") == 1
-    assert said.count("NOTE: tag continues without torch.compile: no g++") == 1
-    assert said.count("NOTE: tag continues without CUDA graphs: old driver") == 1
-    assert any("; peak GPU memory: tag 4.0 GB" in line for line in said)
+    _, lines = label(recipe, tmp_path / "out")
+    assert lines.count("tag computes on H100, deformable attention by grid_sample") == 1
+    assert lines.count("NOTE: tag continues without torch.compile: no g++") == 1
+    assert lines.count("NOTE: tag continues without CUDA graphs: old driver") == 1
+    assert any("; peak GPU memory: tag 4.0 GB" in line for line in lines)
     shards = Manifest.load(tmp_path / "out").shards
-    assert [each.gpus for each in shards] == [{"tag": use} for use in uses]
-    assert [each.seconds.get("compilation", 0.0) for each in shards] == [40.0, 0.0, 0.0]
+    assert [shard_entry.gpus for shard_entry in shards] == [{"tag": use} for use in uses]
+    assert [shard_entry.seconds.get("compilation", 0.0) for shard_entry in shards] == [
+        40.0,
+        0.0,
+        0.0,
+    ]
 
 
 def generate(out: Path, *options: object) -> str:
@@ -143,6 +147,6 @@ def test_a_full_disk_is_one_warning(
     tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "_SECONDS", 0.01)
-    said = generate(tmp_path / "run", "--metrics", "/dev/full", "--limit", 2)
-    assert said.count("no metrics in /dev/full (No space left on device); the run continues") == 1
+    output = generate(tmp_path / "run", "--metrics", "/dev/full", "--limit", 2)
+    assert output.count("no metrics in /dev/full (No space left on device); the run continues") == 1
     assert sum(shard.rows for shard in Manifest.load(tmp_path / "run").shards) == 2

@@ -50,31 +50,31 @@ def simulate(
                 ShardEntry("all", 0, rows, f"{number}", "", 100 * rows, counts, stages),
             )
         )
-    return sorted(done, key=lambda each: each[0])
+    return sorted(done, key=lambda event: event[0])
 
 
 @given(
     workers=st.integers(1, 8),
     load=st.floats(0, 60),
     cost=st.floats(0.01, 5),
-    whole=st.integers(2_000, 20_000),
+    total=st.integers(2_000, 20_000),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
 def test_the_plan_of_simulated_workers_is_right(
-    workers: int, load: float, cost: float, whole: int, seed: int
+    workers: int, load: float, cost: float, total: int, seed: int
 ) -> None:
-    units = _sample([WorkUnit("all", 0, whole)], 64, workers, seed)
+    units = _sample([WorkUnit("all", 0, total)], 64, workers, seed)
     rows = [unit.rows for unit in units]
     plan = _measured(
-        whole,
+        total,
         0.0,
         simulate(rows, workers, load, cost, seed),
         {("caption", "tag"): workers},
         0,
         True,
     )
-    took = simulate([10] * (whole // 10), workers, load, cost, seed + 1)[-1][0]
+    took = simulate([10] * (total // 10), workers, load, cost, seed + 1)[-1][0]
     assert abs(plan.seconds() / took - 1) < 0.15
     assert abs(plan.stages["caption"] / plan.stages["tag"] - 3) < 1e-6
     assert plan.as_json()["bottleneck"] == "caption"
@@ -82,9 +82,9 @@ def test_the_plan_of_simulated_workers_is_right(
     assert plan.as_json(price_per_hour=3600)["price"] == pytest.approx(plan.seconds())
     priced = replace(plan, tokens=500).as_json(2, 3600, 0.5)
     assert priced["price"] == pytest.approx(2 * plan.seconds(2) + 250)
-    assert plan.as_json()["disk_bytes"] == 100 * whole
-    expected, least, most = plan.errors
-    assert least <= expected <= most
+    assert plan.as_json()["disk_bytes"] == 100 * total
+    expected, fewest, largest = plan.errors
+    assert fewest <= expected <= largest
 
 
 @given(
@@ -109,12 +109,12 @@ def test_a_sample_has_different_images_of_the_units(
 
 
 def test_a_sample_for_a_served_model_keeps_its_requests_under_way() -> None:
-    whole = [WorkUnit("all", 0, 5000)]
-    assert [unit.rows for unit in _sample(whole, 1024, 2, 0, 256)] == [
+    units = [WorkUnit("all", 0, 5000)]
+    assert [unit.rows for unit in _sample(units, 1024, 2, 0, 256)] == [
         256
     ] * 4  # two for each worker: one warms up
-    assert [unit.rows for unit in _sample(whole, 256, 2, 0, 256)] == [64] * 4
-    assert [unit.rows for unit in _sample(whole, 64, 1, 0, 16)] == [22, 22, 20]
+    assert [unit.rows for unit in _sample(units, 256, 2, 0, 256)] == [64] * 4
+    assert [unit.rows for unit in _sample(units, 64, 1, 0, 16)] == [22, 22, 20]
 
 
 def planned(
@@ -169,7 +169,7 @@ def test_stages_on_gpus_grow_with_them_and_others_do_not(
 
 
 @pytest.mark.parametrize(
-    ("plan", "said"),
+    ("plan", "pattern"),
     [
         (planned(ON_CPUS), "not measured: no stage"),
         (
@@ -189,9 +189,9 @@ def test_stages_on_gpus_grow_with_them_and_others_do_not(
     ],
 )
 def test_the_advice_follows_from_the_utilization_while_the_slowest_workers_compute(
-    plan: Plan, said: str
+    plan: Plan, pattern: str
 ) -> None:
-    assert re.match(said, plan.advice())
+    assert re.match(pattern, plan.advice())
     shown = io.StringIO()
     print_plan(plan.as_json(2, 2.5), Console(file=shown, width=400))
     assert plan.advice() in shown.getvalue()
@@ -207,11 +207,11 @@ def test_a_plan_keeps_nothing_and_says_that_all_images_fail(tmp_path, monkeypatc
         app, ["plan", "--limit", "4", "--sample", "2", "--machines", "2", "--gpus", "9", "--json"]
     )
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert (found["images"], found["machines"], found["error_rows"]["expected"]) == (4, 2, 0)
-    assert found["seconds"] > found["start_seconds"] > 0
-    assert found["gpu_advice"].startswith("not measured")
-    assert found["worker_memory_bytes"] > found["driver_memory_bytes"] / 10
+    planned = json.loads(done.stdout)
+    assert (planned["images"], planned["machines"], planned["error_rows"]["expected"]) == (4, 2, 0)
+    assert planned["seconds"] > planned["start_seconds"] > 0
+    assert planned["gpu_advice"].startswith("not measured")
+    assert planned["worker_memory_bytes"] > planned["driver_memory_bytes"] / 10
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "text.jpg").write_text("no image")

@@ -86,12 +86,12 @@ def recipe(files: Files, models: Path, **changes: object) -> Recipe:
 
 
 def captioned(files: Files, models: Path, **changes: object) -> Recipe:
-    made = {
+    settings = {
         "caption.captioner": str(models / "captioner"),
         "caption.samples": 2,
         "engine.unit_size": 2,
     }
-    return recipe(files, models, **{**made, **changes})
+    return recipe(files, models, **{**settings, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +153,9 @@ def test_a_finished_run_says_that_nothing_is_left_to_do(
     monkeypatch.setattr(generation, "LocalEngine", None)
     monkeypatch.setattr(generation, "build_stages", None)
     before = contents(finished)
-    summary, said = label(recipe(coco, models, limit=limit), finished)
+    summary, lines = label(recipe(coco, models, limit=limit), finished)
     assert summary.complete
-    assert said[-1] == f"nothing left to do: {finished} has {IMAGES} images{asked}"
+    assert lines[-1] == f"nothing left to do: {finished} has {IMAGES} images{asked}"
     assert contents(finished) == before
 
 
@@ -202,14 +202,16 @@ def test_a_limit_can_be_raised(finished, coco, models, tmp_path):
 
 @pytest.mark.parametrize("family", ["florence2", "qwen3_vl"])
 def test_a_vision_language_captioner_goes_on_with_another_batch_size(few, models, family, tmp_path):
-    own = {
+    model_settings = {
         "caption.captioner": make_vlm(tmp_path / "model", family),
         "caption.max_tokens": 12,
         "tag.method": "all",
     }
     for name, limit, size in (("whole", None, 8), ("out", 3, 1), ("out", None, 3)):
         label(
-            captioned(few, models, **own, **{"limit": limit, "caption.batch_size": size}),
+            captioned(
+                few, models, **model_settings, **{"limit": limit, "caption.batch_size": size}
+            ),
             tmp_path / name,
         )
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
@@ -221,13 +223,13 @@ def test_failed_rows_are_done_again_on_request(models, tmp_path):
     hidden = [files.images / "0004.png", files.images / "0007.png"]
     for path in hidden:
         path.rename(path.with_suffix(".hidden"))
-    made = recipe(files, models)
+    run_recipe = recipe(files, models)
     out = tmp_path / "out"
-    assert label(made, out)[0].counts["errors"] == 2
+    assert label(run_recipe, out)[0].counts["errors"] == 2
     before = rows(out)
     hidden[0].with_suffix(".hidden").rename(hidden[0])
     assert [
-        label(made, out, retry_failed=retry)[0].counts["errors"] for retry in (False, True)
+        label(run_recipe, out, retry_failed=retry)[0].counts["errors"] for retry in (False, True)
     ] == [2, 1]
     after = rows(out)
     assert [row for row, old in zip(after, before, strict=True) if old.ok] == [
@@ -291,10 +293,10 @@ def test_two_splits_fill_one_folder(coco, models, tmp_path):
     assert [record.split for record in rows(out)] == ["train"] * 5 + ["val"] * 3
 
 
-def labels(made: Recipe, folder: Path) -> dict[str, Any]:
+def labels(run_recipe: Recipe, folder: Path) -> dict[str, Any]:
     """By image: the captions, and the relations between boxes as they are."""
-    label(made, folder)
-    found = {}
+    label(run_recipe, folder)
+    labels_of_images = {}
     for record in rows(folder):
         boxes = [f"{box.category} {box.bbox}" for box in record.objects]
         relations = [
@@ -303,8 +305,8 @@ def labels(made: Recipe, folder: Path) -> dict[str, Any]:
         captions = [
             (caption.text, [boxes[index] for index in caption.boxes]) for caption in record.captions
         ]
-        found[record.image_id] = (sorted(relations), sorted(captions), record.left_out)
-    return found
+        labels_of_images[record.image_id] = (sorted(relations), sorted(captions), record.left_out)
+    return labels_of_images
 
 
 @pytest.mark.parametrize("captioner", [False, True])
@@ -319,15 +321,15 @@ def test_shuffled_annotations_give_the_same_labels(
             "caption.scopes": ["image", "box"],
             "caption.max_crops": 3,
         }
-    made = (captioned if captioner else recipe)(files, models, **settings)
-    expected = labels(made, tmp_path / "first")
+    run_recipe = (captioned if captioner else recipe)(files, models, **settings)
+    expected = labels(run_recipe, tmp_path / "first")
     assert any(relations for relations, _, _ in expected.values()) or captioner
     for file in (files.annotations, files.captions):
         content = json.loads(Path(file).read_text())
         for name in {"annotations", "images", "categories"} & content.keys():
             random.Random(0).shuffle(content[name])
         Path(file).write_text(json.dumps(content))
-    assert labels(made, tmp_path / "shuffled") == expected
+    assert labels(run_recipe, tmp_path / "shuffled") == expected
 
 
 def test_the_saved_recipe_of_the_miniworld_runs_again(tmp_path):
@@ -350,19 +352,19 @@ def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
     images = tmp_path / "drawn" / DRAWN
     source = {"source.format": "folder", "source.splits": {"all": {"images": images}}}
     label(load_recipe("miniworld", source), tmp_path / "out")
-    found = [
+    labelled = [
         (row.image_id, row.objects, row.captions, row.relations) for row in rows(tmp_path / "out")
     ]
     one_by_one = [graph.record for graph in Pipeline().label(sorted(images.iterdir()))]
-    assert found == [
-        (each.image_id, each.objects, each.captions, each.relations) for each in one_by_one
+    assert labelled == [
+        (image.image_id, image.objects, image.captions, image.relations) for image in one_by_one
     ]
-    assert sum(len(objects) for _, objects, _, _ in found) > 8
+    assert sum(len(objects) for _, objects, _, _ in labelled) > 8
 
 
 @pytest.fixture(scope="module")
 @without_ray()
-def made(few, models, tmp_path_factory) -> Path:
+def finished_run(few, models, tmp_path_factory) -> Path:
     """A run with a captioner."""
     out = tmp_path_factory.mktemp("runs") / "made"
     label(captioned(few, models), out)
@@ -370,9 +372,9 @@ def made(few, models, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def parent(made, tmp_path_factory) -> Path:
+def parent(finished_run, tmp_path_factory) -> Path:
     """A copy of it, which a test may damage."""
-    return shutil.copytree(made, tmp_path_factory.mktemp("copy") / "run")
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("copy") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -385,9 +387,9 @@ def scratch(few, models, tmp_path_factory) -> list[Record]:
 
 
 def test_only_the_tagger_runs_again_if_only_it_differs(parent, scratch, few, models, tmp_path):
-    summary, said = label(captioned(few, models, **HIGHER), tmp_path / "new", parent)
+    summary, lines = label(captioned(few, models, **HIGHER), tmp_path / "new", parent)
     assert (
-        said[0]
+        lines[0]
         == f"captions, triplets and pairs from {parent}; tag to run (tag.threshold: 0.01 then, 0.3"
         " now)"
     )
@@ -463,13 +465,13 @@ def test_stages_after_the_first_that_differs_run_and_rows_are_those_of_a_run_wit
     label(recipe(files, models, **changes), tmp_path / "scratch")
     assert rows(tmp_path / "new") == rows(tmp_path / "scratch")
     assert (rows(tmp_path / "new") == rows(tmp_path / "parent")) == (changes == HIGHER)
-    found = {
+    differing = {
         attribute.name
         for row in rows(tmp_path / "new")
         for box in row.objects
         for attribute in box.attributes
     }
-    assert found == (
+    assert differing == (
         set() if "parse.attributes" in changes else {"small", "red", "two", "wet", "old", "tall"}
     )
 
@@ -566,11 +568,11 @@ def test_what_cannot_be_taken_over_is_one_line_and_leaves_no_trace(
         manifest.run["identity"] = {"scored": "x"}
         manifest.rewrite()
     out = parent if damage == "itself" else out
-    given = captioned(
+    changed = captioned(
         files, models, **(HIGHER if damage or "source" in str(changes) else {}), **changes
     )
     with pytest.raises(UserError) as caught:
-        label(given, out, parent)
+        label(changed, out, parent)
     assert message.format(run=parent) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert out == parent or not out.exists()
@@ -588,18 +590,20 @@ def test_a_shard_whose_bytes_changed_is_named_and_the_rest_kept(parent, few, mod
 
 
 def taken_over(
-    folder: Path, made: Sequence[Record], reused: Sequence[str], start: int = 0
+    folder: Path, finished_rows: Sequence[Record], reused: Sequence[str], start: int = 0
 ) -> list[Record]:
     """What is taken of the rows of a parent where these stages are reused."""
-    source = [Record(row.image_id, "folder", "all", row.file_name, 9, 9) for row in made]
+    source = [Record(row.image_id, "folder", "all", row.file_name, 9, 9) for row in finished_rows]
     write_index(folder / "index.arrow", [to_table(source)], dict)
-    shard = write_shard(folder, "data/all-000000000-000000009.parquet", "all", 0, list(made), {})
+    shard = write_shard(
+        folder, "data/all-000000000-000000009.parquet", "all", 0, list(finished_rows), {}
+    )
     reader = UnitReader(folder, {"all": "index.arrow"})
     Manifest.create(folder, {}).commit(shard)
     sections = Recipe().stages
     reused_sections = {name: sections[name] for name in reused}
     parent = ParentReader(reader.storage, reader.indexes, RunFiles(folder), reused_sections)
-    return parent(WorkUnit("all", start, len(made)))
+    return parent(WorkUnit("all", start, len(finished_rows)))
 
 
 def failed(rows: Mapping[str, dict[str, Any]], **columns: object) -> list[Record]:
@@ -614,15 +618,15 @@ def failed(rows: Mapping[str, dict[str, Any]], **columns: object) -> list[Record
             9,
             status="error",
             error=error,
-            **found,
+            **filled,
             **columns,
         )
-        for n, (error, found) in enumerate(rows.items())
+        for n, (error, filled) in enumerate(rows.items())
     ]
 
 
-@pytest.mark.parametrize(("reused", "kept"), [(("detect",), 2), (("detect", "caption"), 4)])
-def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept):
+@pytest.mark.parametrize(("reused", "first_kept"), [(("detect",), 2), (("detect", "caption"), 4)])
+def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, first_kept):
     count = len(FAILED) + 1
     fine = Record(
         str(count - 1), "folder", "all", f"{count - 1}.png", 9, 9, **FAILED["tag: no image"]
@@ -630,7 +634,10 @@ def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept)
     fine.left_out = {"boxes": 5, "regions": 6, "pairs": 7}
     fine.relations = [Relation(0, 0, "near", 0.5)]
     taken = taken_over(tmp_path, [*failed(FAILED), fine], reused, start=1)
-    assert [row.error for row in taken] == [*list(FAILED)[1:kept], *[None] * (count - kept)]
+    assert [row.error for row in taken] == [
+        *list(FAILED)[1:first_kept],
+        *[None] * (count - first_kept),
+    ]
     assert taken[-1].objects == BOXES
     assert taken[-1].captions == (CAPTION if "caption" in reused else [])
     assert taken[-1].pairs == taken[-1].relations == []
@@ -646,15 +653,18 @@ def test_boxes_of_words_are_taken_over_with_their_stage_alone(tmp_path, with_wor
         "ground: no image": {"objects": BOXES}, "worker: crashed before or without words": {"objects": BOXES},
         "worker: crashed after words": {"objects": [*BOXES, word]}, "tag: no image": {"objects": [*BOXES, word]},
     }  # fmt: skip
-    made = failed(
+    finished_rows = failed(
         rows, captions=CAPTION, triplets=[Triplet("dog", "near", "cone", "dog", "cone", "near", 0)]
     )
-    made[-1].left_out = {"words": 3, "grounded": 4, "pairs": 7}
+    finished_rows[-1].left_out = {"words": 3, "grounded": 4, "pairs": 7}
     taken = taken_over(
-        tmp_path, made, ("detect", "caption", "parse", *(["ground"] if with_words else []))
+        tmp_path, finished_rows, ("detect", "caption", "parse", *(["ground"] if with_words else []))
     )
-    kept = 2 if with_words else 0
-    assert [row.error for row in taken] == [*list(rows)[:kept], *[None] * (len(rows) - kept)]
+    first_kept = 2 if with_words else 0
+    assert [row.error for row in taken] == [
+        *list(rows)[:first_kept],
+        *[None] * (len(rows) - first_kept),
+    ]
     assert [row.objects for row in taken[2:]] == [[*BOXES, word] if with_words else BOXES] * 2
     assert taken[-1].left_out == ({"words": 3, "grounded": 4} if with_words else {})
 

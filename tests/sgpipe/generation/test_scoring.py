@@ -82,10 +82,10 @@ def test_scores_are_cosines_and_ranks_count_better_contrasts(model, run):
         seen = network.eval().encode_image(
             preprocess(image.crop((10, 10, 110, 90)))[None], normalize=True
         )
-        said = network.encode_text(
+        text_features = network.encode_text(
             open_clip.get_tokenizer(f"local-dir:{model}")(texts), normalize=True
         )
-    expected = (said @ seen.T)[:, 0]
+    expected = (text_features @ seen.T)[:, 0]
     assert clip_score.score == pytest.approx(expected[0].item(), abs=1e-5)
     assert clip_score.swapped == pytest.approx(expected[1].item(), abs=1e-5)
     assert clip_score.rank == 1 + (expected[1:] > expected[0]).sum()
@@ -152,12 +152,12 @@ def test_shards_that_were_processed_again_are_scored_again_and_all_scores_are_co
     assert json.loads(score(run, tmp_path / "out", "--model", model, "--json").stdout) == first
     manifest = Manifest.load(run)
     old = manifest.shards[0]
-    kept = list(iter_records(run))[: manifest.shards[0].rows]
-    kept[0].relations = kept[0].relations[:1]
+    shard_records = list(iter_records(run))[: manifest.shards[0].rows]
+    shard_records[0].relations = shard_records[0].relations[:1]
     name = shard_name(old.split, old.start, old.stop, revision=1)
-    manifest.commit(write_shard(run, name, old.split, old.start, kept, {}))
-    again = json.loads(score(run, tmp_path / "out", "--model", model, "--json").stdout)
-    assert again == {**first, "scored": first["scored"] - 1}
+    manifest.commit(write_shard(run, name, old.split, old.start, shard_records, {}))
+    second = json.loads(score(run, tmp_path / "out", "--model", model, "--json").stdout)
+    assert second == {**first, "scored": first["scored"] - 1}
     assert [len(record.relations) for record in iter_records(tmp_path / "out")] == [
         *map(len, column(tmp_path / "out"))
     ]
@@ -200,13 +200,13 @@ def test_scoring_goes_on_and_nothing_is_asked_twice(flat: Path, tmp_path: Path) 
         asked = len(server.requests)
         assert score(flat, out, *by(server)).exit_code == 0
         assert max(server.paid.values()) <= 2, "once to check, once to judge"
-        again = len(server.requests)
-        assert again > asked
+        asked_in_all = len(server.requests)
+        assert asked_in_all > asked
         assert json.loads(score(flat, out, *by(server, "--json")).stdout) == {
             "scored": 5,
             "unscored": 2,
         }
-        assert len(server.requests) == again, "nothing is left"
+        assert len(server.requests) == asked_in_all, "nothing is left"
         other = score(flat, out, "--by", "vlm", "--endpoint", server.url, "--model", "other")
     assert (other.exit_code, "model: 'tiny-vlm' then, 'other' now" in other.stderr) == (2, True)
 
@@ -221,5 +221,5 @@ def test_a_run_can_have_both_scores_but_none_twice(flat: Path, model: Path, tmp_
     assert (second.exit_code, len(second.stderr.splitlines())) == (2, 1)
     assert "already has the score of a vision-language model (column vlm_score)" in second.stderr
     assert not any((tmp_path / "twice").glob("data/*"))
-    again = score(tmp_path / "both", tmp_path / "twice", "--model", model)
-    assert "already has CLIP's score (column clip_score)" in again.stderr
+    repeated = score(tmp_path / "both", tmp_path / "twice", "--model", model)
+    assert "already has CLIP's score (column clip_score)" in repeated.stderr

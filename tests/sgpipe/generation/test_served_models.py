@@ -84,12 +84,12 @@ def test_a_plan_asks_about_no_more_images_than_said(
     string_io = io.StringIO()
     with EndpointServer() as server:
         settings = {"caption.requests.in_flight": in_flight, "engine.cpus": 1, "limit": None}
-        found = plan(
+        planned = plan(
             captioned(coco, server, **settings),
             Progress(Console(file=string_io, width=200)),
             images,
         )
-    assert found.sampled == asked
+    assert planned.sampled == asked
     assert len(server.requests) == asked + 1  # an example before the work
-    most = asked if patience else images
-    assert f"asking the served model about {most} images\n" in string_io.getvalue()
+    limit = asked if patience else images
+    assert f"asking the served model about {limit} images\n" in string_io.getvalue()

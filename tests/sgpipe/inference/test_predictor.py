@@ -59,8 +59,10 @@ def predict_command(network: Path, run: Path, out: Path, *options: str) -> Resul
     return result
 
 
-def assert_close(ones: list[ImagePrediction], others: list[ImagePrediction], pixels: float) -> None:
-    for one, other in zip(ones, others, strict=True):
+def assert_close(
+    ones: list[ImagePrediction], expected: list[ImagePrediction], pixels: float
+) -> None:
+    for one, other in zip(ones, expected, strict=True):
         assert one.row == other.row
         assert np.allclose(one.pairs.scores, other.pairs.scores, atol=1e-4)
         assert np.allclose(one.pairs.subject_boxes, other.pairs.subject_boxes, atol=pixels)
@@ -90,7 +92,9 @@ def test_hoi_predicts_only_persons_as_subjects(drawn_run: Path, network: Path) -
     pairs = [one.pairs for one in predicted(drawn_run, network, task="hoi")]
     assert all(pair is not None and (pair.subject_labels == person).all() for pair in pairs)
     fewer = [one.pairs for one in predicted(drawn_run, network, task="zero-shot hoi")]
-    assert sum(len(own) for own in fewer if own) < sum(len(pair) for pair in pairs if pair)
+    assert sum(len(predicted_pairs) for predicted_pairs in fewer if predicted_pairs) < sum(
+        len(pair) for pair in pairs if pair
+    )
 
 
 def test_unreadable_images_are_reported(drawn_run: Path, network: Path, tmp_path: Path) -> None:
@@ -101,11 +105,11 @@ def test_unreadable_images_are_reported(drawn_run: Path, network: Path, tmp_path
     assert [one.row.image_id for one in ones if one.pairs is None] == ["1000003", "1000004"]
     assert "not found" in str(ones[4].error)
     good = [
-        (one, same)
-        for one, same in zip(ones, predicted(drawn_run, network), strict=True)
+        (one, full)
+        for one, full in zip(ones, predicted(drawn_run, network), strict=True)
         if one.pairs
     ]
-    assert all(np.allclose(one.pairs.scores, same.pairs.scores, atol=1e-4) for one, same in good)
+    assert all(np.allclose(one.pairs.scores, full.pairs.scores, atol=1e-4) for one, full in good)
 
 
 def test_a_parquet_file_holds_the_best_triplets_by_name(

@@ -21,7 +21,7 @@ def sentences() -> Sentences:
     captions = [
         (scene, scene_captions(scene, np.random.default_rng(scene.number))) for scene in scenes
     ]
-    return [(scene, caption) for scene, own in captions for caption in own]
+    return [(scene, caption) for scene, texts in captions for caption in texts]
 
 
 def lemma(statement: Statement) -> Statement:
@@ -52,11 +52,11 @@ def understood(sentences: Sentences, request: pytest.FixtureRequest) -> list[set
     return [{statement(triplet) for triplet in record.triplets} for record in pair(records)]
 
 
-def statement(found: Triplet) -> Statement:
+def statement(triplet: Triplet) -> Statement:
     verb = (
-        "lie on" if found.predicate_lemma == "lay on" else found.predicate_lemma
+        "lie on" if triplet.predicate_lemma == "lay on" else triplet.predicate_lemma
     )  # the learned parser's lemma
-    return str(found.subject_category), verb, str(found.object_category)
+    return str(triplet.subject_category), verb, str(triplet.object_category)
 
 
 def test_sentences_are_true_and_understood_as_they_are_meant(
@@ -80,7 +80,7 @@ def test_every_composed_fact_is_stated_and_captions_are_distinct(sentences: Sent
         by_scene.setdefault(id(scene), (scene, []))[1].append(caption)
     for scene, captions in by_scene.values():
         assert len({caption.text for caption in captions}) == len(captions) <= 5
-        said = {fact for caption in captions for fact in caption.facts}
+        stated = {fact for caption in captions for fact in caption.facts}
         composed = [fact for fact in scene.facts if not fact.implied]
-        assert set(composed[:5]) <= said
+        assert set(composed[:5]) <= stated
     assert len(sentences) > 4.8 * len(by_scene)

@@ -131,7 +131,7 @@ def pair(
 
 def test_only_related_things_may_be_near_above_or_below_each_other() -> None:
     near = pair(0.1)
-    assert [stays_apart(each) for each in (near, pair(-0.3), pair(APART + 0.01))] == [
+    assert [stays_apart(placed) for placed in (near, pair(-0.3), pair(APART + 0.01))] == [
         False,
         False,
         True,

@@ -37,14 +37,14 @@ def load(folder: Path, name: str) -> dict:
 
 
 def statements(folder: Path) -> set[Statement]:
-    found = set()
+    stated = set()
     for graph in load(folder, "scene_graphs.json"):
         names = {item["object_id"]: item["names"] for item in graph["objects"]}
         for relation in graph["relationships"]:
-            found.add(
+            stated.add(
                 (names[relation["subject_id"]], relation["predicate"], names[relation["object_id"]])
             )
-    return found
+    return stated
 
 
 def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> None:
@@ -59,9 +59,9 @@ def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> No
 
 def test_fewer_images_are_a_prefix(world: Path, tmp_path: Path) -> None:
     render_dataset(tmp_path, 5, 3, "train")
-    whole = contents(world / "train" / "images")
+    all_files = contents(world / "train" / "images")
     assert contents(tmp_path / "images") == {
-        name: whole[name] for name in (file_name("train", n) for n in range(5))
+        name: all_files[name] for name in (file_name("train", n) for n in range(5))
     }
     first = {image_id("train", number) for number in range(5)}
     for name in ("instances.json", "captions.json"):
@@ -99,26 +99,26 @@ def test_scene_graphs_have_the_boxes_of_the_instances_and_relations_between_them
         item["id"]: (item["image_id"], names[item["category_id"]], *item["bbox"])
         for item in instances
     }
-    found = {}
+    stated = {}
     for graph in load(world / split, "scene_graphs.json"):
         keys = ("names", "x", "y", "w", "h")
-        own = {
+        boxes_of_image = {
             item["object_id"]: (graph["image_id"], *map(item.get, keys))
             for item in graph["objects"]
         }
-        found |= own
+        stated |= boxes_of_image
         ends = {
             relation[end]
             for relation in graph["relationships"]
             for end in ("subject_id", "object_id")
         }
-        assert set() < ends <= own.keys()
-    assert found == expected
+        assert set() < ends <= boxes_of_image.keys()
+    assert stated == expected
 
 
 def test_scene_graphs_are_a_prior(world: Path) -> None:
     prior = read_prior(world / "val" / "scene_graphs.json", HeadMatcher({}, KINDS))
-    assert {(s, p, o) for (s, o), found in prior.items() for p in found} == statements(
+    assert {(s, p, o) for (s, o), predicates in prior.items() for p in predicates} == statements(
         world / "val"
     )
 

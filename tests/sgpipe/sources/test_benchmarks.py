@@ -135,7 +135,10 @@ def test_boxes_of_segments_come_from_any_outline(tmp_path):
     assert [box.bbox for box in record.objects] == [(0, 0, 12, 8), (2, 1, 4, 3), (7, 3, 4, 5)]
     polygon = [[2, 1, 6, 1, 6, 4], [3, 2, 7.5, 2, 4, 3]]
     runs = {"size": [8, 12], "counts": [17, 3, 5, 3, 68]}
-    path = psg(tmp_path, annotations=[{"segmentation": each} for each in (polygon, runs, RUNS)])
+    path = psg(
+        tmp_path,
+        annotations=[{"segmentation": segmentation} for segmentation in (polygon, runs, RUNS)],
+    )
     (record,) = imported(psg_source(path, "train"), tmp_path, tmp_path / "run")
     assert [box.bbox for box in record.objects] == [(2, 1, 5.5, 3), (2, 1, 2, 3), (2, 1, 4, 3)]
 
@@ -166,9 +169,12 @@ BAD_OUTLINES: tuple[Any, ...] = (
 
 def test_run_lengths_of_another_size_are_dropped_where_only_the_image_states_its_size(tmp_path):
     Image.new("RGB", (12, 8)).save(tmp_path / "1.png")
-    annotations = [{"id": n, "image_id": 1, "category_id": 1, "bbox": [n, 0, 3, 3]} | each for n, each in enumerate(
-        ({"segmentation": RUNS}, {"segmentation": rle(np.ones((8, 11), np.uint8))})
-    )]  # fmt: skip
+    box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 3, 3]}
+    other_size = rle(np.ones((8, 11), np.uint8))
+    annotations = [
+        {**box, "id": 0, "segmentation": RUNS},
+        {**box, "id": 1, "segmentation": other_size},
+    ]
     content = {
         "images": [{"id": 1, "file_name": "1.png"}],
         "categories": [{"id": 1, "name": "cat"}],
@@ -181,7 +187,10 @@ def test_run_lengths_of_another_size_are_dropped_where_only_the_image_states_its
 
 @pytest.mark.parametrize("outline", BAD_OUTLINES)
 def test_bad_segmentations_are_dropped_and_counted(tmp_path, outline):
-    entries = [{"bbox": list(BOXES[0]), "segmentation": each} for each in (outline, RUNS, None)]
+    entries = [
+        {"bbox": list(BOXES[0]), "segmentation": segmentation}
+        for segmentation in (outline, RUNS, None)
+    ]
     (record,) = imported(
         psg_source(psg(tmp_path, annotations=entries), "train"), tmp_path, tmp_path / "run"
     )
@@ -227,8 +236,8 @@ def boxes(draw: Callable[..., Any]) -> Box:
         Attribute(name)
         for name in draw(st.lists(st.sampled_from(["red", "a" * 300, "é"]), max_size=3))
     ]
-    kept = {"attributes": attributes, "segmentation": segmentation and json.dumps(segmentation)}
-    return Box(draw(st.sampled_from(NAMES)), 0, (x, y, w, h), crowd, **kept)
+    optional = {"attributes": attributes, "segmentation": segmentation and json.dumps(segmentation)}
+    return Box(draw(st.sampled_from(NAMES)), 0, (x, y, w, h), crowd, **optional)
 
 
 @st.composite
@@ -236,7 +245,7 @@ def graphs(draw: Callable[..., Any], splits: tuple[str, ...]) -> list[Record]:
     """Images of random objects and relations, also from an object to itself; confidences are
     none.
     """
-    made = []
+    drawn = []
     for number in range(draw(st.integers(1, 4))):
         name = f"folder {number}/{number}.jpg"
         record = Record(str(number), "psg", draw(st.sampled_from(splits)), name, WIDTH, HEIGHT)
@@ -245,18 +254,18 @@ def graphs(draw: Callable[..., Any], splits: tuple[str, ...]) -> list[Record]:
             ends = st.integers(0, len(record.objects) - 1)
             relation = st.builds(Relation, ends, ends, st.sampled_from(["on", "p" * 300, "über"]))
             record.relations = draw(st.lists(relation, max_size=4))
-        made.append(record)
-    return made
+        drawn.append(record)
+    return drawn
 
 
-def again(
-    made: list[Record], form: str, source: Callable[[Path, str], AnnotationSource]
+def round_trip(
+    originals: list[Record], form: str, source: Callable[[Path, str], AnnotationSource]
 ) -> list[Record]:
     """The records of each split, exported and imported again."""
     with TemporaryDirectory() as folder:
-        run = make_shards(Path(folder) / "run", sorted(made, key=lambda record: record.split))
+        run = make_shards(Path(folder) / "run", sorted(originals, key=lambda record: record.split))
         out = export_run(run, form, Path(folder) / "out").root
-        splits = sorted({record.split for record in made})
+        splits = sorted({record.split for record in originals})
         return [
             r for split in splits for r in imported(source(out, split), out, Path(folder) / split)
         ]
@@ -264,18 +273,18 @@ def again(
 
 def bare(records: list[Record], **changes: Any) -> list[Record]:
     """Records by split and id, with other values in their objects: what a form does not hold."""
-    made = [
+    stripped = [
         replace(record, objects=[replace(box, category_id=0, **changes) for box in record.objects])
         for record in records
     ]
-    return sorted(made, key=lambda record: (record.split, record.image_id))
+    return sorted(stripped, key=lambda record: (record.split, record.image_id))
 
 
 @given(graphs(("test", "train", "val", "mine")))
 @settings(max_examples=15, deadline=None)
-def test_psg_comes_back_as_it_was(made):
-    found = again(made, "psg", lambda out, split: psg_source(out / "psg.json", split))
-    assert bare(found) == bare(made, attributes=[])
+def test_psg_comes_back_as_it_was(originals):
+    returned = round_trip(originals, "psg", lambda out, split: psg_source(out / "psg.json", split))
+    assert bare(returned) == bare(originals, attributes=[])
 
 
 def test_panoptic_pngs_and_stuff_come_back(tmp_path):
@@ -287,17 +296,21 @@ def test_panoptic_pngs_and_stuff_come_back(tmp_path):
         ["person", "dog"],
         ["grass-merged"],
     )
-    assert [each["isthing"] for each in content["data"][0]["segments_info"]] == [0, 1, 1]
-    assert [each["area"] for each in content["data"][0]["segments_info"]] == [96 - 12 - 20, 12, 20]
+    assert [segment["isthing"] for segment in content["data"][0]["segments_info"]] == [0, 1, 1]
+    assert [segment["area"] for segment in content["data"][0]["segments_info"]] == [
+        96 - 12 - 20,
+        12,
+        20,
+    ]
     for entry in content["data"][0]["annotations"]:
         del entry["segmentation"]
     (tmp_path / "out/psg.json").write_text(json.dumps(content))
-    found = imported(
+    returned = imported(
         psg_source(tmp_path / "out/psg.json", "train", tmp_path / "out"),
         tmp_path,
         tmp_path / "again",
     )
-    assert found == before
+    assert returned == before
     assert exported.left_out == {}
     assert (
         Manifest.load(tmp_path / "again").run["labels"]
@@ -406,30 +419,34 @@ def test_bad_files_of_vg150_are_refused(tmp_path):
 
 @given(graphs(("test", "train", "val")))
 @settings(max_examples=15, deadline=None)
-def test_vg150_comes_back_as_it_was(made):
+def test_vg150_comes_back_as_it_was(originals):
     def source(out: Path, split: str) -> AnnotationSource:
         files = ("VG-SGG-with-attri.h5", "VG-SGG-dicts-with-attri.json", "image_data.json")
         return vg150_source(*(out / name for name in files), out, split)
 
-    made = [
-        replace(each, dataset="vg150", objects=[replace(b, iscrowd=False) for b in each.objects])
-        for each in made
+    originals = [
+        replace(
+            original, dataset="vg150", objects=[replace(b, iscrowd=False) for b in original.objects]
+        )
+        for original in originals
     ]
-    found = bare(again(made, "vg150", source))
-    for box in (box for record in found for box in record.objects):
+    returned = bare(round_trip(originals, "vg150", source))
+    for box in (box for record in returned for box in record.objects):
         box.bbox = tuple(
             round(number, 6) for number in box.bbox
         )  # 1024 is the longer side in the file
-    assert found == bare(made, segmentation=None)
+    assert returned == bare(originals, segmentation=None)
 
 
 def test_numbered_splits_of_merged_runs_stay_on_their_side(tmp_path):
     graph = {"objects": [Box("dog", 0, (0, 0, 4, 4))], "relations": [Relation(0, 0, "on")]}
     splits = ("all", "test", "test_2", "train", "train_2", "val", "val_2")
-    made = [Record("7", "coco", split, f"{split}.jpg", WIDTH, HEIGHT, **graph) for split in splits]
-    run = make_shards(tmp_path / "run", made)
+    originals = [
+        Record("7", "coco", split, f"{split}.jpg", WIDTH, HEIGHT, **graph) for split in splits
+    ]
+    run = make_shards(tmp_path / "run", originals)
     content = json.loads((export_run(run, "psg", tmp_path / "psg").root / "psg.json").read_text())
-    ids = {each["file_name"]: each["image_id"] for each in content["data"]}
+    ids = {image["file_name"]: image["image_id"] for image in content["data"]}
     assert len(set(ids.values())) == len(splits)
     test = [ids[f"{split}.jpg"] for split in ("test", "test_2", "val", "val_2")]
     assert content["test_image_ids"] == test
@@ -440,10 +457,10 @@ def test_numbered_splits_of_merged_runs_stay_on_their_side(tmp_path):
         "val_2": {"val_2"},
     }
     for split, names in sides.items():
-        found = imported(
+        returned = imported(
             psg_source(tmp_path / "psg/psg.json", split), tmp_path, tmp_path / f"in {split}"
         )
-        assert {record.file_name for record in found} == {f"{name}.jpg" for name in names}
+        assert {record.file_name for record in returned} == {f"{name}.jpg" for name in names}
     with pytest.raises(
         UserError,
         match="has no split 'x': pass --split train, test_2, train_2, val, val_2, test or all",
@@ -451,10 +468,10 @@ def test_numbered_splits_of_merged_runs_stay_on_their_side(tmp_path):
         psg_source(tmp_path / "psg/psg.json", "x")
     out = export_run(run, "vg150", tmp_path / "vg150").root
     listed = json.loads((out / "image_data.json").read_text())
-    assert len({each["image_id"] for each in listed}) == len(splits)
+    assert len({image["image_id"] for image in listed}) == len(splits)
     with h5py.File(out / "VG-SGG-with-attri.h5") as file:
         sides = dict(
-            zip((each["file_name"] for each in listed), file["split"][()].tolist(), strict=True)
+            zip((image["file_name"] for image in listed), file["split"][()].tolist(), strict=True)
         )
         assert file.attrs["validation_images"] == 2
     assert [name for name in sides if sides[name] == 2] == ["test.jpg", "test_2.jpg"]
@@ -481,14 +498,14 @@ def svg_form(records: list[Record]) -> dict[str, Any]:
         things: dict[str, Any] = {}
         for index, box in enumerate(record.objects):
             x, y, w, h = box.bbox
-            own = [relation for relation in record.relations if relation.subject == index]
+            stated = [relation for relation in record.relations if relation.subject == index]
             things[str(100 - index)] = {
                 "name": box.category,
                 "bbox": [x, y, x + w, y + h],
                 "attributes": [attribute.name for attribute in box.attributes],
                 "segmentation": box.segmentation and json.loads(box.segmentation),
                 "relations": [
-                    {"object": str(100 - each.object), "name": each.predicate} for each in own
+                    {"object": str(100 - item.object), "name": item.predicate} for item in stated
                 ],
             }
         form[record.image_id] = {"width": record.width, "height": record.height, "objects": things}
@@ -504,15 +521,15 @@ def svg(folder: Path, content: Any, out: str = "run") -> list[Record]:
 
 @given(graphs(("train",)))
 @settings(max_examples=15, deadline=None)
-def test_svg_is_read_field_by_field(made):
+def test_svg_is_read_field_by_field(originals):
     with TemporaryDirectory() as folder:
-        found = svg(Path(folder), svg_form(made))
-    for record in made:
+        returned = svg(Path(folder), svg_form(originals))
+    for record in originals:
         record.dataset = "svg"
         record.file_name = f"{record.image_id}.jpg"
         record.objects = [replace(box, iscrowd=False) for box in record.objects]
         record.relations.sort(key=lambda relation: relation.subject)
-    assert found == made
+    assert returned == originals
 
 
 def test_bad_objects_of_svg_make_an_error_row(tmp_path):
@@ -523,7 +540,7 @@ def test_bad_objects_of_svg_make_an_error_row(tmp_path):
         {"attributes": "red"},
         {"relations": [{"object": 1}]},
     )
-    things = [THING, {"name": "dog"}, [1], *(THING | each for each in odd)]
+    things = [THING, {"name": "dog"}, [1], *(THING | change for change in odd)]
     good, *bad = svg(
         tmp_path, {str(n): SIZE | {"objects": {"1": thing}} for n, thing in enumerate(things)}
     )
@@ -554,7 +571,7 @@ def vertex(
         "label": label,
         "descs": [{"text": text, "label": "short"} for text in texts],
         "in_edges": [] if into is None else [{"source": "", "text": into, "target": name}],
-        "out_edges": [{"source": name, "text": each, "target": each} for each in to],
+        "out_edges": [{"source": name, "text": target, "target": target} for target in to],
     }
 
 
@@ -610,22 +627,25 @@ def test_gbc_takes_sizes_and_names_from_images_and_addresses(tmp_path):
         "img_url": "https://example.org/a/7.png?x=1",
         "img_size": None,
     }
-    others = [GRAPH | {"img_path": path} for path in ("a/1.jpg", "b/1.jpg")]
-    others.append(bare | {"img_url": "https://example.org/b/7.png?x=1"})
-    row, *rows = gbc(tmp_path, bare, *others)
+    graphs_of_paths = [GRAPH | {"img_path": path} for path in ("a/1.jpg", "b/1.jpg")]
+    graphs_of_paths.append(bare | {"img_url": "https://example.org/b/7.png?x=1"})
+    row, *rows = gbc(tmp_path, bare, *graphs_of_paths)
     assert (row.image_id, row.file_name, row.objects[0].bbox) == (
         bare["img_url"],
         "7.png",
         (20, 20, 40, 20),
     )
-    assert [row.image_id for row in rows] == ["a/1", "b/1", others[-1]["img_url"]]
+    assert [row.image_id for row in rows] == ["a/1", "b/1", graphs_of_paths[-1]["img_url"]]
     assert [row.ok for row in rows] == [True, True, False]
     assert "an earlier image has the file name 7.png, too" in rows[-1].error
 
 
 def test_bad_graphs_of_gbc_are_error_rows(tmp_path):
     odd = ({"bbox": None}, {"vertex_id": 3}, {"descs": None}, {"out_edges": ["b"]})
-    changes = [{"vertices": [{}]}, *({"vertices": [vertex("a", "entity") | each]} for each in odd)]
+    changes = [
+        {"vertices": [{}]},
+        *({"vertices": [vertex("a", "entity") | damage]} for damage in odd),
+    ]
     changes += [{"img_size": size} for size in ([1, 2, 3], None)]
     bad = [GRAPH | change | {"img_path": f"{number}.jpg"} for number, change in enumerate(changes)]
     good, *failed = gbc(tmp_path, GRAPH, *bad)

@@ -57,14 +57,14 @@ def problems_of(index: SourceIndex) -> dict[str, int]:
 
 
 def test_boxes_are_clipped_to_their_image(tmp_path):
-    given = (
+    corners = (
         [10, 10, 20, 20],
         [-5, 10, 20, 20],
         [-1e300, 0, 2e300, 50],
         [200, 10, 5, 5],
         [1, 1, float("inf"), 5],
     )
-    index = index_of(tmp_path, [*map(box, given)])
+    index = index_of(tmp_path, [*map(box, corners)])
     [record] = index.records(0, 1)
     assert [box.bbox for box in record.objects] == [
         (10, 10, 20, 20),
@@ -147,7 +147,7 @@ def test_the_order_of_entries_changes_only_the_order_of_rows_and_boxes(tmp_path,
         box([float(x), float(y), 9, 9], int(image), int(category))
         for x, y, image, category in places
     ]
-    boxes += [{**each, "bbox": [*each["bbox"][:3], 9.001]} for each in boxes[:20]]
+    boxes += [{**annotation, "bbox": [*annotation["bbox"][:3], 9.001]} for annotation in boxes[:20]]
     parts = {
         "images": [IMAGE | {"id": i, "file_name": f"{i}.jpg"} for i in range(5)],
         "annotations": boxes,
@@ -194,7 +194,10 @@ def test_the_annotation_file_is_read_again_only_after_a_change_or_damage(tmp_pat
         "{",
     )
     damages = (partial(index.write_bytes, b"x"), index.unlink, described.unlink)
-    for damage in (*damages, *(partial(described.write_text, each) for each in changed)):
+    for damage in (
+        *damages,
+        *(partial(described.write_text, content_of_file) for content_of_file in changed),
+    ):
         damage()
         assert open_source(source, "val", index).meta == expected
     save(path, content | {"images": [IMAGE, IMAGE | {"id": 2}]})
@@ -378,8 +381,8 @@ def test_a_class_is_named_by_a_text_or_a_number(tmp_path):
         tmp_path / "val.json",
         {"images": IMAGES, "annotations": [at(7, 0)], "categories": categories},
     )
-    found, _ = read_coco(file, None, dataset="", split="")
-    assert (found.categories, found.problems["malformed"]) == ({0: "dog", 1: "7"}, 3)
+    instances, _ = read_coco(file, None, dataset="", split="")
+    assert (instances.categories, instances.problems["malformed"]) == ({0: "dog", 1: "7"}, 3)
 
 
 def test_a_category_id_with_two_names_is_refused(tmp_path):

@@ -59,8 +59,8 @@ def scene(image_id: str, *relations: tuple[int, int, str, float | None]) -> Reco
         Box("dog", 2, (12, 4, 8, 10)),
         Box("cup", 3, (1, 1, 4, 4)),
     ]
-    made = [Relation(*relation) for relation in relations]
-    return Record(image_id, "drawn", "train", f"{image_id}.png", 24, 16, boxes, relations=made)
+    stated = [Relation(*relation) for relation in relations]
+    return Record(image_id, "drawn", "train", f"{image_id}.png", 24, 16, boxes, relations=stated)
 
 
 def correct(root: Path, out: Path, conflicts: str = "majority", **options: Any) -> CorrectedRun:
@@ -93,7 +93,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
-    found = correct(run, tmp_path / "out")
+    correction = correct(run, tmp_path / "out")
     held = (0, 2, "holding", 0.3)
     assert relations(tmp_path / "out") == {
         "right": [(0, 1, "on", None), held], "wrong": [held], "unsure": [(0, 1, "on", 0.8), held],
@@ -101,7 +101,13 @@ def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
         "delete": [held, (1, 2, "under", None)], "untouched": [(0, 1, "on", 0.8), held],
     }  # fmt: skip
     counts = {"confirmed": 1, "removed": 2, "changed": 2, "added": 1, "unsure": 1, "undecided": 0}
-    assert (found.counts, found.conflicts, found.missing, found.images, found.shards) == (
+    assert (
+        correction.counts,
+        correction.conflicts,
+        correction.missing,
+        correction.images,
+        correction.shards,
+    ) == (
         counts,
         0,
         0,
@@ -112,7 +118,7 @@ def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
     plain = [replace(record, relations=[]) for record in iter_records(run)]
     assert [replace(record, relations=[]) for record in iter_records(tmp_path / "out")] == plain
     header = Manifest.load(tmp_path / "out").run
-    assert found.new_predicates == ["near", "under"]  # which the closed list lacked
+    assert correction.new_predicates == ["near", "under"]  # which the closed list lacked
     assert header["labels"]["relations"] == ["on", "holding", "near", "under"]
     assert header["identity"]["corrected"] == RUN
     assert header["fingerprint"] != RUN
@@ -132,38 +138,38 @@ def test_people_who_differ(tmp_path, conflicts, left):
     for image, judged in (("tie", ("right", "wrong")), ("two", ("wrong", "wrong", "right"))):
         for by, judgement in zip(("anna", "ben", "cleo"), judged, strict=False):
             judge(run, image, on, by, judgement=judgement)
-    found = correct(run, tmp_path / "out", conflicts)
-    kept = {
+    correction = correct(run, tmp_path / "out", conflicts)
+    undecided = {
         name: [(r[2], r[3]) for r in relation]
         for name, relation in relations(tmp_path / "out").items()
     }
-    assert kept == left
-    assert found.conflicts == 2
-    assert found.counts["undecided"] == (1 if conflicts == "majority" else 0)
+    assert undecided == left
+    assert correction.conflicts == 2
+    assert correction.counts["undecided"] == (1 if conflicts == "majority" else 0)
 
 
 @settings(max_examples=100, deadline=None)
-@given(there=st.lists(st.sampled_from(PLACES), max_size=8), outcomes=OUTCOMES)
-def test_what_is_certain_is_there_once_and_what_nobody_judged_stays(there, outcomes):
+@given(places=st.lists(st.sampled_from(PLACES), max_size=8), outcomes=OUTCOMES)
+def test_what_is_certain_is_there_once_and_what_nobody_judged_stays(places, outcomes):
     names = ("subject", "object", "predicate", "confidence")
     rows = [
-        dict(zip(names, (*place, number / 10), strict=True)) for number, place in enumerate(there)
+        dict(zip(names, (*place, number / 10), strict=True)) for number, place in enumerate(places)
     ]
     corrected, before = correct_relations(rows, outcomes)
     certain = {place for left in outcomes.values() for place in left}
-    found = [(tuple(each[name] for name in names[:3]), each["confidence"]) for each in corrected]
-    assert sorted(place for place, confidence in found if confidence is None) == sorted(certain)
+    placed = [(tuple(row[name] for name in names[:3]), row["confidence"]) for row in corrected]
+    assert sorted(place for place, confidence in placed if confidence is None) == sorted(certain)
     judged = certain | outcomes.keys()
-    assert [each for each in found if each[1] is not None] == [
-        (place, number / 10) for number, place in enumerate(there) if place not in judged
+    assert [row for row in placed if row[1] is not None] == [
+        (place, number / 10) for number, place in enumerate(places) if place not in judged
     ]
-    for (place, _), index in zip(found, before, strict=True):
-        assert index is None or there[index] == place
-        assert (index is None) == (place not in there)
+    for (place, _), index in zip(placed, before, strict=True):
+        assert index is None or places[index] == place
+        assert (index is None) == (place not in places)
 
 
 def test_a_corrected_run_is_resumed_and_other_judgements_make_another(run, tmp_path, monkeypatch):
-    whole = correct(run, tmp_path / "whole")
+    expected = correct(run, tmp_path / "whole")
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -174,7 +180,7 @@ def test_a_corrected_run_is_resumed_and_other_judgements_make_another(run, tmp_p
         with pytest.raises(KeyboardInterrupt):
             correct(run, tmp_path / "out")
     assert len(Manifest.load(tmp_path / "out").shards) == 1
-    assert replace(correct(run, tmp_path / "out"), root=whole.root) == whole
+    assert replace(correct(run, tmp_path / "out"), root=expected.root) == expected
     assert relations(tmp_path / "out") == relations(tmp_path / "whole")
     judge(
         run, "untouched", (0, 1, "on"), judgement="unsure"
@@ -196,7 +202,7 @@ def test_scores_stay_with_their_relations(run, tmp_path):
         read_file(tmp_path / "out" / shard.file) for shard in Manifest.load(tmp_path / "out").shards
     ]
     rows = [row for table in tables for row in table.to_pylist()]
-    scores = {row["image_id"]: [each and each["score"] for each in row[CLIP_SCORE]] for row in rows}
+    scores = {row["image_id"]: [item and item["score"] for item in row[CLIP_SCORE]] for row in rows}
     assert scores["right"] == scores["untouched"] == [0.5, 0.25]
     assert (scores["wrong"], scores["predicate"], scores["delete"]) == (
         [0.25],
@@ -217,7 +223,9 @@ def test_training_reads_a_corrected_run_wherever_the_images_are(tmp_path, place)
         (tmp_path / "images").rename(tmp_path / "elsewhere")
     correct(run, tmp_path / "out", images=tmp_path / "elsewhere" if place == "moved" else None)
     batches = [
-        each for step in training(feed(ShardsConfig(shards=tmp_path / "out")), 2) for each in step
+        example
+        for step in training(feed(ShardsConfig(shards=tmp_path / "out")), 2)
+        for example in step
     ]
     assert sorted(image for batch in batches for image in batch.image_ids) == [
         str(n) for n in range(8)
@@ -243,10 +251,10 @@ def test_the_command(run, tmp_path):
         "cut short",
     ):
         assert part in text
-    again = CliRunner().invoke(
+    second = CliRunner().invoke(
         app, ["-q", "correct", str(run), "--out", str(tmp_path / "out"), "--json"]
     )
-    assert json.loads(again.output)["counts"]["changed"] == 2
+    assert json.loads(second.output)["counts"]["changed"] == 2
     other = tmp_path / "other.jsonl"
     out = tmp_path / "no"
     other.write_text((run / JUDGEMENTS).read_text().replace('"run":"drawn"', '"run":"other"'))

@@ -136,13 +136,13 @@ def test_a_fault_is_named_once(dataset, tmp_path):
         ("if they were smaller by one", boxes, categories, [number + 1 for number in categories]),
     ):
         renumber(*items, before, after)
-        (found,) = opened(dataset, tmp_path).meta["notes"]
-        assert note in found
+        (fault,) = opened(dataset, tmp_path).meta["notes"]
+        assert note in fault
         renumber(*items, after, before)
     for image in instances["images"]:
         image["width"], image["height"] = image["height"], image["width"]
-    (found,) = opened(dataset, tmp_path).meta["notes"]
-    assert "are width and height those of the images" in found
+    (fault,) = opened(dataset, tmp_path).meta["notes"]
+    assert "are width and height those of the images" in fault
 
 
 @pytest.mark.parametrize(
@@ -172,20 +172,20 @@ class Said(Progress):
 
 def test_an_import_is_doubted_likewise(dataset, tmp_path):
     instances, captions = dataset.save(tmp_path)
-    said = Said()
+    messages = Said()
     import_annotations(
-        coco_source(instances, "val", captions), str(tmp_path), tmp_path / "right", said
+        coco_source(instances, "val", captions), str(tmp_path), tmp_path / "right", messages
     )
-    assert said.notes == []
+    assert messages.notes == []
     dataset.change_boxes("xyxy")
     dataset.save(tmp_path)
     source = coco_source(instances, "val", captions)
     out = tmp_path / "out"
     with pytest.raises(UserError, match="pass --boxes xyxy, or --boxes xywh if they are right"):
-        import_annotations(source, str(tmp_path), out, said)
-    import_annotations(source, str(tmp_path), out, said, boxes="xyxy")
+        import_annotations(source, str(tmp_path), out, messages)
+    import_annotations(source, str(tmp_path), out, messages, boxes="xyxy")
     assert boxes_of(list(iter_records(out))) == boxes_of(list(iter_records(tmp_path / "right")))
-    assert said.notes == []
+    assert messages.notes == []
 
 
 def test_interactions_with_widths_for_corners_are_refused(world, tmp_path):
@@ -193,16 +193,18 @@ def test_interactions_with_widths_for_corners_are_refused(world, tmp_path):
     out = tmp_path / "out"
     file = tmp_path / "hico.json"
     classes = world / "hico_classes.json"
-    said = Said()
+    messages = Said()
     source = hico_source(world / "hico.json", "val", classes)
-    import_annotations(source, world / "images", tmp_path / "right", said)
-    assert said.notes == []
+    import_annotations(source, world / "images", tmp_path / "right", messages)
+    assert messages.notes == []
     for image in content:
         for box in image["annotations"]:
             left, top, right, bottom = box["bbox"]
             box["bbox"] = [left, top, right - left, bottom - top]
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="as xyxy, 0% as xywh: pass --boxes xywh"):
-        import_annotations(hico_source(file, "val", classes), world / "images", out, said)
-    import_annotations(hico_source(file, "val", classes), world / "images", out, said, boxes="xywh")
+        import_annotations(hico_source(file, "val", classes), world / "images", out, messages)
+    import_annotations(
+        hico_source(file, "val", classes), world / "images", out, messages, boxes="xywh"
+    )
     assert boxes_of(list(iter_records(out))) == boxes_of(list(iter_records(tmp_path / "right")))

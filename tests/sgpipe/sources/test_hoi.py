@@ -135,10 +135,10 @@ def test_boxes_become_objects_and_ids_become_names(tmp_path):
 )
 def test_an_invalid_image_is_an_error_row(tmp_path, boxes, relations, reason):
     good = ([MAN, BIKE], [hoi(0, 1, 77)])
-    found = records(hico_source(write(tmp_path, good, (boxes, relations), good), "train"))
-    assert [record.status for record in found] == ["ok", "error", "ok"]
-    assert reason in found[1].error
-    assert (found[1].objects, found[1].relations) == ([], [])
+    imported = records(hico_source(write(tmp_path, good, (boxes, relations), good), "train"))
+    assert [record.status for record in imported] == ["ok", "error", "ok"]
+    assert reason in imported[1].error
+    assert (imported[1].objects, imported[1].relations) == ([], [])
 
 
 def test_relations_without_object_share_a_box(tmp_path):
@@ -301,13 +301,13 @@ def test_a_file_of_other_classes_is_read_with_their_list(tmp_path):
     with pytest.raises(UserError, match=r"pass --classes .*hoi_classes\.json"):
         hico_source(path, "train")
     source = hico_source(drawn(tmp_path, (1, 2)), "train", classes)
-    found = records(source)
+    imported = records(source)
     assert (source.dataset, set(source.files)) == ("hoia", {"annotations", "classes"})
     assert source.classes.relations == ("holding", "flying")
-    assert [[relation.predicate for relation in record.relations] for record in found] == [
+    assert [[relation.predicate for relation in record.relations] for record in imported] == [
         ["holding", "flying"]
     ] * 4
-    assert {box.category for box in found[0].objects} == {"person", "kite"}
+    assert {box.category for box in imported[0].objects} == {"person", "kite"}
     with pytest.raises(UserError, match=r"are not those of .*hoi_classes\.json"):
         hico_source(drawn(tmp_path, (9,)), "train", classes)
     vcoco = vcoco_source(drawn(tmp_path, (1,)), "train", classes)
@@ -368,6 +368,6 @@ def test_only_the_given_classes_of_open_images_are_kept(tmp_path):
     ],
 )
 def test_an_invalid_image_of_open_images_is_an_error_row(tmp_path, change):
-    found = records(open_images_source(save(tmp_path, [VRD, VRD | change]), "test"))
-    assert [record.status for record in found] == ["ok", "error"]
-    assert not found[1].objects
+    imported = records(open_images_source(save(tmp_path, [VRD, VRD | change]), "test"))
+    assert [record.status for record in imported] == ["ok", "error"]
+    assert not imported[1].objects

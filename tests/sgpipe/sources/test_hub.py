@@ -166,13 +166,13 @@ def as_form(box: list[float], form: str) -> list[float]:
 
 
 @pytest.mark.parametrize("form", ["xyxy", "cxcywh", "xywhn", "cxcywhn"])
-@pytest.mark.parametrize("given", [True, False])
-def test_every_form_of_boxes_gives_the_same_boxes(tmp_path, form, given):
+@pytest.mark.parametrize("is_named", [True, False])
+def test_every_form_of_boxes_gives_the_same_boxes(tmp_path, form, is_named):
     objects = {"bbox": [as_form(box, form) for box in BOXES], "category": [0, 1, 2, 1]}
     write(tmp_path / TRAIN, [row(0) | {"objects": objects}])
-    records, meta = read(tmp_path, form=form if given else None)
+    records, meta = read(tmp_path, form=form if is_named else None)
     assert boxes_of(records[0]) == BOXES
-    assert bool(meta["notes"]) is not given
+    assert bool(meta["notes"]) is not is_named
 
 
 def test_objects_may_be_a_list_of_objects_whose_classes_are_words(tmp_path):
@@ -203,12 +203,12 @@ def test_objects_may_be_a_list_of_objects_whose_classes_are_words(tmp_path):
 def test_columns_of_other_names_are_mapped_and_others_listed(tmp_path):
     text = datasets.Value("string")
     kinds = features(frame=datasets.Image(), when=text, says=datasets.List(text))
-    given = {
+    renamed = {
         "frame": {"bytes": jpeg(9, (40, 30)), "path": None},
         "when": "b",
         "says": ["a cat", "two  dogs"],
     }
-    write(tmp_path / TRAIN, [row(0) | given, row(1) | given], kinds)
+    write(tmp_path / TRAIN, [row(0) | renamed, row(1) | renamed], kinds)
     for names, message in (
         (
             {},
@@ -274,7 +274,7 @@ def test_images_and_boxes_that_cannot_be_used_are_error_rows(tmp_path):
         row(1) | {"image": {"bytes": b"no image", "path": "x"}},
         row(2) | {"image": None},
     ]
-    rows = [{**each, "id": 1} for each in (*rows, row(3) | {"objects": bad}, row(4))]
+    rows = [{**columns, "id": 1} for columns in (*rows, row(3) | {"objects": bad}, row(4))]
     write(tmp_path / TRAIN, rows, features(id=datasets.Value("int64")))
     records, _ = read(tmp_path)
     assert [record.image_id for record in records] == [
@@ -312,8 +312,8 @@ def test_sizes_that_nothing_states_are_those_that_datasets_shows(tmp_path):
 )
 def test_splits_by_the_names_of_files(tmp_path, names, splits):
     touch(tmp_path, *names)
-    _, found = find_files(HubConfig(dataset=str(tmp_path)))
-    assert {split: len(files) for split, files in found.items()} == splits
+    _, files_of_splits = find_files(HubConfig(dataset=str(tmp_path)))
+    assert {split: len(files) for split, files in files_of_splits.items()} == splits
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -438,7 +438,9 @@ def test_gaps_are_counted_and_rows_without_boxes_stay(tmp_path):
         "iscrowd": [1, 0, 0, None],
     }
     empty = {"bbox": [], "category": [], "iscrowd": []}
-    write(tmp_path / TRAIN, [row(0) | {"objects": each} for each in (gaps, None, empty)], kinds)
+    write(
+        tmp_path / TRAIN, [row(0) | {"objects": objects} for objects in (gaps, None, empty)], kinds
+    )
     records, meta = read(tmp_path)
     assert [record.status for record in records] == ["ok"] * 3
     assert [(box.category, box.iscrowd) for box in records[0].objects] == [("cat", True)]
@@ -463,9 +465,9 @@ def test_columns_of_other_values_and_flat_names_are_refused_and_damaged_pages_ar
     image = {"bytes": jpeg(), "path": None}
     boxes = [BOXES[0]]
     names = ["cat"]
-    kept = {"image": image, "phash": b"1", "objects": {"bbox": boxes, "category": names}}
-    for given, columns, message in (
-        (kept, {}, ""),
+    columns_of_file = {"image": image, "phash": b"1", "objects": {"bbox": boxes, "category": names}}
+    for mapping, columns, message in (
+        (columns_of_file, {}, ""),
         (
             {"image": image, "objects.bbox": boxes, "objects.category": names},
             {},
@@ -477,12 +479,12 @@ def test_columns_of_other_values_and_flat_names_are_refused_and_damaged_pages_ar
             r"boxes of four numbers \(bbox has others\)",
         ),
         (
-            kept | {"says": 5},
+            columns_of_file | {"says": 5},
             {"captions": "says"},
             r"no column of texts \(says has others\): pass .*columns\.captions",
         ),
     ):
-        pq.write_table(pa.Table.from_pylist([given]), tmp_path / "train.parquet")
+        pq.write_table(pa.Table.from_pylist([mapping]), tmp_path / "train.parquet")
         with pytest.raises(UserError, match=message) if message else nullcontext():
             (record,), _ = read(tmp_path, columns=columns)
             assert (record.file_name, len(record.objects)) == ("train.parquet#0", 1)

@@ -87,14 +87,14 @@ def box(name: str = "dog", x: float = 20.0, number: int = 0, crowd: bool = False
 
 
 def test_an_annotated_task_is_an_image(tmp_path):
-    found, problems = read(
+    imported, problems = read(
         tmp_path, task(region(1), link(1, 2, "on", "next to"), region(2, "cup", 40))
     )
     record = Record(
         "5", "label_studio", "all", "photo.jpg", WIDTH, HEIGHT, [box(), box("cup", 80.0)]
     )
     record.relations = [Relation(0, 1, "on"), Relation(0, 1, "next to")]
-    assert (found, problems) == ([record], {})
+    assert (imported, problems) == ([record], {})
     assert is_upright("label_studio")  # browsers turn images as EXIF says
 
 
@@ -104,8 +104,8 @@ def test_the_direction_of_a_link_says_which_box_is_the_subject(tmp_path):
         task(region(1), region(2), link(1, 2, "on", direction=direction))
         for direction in directions
     ]
-    found = [record.relations for record in read(tmp_path, *tasks)[0]]
-    assert found == [[Relation(*pair, "on") for pair in pairs] for pairs in directions.values()]
+    imported = [record.relations for record in read(tmp_path, *tasks)[0]]
+    assert imported == [[Relation(*pair, "on") for pair in pairs] for pairs in directions.values()]
 
 
 def test_what_is_no_labelled_rectangle_is_counted(tmp_path):
@@ -131,8 +131,8 @@ def test_what_is_no_labelled_rectangle_is_counted(tmp_path):
         link(1, 1, " "),
         link(1, 1, "on"),
     ]
-    (found,), problems = read(tmp_path, task(*results, *links))
-    assert (found.objects, found.relations) == ([box()], [Relation(0, 0, "on")])
+    (imported,), problems = read(tmp_path, task(*results, *links))
+    assert (imported.objects, imported.relations) == ([box()], [Relation(0, 0, "on")])
     assert problems == {
         "other_results": 4,
         "nameless": 4,
@@ -149,8 +149,8 @@ def test_labels_may_be_apart_from_their_rectangle(tmp_path):
         region(1, type="rectangle", value=value),
         region(1, type="labels", value=value | {"labels": ["dog"]}),
     )
-    (found,), problems = read(tmp_path, task(*parts, link(1, 1, "on")))
-    assert (found.objects, found.relations, problems) == ([box()], [Relation(0, 0, "on")], {})
+    (imported,), problems = read(tmp_path, task(*parts, link(1, 1, "on")))
+    assert (imported.objects, imported.relations, problems) == ([box()], [Relation(0, 0, "on")], {})
 
 
 @pytest.mark.parametrize(
@@ -174,29 +174,34 @@ def test_labels_may_be_apart_from_their_rectangle(tmp_path):
     ],
 )
 def test_an_invalid_task_is_an_error_row(tmp_path, results, data):
-    made = task(*results)
-    (found,), _ = read(tmp_path, made | {"data": made["data"] | data})
-    assert found.error
-    assert (found.image_id, found.objects) == ("5", [])
+    valid = task(*results)
+    (imported,), _ = read(tmp_path, valid | {"data": valid["data"] | data})
+    assert imported.error
+    assert (imported.image_id, imported.objects) == ("5", [])
 
 
 def test_of_several_annotations_the_ground_truth_counts_or_the_last_one(tmp_path):
     early, late = ({"updated_at": f"2026-01-0{day}T00:00:00Z"} for day in (1, 2))
-    last, *others = annotation(region(1, "cup"), **late), annotation(region(1), **early)
+    last, *earlier = annotation(region(1, "cup"), **late), annotation(region(1), **early)
     true = annotation(region(1), **early, ground_truth=True)
-    found, problems = read(
-        tmp_path, task(annotations=[last, *others]), task(annotations=[last, true])
+    imported, problems = read(
+        tmp_path, task(annotations=[last, *earlier]), task(annotations=[last, true])
     )
-    assert [record.objects for record in found] == [[box("cup")], [box()]]
+    assert [record.objects for record in imported] == [[box("cup")], [box()]]
     assert problems == {"further_annotations": 2}
 
 
 @pytest.mark.parametrize("annotator", ["2", "anna@example.org"])
 def test_the_annotations_of_one_person_can_be_read(tmp_path, annotator):
     person = {"id": 2, "email": "anna@example.org"}
-    of = [annotation(region(1, "cup"), completed_by=1), annotation(region(1), completed_by=person)]
-    (found,), problems = read(tmp_path, task(annotations=of), task(region(1)), annotator=annotator)
-    assert (found.objects, problems) == ([box()], {"unannotated_tasks": 1})
+    by_both = [
+        annotation(region(1, "cup"), completed_by=1),
+        annotation(region(1), completed_by=person),
+    ]
+    (imported,), problems = read(
+        tmp_path, task(annotations=by_both), task(region(1)), annotator=annotator
+    )
+    assert (imported.objects, problems) == ([box()], {"unannotated_tasks": 1})
 
 
 def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
@@ -209,8 +214,8 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
         "skipped_tasks": 1,
         "unannotated_tasks": 2,
     }
-    (found,), problems = read(tmp_path, *tasks, predictions=True)
-    assert found.objects == [box()]
+    (imported,), problems = read(tmp_path, *tasks, predictions=True)
+    assert imported.objects == [box()]
     assert problems == {"skipped_tasks": 1, "unannotated_tasks": 1, "further_predictions": 1}
 
 
@@ -219,10 +224,10 @@ def test_tasks_of_several_splits_are_read_one_at_a_time(tmp_path):
         task(id=n, data={"image": "1.jpg", "split": split})
         for n, split in enumerate(["val", "train", "?"])
     ]
-    for made in tasks:
-        made["data"] |= {"width": 8, "height": 8}
-    found, problems = read(tmp_path, *tasks, split="val")
-    assert [(record.image_id, record.split) for record in found] == [("0", "val"), ("2", "val")]
+    for annotated in tasks:
+        annotated["data"] |= {"width": 8, "height": 8}
+    imported, problems = read(tmp_path, *tasks, split="val")
+    assert [(record.image_id, record.split) for record in imported] == [("0", "val"), ("2", "val")]
     assert problems == {"other_splits": 1}
     for split, message in (
         (None, "has tasks of several splits"),
@@ -243,10 +248,10 @@ def test_files_are_found_by_the_address_of_the_image(tmp_path):
         "https://example.org/x/val/a%20b.jpg?token=1": "val/a b.jpg", "s3://bucket/val/a b.jpg": "val/a b.jpg",
         "gs://bucket/other/missing%20file.jpg": "missing%20file.jpg", "../../etc/passwd": "passwd",
     }  # fmt: skip
-    found, _ = read(
+    imported, _ = read(
         tmp_path, *(task(region(1), data={"photo": name}) for name in names), image_field="photo"
     )
-    assert [(record.file_name, record.status) for record in found] == [
+    assert [(record.file_name, record.status) for record in imported] == [
         (name, "ok") for name in names.values()
     ]
 
@@ -257,14 +262,14 @@ def test_sizes_that_no_task_says_are_those_of_the_displayed_image(tmp_path):
     Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "1.jpg", exif=exif)
     plain = region(1)
     del plain["original_width"]
-    (found,), _ = read(tmp_path, task(plain, data={"image": "1.jpg"}))
-    assert (found.width, found.height, found.objects) == (WIDTH, HEIGHT, [box()])
+    (imported,), _ = read(tmp_path, task(plain, data={"image": "1.jpg"}))
+    assert (imported.width, imported.height, imported.objects) == (WIDTH, HEIGHT, [box()])
 
 
-def broken(made: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+def broken(valid: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """A dictionary in which some values are others, or missing."""
-    return st.dictionaries(st.sampled_from(sorted(made)), ODD, max_size=2).map(
-        lambda odd: made | odd
+    return st.dictionaries(st.sampled_from(sorted(valid)), ODD, max_size=2).map(
+        lambda odd: valid | odd
     )
 
 
@@ -279,22 +284,32 @@ DATA = broken(
 
 @given(RESULTS, broken(annotation()), broken(task()), DATA)
 @settings(max_examples=30, deadline=None)
-def test_nothing_in_a_task_stops_an_import(results, made, whole, data):
-    made = made | {"result": results} if made["result"] == [] else made
-    whole = {**whole, "data": data} if isinstance(whole["data"], dict) else whole
-    whole = (
-        {**whole, "annotations": [made, None]} if isinstance(whole["annotations"], list) else whole
+def test_nothing_in_a_task_stops_an_import(results, person_annotation, broken_task, data):
+    person_annotation = (
+        person_annotation | {"result": results}
+        if person_annotation["result"] == []
+        else person_annotation
     )
-    if isinstance(whole["predictions"], list):  # numbers are refused
-        whole["predictions"] = [
-            prediction for prediction in whole["predictions"] if not isinstance(prediction, int)
+    broken_task = (
+        {**broken_task, "data": data} if isinstance(broken_task["data"], dict) else broken_task
+    )
+    broken_task = (
+        {**broken_task, "annotations": [person_annotation, None]}
+        if isinstance(broken_task["annotations"], list)
+        else broken_task
+    )
+    if isinstance(broken_task["predictions"], list):  # numbers are refused
+        broken_task["predictions"] = [
+            prediction
+            for prediction in broken_task["predictions"]
+            if not isinstance(prediction, int)
         ]
     with TemporaryDirectory() as folder:
-        found, problems = read(Path(folder), task(region(1)), whole, predictions=True)
-    assert found[0].objects == [box()]
+        imported, problems = read(Path(folder), task(region(1)), broken_task, predictions=True)
+    assert imported[0].objects == [box()]
     left_out = ("malformed", "unannotated_tasks", "skipped_tasks", "other_splits")
-    assert len(found) + sum(problems.get(name, 0) for name in left_out) == 2
-    for record in found:
+    assert len(imported) + sum(problems.get(name, 0) for name in left_out) == 2
+    for record in imported:
         assert record.ok or (record.error and not record.objects)
         assert all(
             0 <= end < len(record.objects)

@@ -36,14 +36,14 @@ def index(photos, tmp_path):
 
 
 def test_images_are_found_with_their_displayed_size(photos, tmp_path):
-    found = index(photos, tmp_path).records(0, 5)
-    sizes = {record.image_id: (record.width, record.height) for record in found if record.ok}
+    indexed = index(photos, tmp_path).records(0, 5)
+    sizes = {record.image_id: (record.width, record.height) for record in indexed if record.ok}
     assert sizes == {"a.PNG": (40, 30), "b/2.jpg": (40, 30), "c.jpg": (30, 40)}
-    failed = {record.image_id: record.error for record in found if not record.ok}
+    failed = {record.image_id: record.error for record in indexed if not record.ok}
     assert list(failed) == ["broken.jpg", "link.png"]
     assert "source: image cannot be read" in failed["broken.jpg"]
-    assert [record.image_id for record in found] == sorted(record.image_id for record in found)
-    assert {(record.dataset, record.split) for record in found} == {("folder", "all")}
+    assert [record.image_id for record in indexed] == sorted(record.image_id for record in indexed)
+    assert {(record.dataset, record.split) for record in indexed} == {("folder", "all")}
 
 
 def test_names_that_are_not_utf8_are_called_so(tmp_path):

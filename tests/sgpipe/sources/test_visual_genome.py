@@ -83,8 +83,16 @@ def test_malformed_items_are_dropped_and_counted(broken, problem):
 
 
 def test_attributes_are_kept_without_repetitions_and_objects_whatever_they_are():
-    given = (["Shiny", " red ", "red", ""], ["red", 3, None, ["x"]], "red", {"a": 1}, None)
-    things = [thing(number, attributes=attributes) for number, attributes in enumerate(given)]
+    attribute_lists = (
+        ["Shiny", " red ", "red", ""],
+        ["red", 3, None, ["x"]],
+        "red",
+        {"a": 1},
+        None,
+    )
+    things = [
+        thing(number, attributes=attributes) for number, attributes in enumerate(attribute_lists)
+    ]
     record, problems = read({"image_id": 1, "objects": things, "relationships": []})
     names = [[attribute.name for attribute in box.attributes] for box in record.objects]
     assert names == [["Shiny", "red"], ["red"], [], [], []]
@@ -243,7 +251,7 @@ def many(count: int, times: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("objects", "given", "kept", "problems"),
+    ("objects", "stated", "expected", "problems"),
     [
         (
             [MAN, HAT],
@@ -271,13 +279,15 @@ def many(count: int, times: int) -> str:
         ),
     ],
 )
-def test_redundant_relations_are_removed(objects, given, kept, problems):
+def test_redundant_relations_are_removed(objects, stated, expected, problems):
     boxes = [Box(name.title(), 0, box) for name, box in objects]
-    image = Record("1", "d", "val", "1.jpg", 500, 500, objects=boxes, relations=relations(given))
-    found: Counter[str] = Counter()
-    remove_redundant(image, {"man": "man", "men": "man", "cap": "hat"}, {"wearing": "wears"}, found)
-    assert image.relations == relations(kept)
-    assert +found == problems
+    image = Record("1", "d", "val", "1.jpg", 500, 500, objects=boxes, relations=relations(stated))
+    removed: Counter[str] = Counter()
+    remove_redundant(
+        image, {"man": "man", "men": "man", "cap": "hat"}, {"wearing": "wears"}, removed
+    )
+    assert image.relations == relations(expected)
+    assert +removed == problems
     assert image.objects[0].category == "man"
 
 

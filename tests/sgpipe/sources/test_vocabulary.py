@@ -86,7 +86,7 @@ def test_json_and_yaml_are_read_and_a_predicate_may_have_no_other_text(tmp_path:
 
 
 def test_texts_that_say_the_same_and_those_that_do_not():
-    same = {
+    equivalents = {
         "near": "next to", "Is Holding": "holds", "on": "on the top of", "to the left of": "left of",
         "sitting_on": "sits on", "inside of": "in", "is being worn by": "worn by",
     }  # fmt: skip
@@ -95,7 +95,7 @@ def test_texts_that_say_the_same_and_those_that_do_not():
         "in front of": "behind", "above": "beneath", "covering": "covered in", "has": "belonging to",
     }  # fmt: skip
     neither = {"on": "under", "parked by": "next to", "": "on"}
-    for first, second in same.items():
+    for first, second in equivalents.items():
         assert PACKAGED.key(3, first, 5) == PACKAGED.key(3, second, 5)
     for first, second in inverse.items():
         assert PACKAGED.key(3, first, 5) == PACKAGED.key(5, second, 3)
@@ -125,16 +125,16 @@ def reached(table: dict, word: str, swapped: bool = False) -> set[tuple[str, boo
         for name, texts in table[kind].items()
         for text in texts
     ]
-    found = {(word, swapped)}
+    visited = {(word, swapped)}
     waiting = [(word, swapped)]
     while waiting:
         at, turned = waiting.pop()
         for name, text, inverse in edges:
-            for here, there in ((name, text), (text, name)):
-                if here == at and (step := (there, turned ^ inverse)) not in found:
-                    found.add(step)
+            for start, end in ((name, text), (text, name)):
+                if start == at and (step := (end, turned ^ inverse)) not in visited:
+                    visited.add(step)
                     waiting.append(step)
-    return found
+    return visited
 
 
 @given(TABLES)

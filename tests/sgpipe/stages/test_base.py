@@ -91,7 +91,7 @@ def test_a_process_of_its_own_reports_the_same_and_what_a_stage_raises_is_no_cra
     for _ in range(2):
         with pytest.raises(EOFError, match="the stage's own"):
             runner(records(1))
-    found, usage = runner(records(2))
-    assert all(record.ok for record in found)
+    processed, usage = runner(records(2))
+    assert all(record.ok for record in processed)
     assert usage.gpus == {"tag": {"gpu": "H100", "memory": 5}}
     assert set(usage.seconds) == {"tag", "compilation"}

@@ -36,8 +36,8 @@ PERSON = Box("person", 1, (1.0, 1.0, 9.0, 9.0))
 class Scripted:
     """A detector that finds what a script says of each text, and keeps what it was asked for."""
 
-    def __init__(self, found: Found, limit: int = 99) -> None:
-        self.found = found
+    def __init__(self, boxes_of_words: Found, limit: int = 99) -> None:
+        self.found = boxes_of_words
         self.limit = limit
         self.asked = list[list[str]]()
 
@@ -74,14 +74,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stage(
-    folder: Path, found: Found | Scripted, classes: Sequence[str] = (), **changes: object
+    folder: Path, boxes_of_words: Found | Scripted, classes: Sequence[str] = (), **changes: object
 ) -> GroundStage:
     changed = {f"ground.{key}": value for key, value in changes.items()}
     recipe = load_recipe("folder", {"ground.detector": "d", **changed})
     ground_stage = GroundStage(
         recipe, {"all": folder}, {name: at for at, name in enumerate(classes, 1)}, "coco"
     )
-    ground_stage.detector = found if isinstance(found, Scripted) else Scripted(found)  # type: ignore[assignment]
+    ground_stage.detector = (
+        boxes_of_words if isinstance(boxes_of_words, Scripted) else Scripted(boxes_of_words)
+    )  # type: ignore[assignment]
     ground_stage.threads = 0
     ground_stage.language = None
     ground_stage._learn_names()
@@ -94,7 +96,7 @@ def record(
     """A record with a caption and a triplet for each two nouns, which are phrases, or phrases and
     their heads.
     """
-    nouns = [(each, each.split()[-1]) if isinstance(each, str) else each for each in stated]
+    nouns = [(noun, noun.split()[-1]) if isinstance(noun, str) else noun for noun in stated]
     nouns += [("view", "view")] * (len(nouns) % 2)
     triplets = [
         Triplet(
@@ -141,15 +143,15 @@ def test_only_things_that_no_box_carries_are_looked_for(folder: Path) -> None:
 
 
 def test_a_found_word_is_an_object_after_the_given_ones(folder: Path) -> None:
-    found = {
+    boxes_of_words = {
         "dog": [((10, 10, 30, 30), 0.75)],
         "traffic cone": [((40, 5, 70, 40), 0.875), ((-9, -9, 0, 0), 0.9)],
     }
-    made = record("puppy", "traffic cone", "woman", objects=[PERSON])
-    given_boxes = copy.deepcopy(made.objects)
-    stage(folder, found, ("person", "dog"))([made])
-    assert made.objects[:1] == given_boxes
-    cone, dog = made.objects[1:]
+    image = record("puppy", "traffic cone", "woman", objects=[PERSON])
+    given_boxes = copy.deepcopy(image.objects)
+    stage(folder, boxes_of_words, ("person", "dog"))([image])
+    assert image.objects[:1] == given_boxes
+    cone, dog = image.objects[1:]
     assert cone == Box(
         "cone",
         cone.category_id,
@@ -160,7 +162,7 @@ def test_a_found_word_is_an_object_after_the_given_ones(folder: Path) -> None:
     )
     assert dog == Box("dog", 2, (10, 10, 20, 20), origin="grounded", score=0.75, phrase="puppy")
     assert 2**30 <= cone.category_id < 2**31
-    [alone] = stage(folder, found)(
+    [alone] = stage(folder, boxes_of_words)(
         [record("puppy", "cone", "dog")]
     )  # without any classes, ids of COCO
     assert [(box.category, box.category_id, box.phrase) for box in alone.objects] == [
@@ -168,20 +170,26 @@ def test_a_found_word_is_an_object_after_the_given_ones(folder: Path) -> None:
     ]
 
 
-def matched(ground: GroundStage, made: Record) -> list[tuple[str | None, str | None]]:
+def matched(ground: GroundStage, image: Record) -> list[tuple[str | None, str | None]]:
     """The categories that the pair stage gives the triplets."""
     pairs = PairStage(load_recipe("folder").pair, "coco", ())
     pairs.setup()
-    pairs(ground([made]))
-    return [(triplet.subject_category, triplet.object_category) for triplet in made.triplets]
+    pairs(ground([image]))
+    return [(triplet.subject_category, triplet.object_category) for triplet in image.triplets]
 
 
 def test_the_pair_stage_matches_free_nouns_by_their_heads(folder: Path) -> None:
-    found = {name: [((x, 0, x + 9, 9), 0.5)] for name, x in (("cone", 1), ("dog", 12), ("bun", 24))}
-    made = record("traffic cone", "cone", "hot dog", "bun", "puppy", "cones", objects=[])
-    made.triplets[2].object_head = "cone"
+    boxes_of_words = {
+        name: [((x, 0, x + 9, 9), 0.5)] for name, x in (("cone", 1), ("dog", 12), ("bun", 24))
+    }
+    image = record("traffic cone", "cone", "hot dog", "bun", "puppy", "cones", objects=[])
+    image.triplets[2].object_head = "cone"
     # a hot dog is no dog
-    assert matched(stage(folder, found), made) == [("cone", "cone"), (None, "bun"), ("dog", "cone")]
+    assert matched(stage(folder, boxes_of_words), image) == [
+        ("cone", "cone"),
+        (None, "bun"),
+        ("dog", "cone"),
+    ]
     given_cone = Box(
         "cone", 5, (0.0, 0.0, 9.0, 9.0)
     )  # a class that the dataset has is known by its name
@@ -194,10 +202,10 @@ def test_words_that_may_stand_for_a_class_are_carried_by_it_or_named_as_they_are
     bottle = Box("bottle", 44, (0.0, 0.0, 9.0, 9.0))
     assert asked(folder, "beer", objects=[bottle]) == []
     assert asked(folder, "beer") == ["beer"]
-    found = {"beer": [((1, 0, 9, 9), 0.5)], "bottle": [((20, 0, 29, 9), 0.5)]}
-    made = record("bottle", "beer", "beer", "beers")
-    made.triplets[1].object_head = "beer"
-    assert matched(stage(folder, found), made) == [("bottle", "beer"), ("beer", "beer")]
+    boxes_of_words = {"beer": [((1, 0, 9, 9), 0.5)], "bottle": [((20, 0, 29, 9), 0.5)]}
+    image = record("bottle", "beer", "beer", "beers")
+    image.triplets[1].object_head = "beer"
+    assert matched(stage(folder, boxes_of_words), image) == [("bottle", "beer"), ("beer", "beer")]
 
 
 @settings(max_examples=30, deadline=None)
@@ -208,7 +216,7 @@ def test_kept_boxes_are_those_of_a_greedy_search(folder: Path, data: st.DataObje
     )
     texts = ("dog", "cone", "wheel", "motorcycle")
     scores = iter(data.draw(st.permutations(range(1, 33))))
-    found = {
+    boxes_of_words = {
         text: [
             ((x, y, x + w, y + h), next(scores) / 40)
             for x, y, w, h in data.draw(st.lists(corner, max_size=8))
@@ -219,43 +227,48 @@ def test_kept_boxes_are_those_of_a_greedy_search(folder: Path, data: st.DataObje
     given_boxes = data.draw(st.lists(st.tuples(names, corner), max_size=5))
     objects = [Box(name, 1, tuple(map(float, box))) for name, box in given_boxes]
     limit = data.draw(st.integers(1, 12))
-    made = record(*texts, objects=objects)
-    before = copy.deepcopy(made)
-    stage(folder, found, ("motorbike", "cat", "cup"), threshold=0.1, max_boxes=limit)([made])
-    assert (made.captions, made.triplets) == (before.captions, before.triplets)
-    assert made.objects[: len(objects)] == before.objects
+    image = record(*texts, objects=objects)
+    before = copy.deepcopy(image)
+    stage(folder, boxes_of_words, ("motorbike", "cat", "cup"), threshold=0.1, max_boxes=limit)(
+        [image]
+    )
+    assert (image.captions, image.triplets) == (before.captions, before.triplets)
+    assert image.objects[: len(objects)] == before.objects
 
-    kept: list[tuple[float, str, Corners]] = []
+    selected: list[tuple[float, str, Corners]] = []
     within: list[tuple[float, str, Corners]] = []
     rows = (
-        (score, text, box) for text, some in found.items() for box, score in some if score > 0.1
+        (score, text, box)
+        for text, word_boxes in boxes_of_words.items()
+        for box, score in word_boxes
+        if score > 0.1
     )
     for row in sorted(rows, reverse=True):
         if not any(other == row[1] and iou(box, row[2]) > 0.5 for _, other, box in within):
             within.append(row)
     for row in within:
-        if not any(iou(box, row[2]) > 0.9 for _, _, box in kept):
-            kept.append(row)
+        if not any(iou(box, row[2]) > 0.9 for _, _, box in selected):
+            selected.append(row)
     bikes = [
         (x, y, x + w, y + h)
         for box in objects
         if box.category == "motorbike"
         for x, y, w, h in [box.bbox]
     ]
-    kept = [
+    selected = [
         row
-        for row in kept
+        for row in selected
         if row[1] != "motorcycle" or all(iou(box, row[2]) <= 0.5 for box in bikes)
     ]
-    turns = [sum(other[1] == row[1] for other in kept[:at]) for at, row in enumerate(kept)]
-    chosen = sorted(sorted(range(len(kept)), key=lambda at: (turns[at], at))[:limit])
-    grounded = made.objects[len(objects) :]
+    turns = [sum(other[1] == row[1] for other in selected[:at]) for at, row in enumerate(selected)]
+    chosen = sorted(sorted(range(len(selected)), key=lambda at: (turns[at], at))[:limit])
+    grounded = image.objects[len(objects) :]
     assert [(box.category, box.bbox) for box in grounded] == [
-        (kept[at][1], (x1, y1, x2 - x1, y2 - y1))
+        (selected[at][1], (x1, y1, x2 - x1, y2 - y1))
         for at in chosen
-        for x1, y1, x2, y2 in [kept[at][2]]
+        for x1, y1, x2, y2 in [selected[at][2]]
     ]
-    assert made.left_out["grounded"] == len(kept) - len(chosen)
+    assert image.left_out["grounded"] == len(selected) - len(chosen)
 
 
 def iou(*boxes: Corners) -> float:
@@ -270,9 +283,9 @@ def test_many_words_and_boxes_are_cut_and_counted(folder: Path) -> None:
     ]
     below = [((x * 4, 45, x * 4 + 3, 47.5), 0.9) for x in range(16)]
     scripted = Scripted({"bird": grid + below, "cone": [((1, 1, 60, 40), 0.4)]})
-    [made] = stage(folder, scripted)([record("bird", "cone")])
-    assert (len(made.objects), made.left_out) == (50, {"words": 0, "grounded": 207})
-    assert [box.category for box in made.objects].count("cone") == 1
+    [image] = stage(folder, scripted)([record("bird", "cone")])
+    assert (len(image.objects), image.left_out) == (50, {"words": 0, "grounded": 207})
+    assert [box.category for box in image.objects].count("cone") == 1
     words = [f"thing{'abcdefghij'[n % 10]}{n}" for n in range(2000)]
     [many] = stage(folder, scripted)([record(*words, words[1500], "a" * 100)])
     assert scripted.asked[-1] == [words[1500], *words[:29]]  # what most captions say comes first
@@ -297,7 +310,7 @@ def test_images_are_prepared_in_threads_and_get_the_same_boxes(tmp_path: Path) -
     image = Image.effect_mandelbrot(SIZE, (-2, -1, 1, 1), 60).convert("RGB")
     for turn in range(5):
         image.rotate(20 * turn).save(tmp_path / f"{turn}.png")
-    found = []
+    results = []
     values = {"ground.detector": str(make_grounding_dino(tmp_path / "d")), "ground.threshold": 0.01}
     for threads in (0, 3):
         recipe = load_recipe("folder", {**values, "ground.resources.io_threads": threads})
@@ -309,17 +322,17 @@ def test_images_are_prepared_in_threads_and_get_the_same_boxes(tmp_path: Path) -
             used.add(threading.current_thread()),
             prepare(image),
         )[1]
-        found.append(
+        results.append(
             [
-                each.objects
-                for each in ground_stage(
+                done.objects
+                for done in ground_stage(
                     [record("dog", "cup", name=f"{turn}.png") for turn in range(5)]
                 )
             ]
         )
         assert (threading.main_thread() in used) == (threads == 0)
-    assert found[0] == found[1]
-    assert any(found[0])
+    assert results[0] == results[1]
+    assert any(results[0])
 
 
 def test_all_nouns_are_those_of_triplets_and_others(folder: Path) -> None:
@@ -332,7 +345,7 @@ def test_all_nouns_are_those_of_triplets_and_others(folder: Path) -> None:
     words = ground_stage.words(
         Record("1", "folder", "all", "a.png", *SIZE, captions=[Caption(caption)])
     )
-    expected = [(each, each) for each in ("truck", "person", "barn")]
+    expected = [(noun, noun) for noun in ("truck", "person", "barn")]
     assert [(text, word.category) for text, word in words.items()] == expected
 
 

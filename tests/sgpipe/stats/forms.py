@@ -61,8 +61,8 @@ def _rows(report: dict) -> list[tuple[str, ...]]:
     rows.append(("relations", f"{totals['relations']:,}", *per_text))
     for level in report["thresholds"]:
         if level["relations"]:
-            kept = (f"{level[name]:,}" for name in ("relations", "predicate_kinds", "images"))
-            rows.append((f"{level['threshold']:.2f}", *kept))
+            counts = (f"{level[name]:,}" for name in ("relations", "predicate_kinds", "images"))
+            rows.append((f"{level['threshold']:.2f}", *counts))
     rows += [
         (t["subject"], t["predicate"], t["object"], f"{t['relations']:,}")
         for t in report["triplets"][:10]

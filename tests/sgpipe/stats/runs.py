@@ -35,10 +35,18 @@ def scene(
     """An image of 320 × 240 pixels; relations as subject, predicate, object, and perhaps the
     confidence.
     """
-    made = [Relation(r[0], r[2], r[1], r[3] if len(r) > 3 else None) for r in relations]
+    stated = [Relation(r[0], r[2], r[1], r[3] if len(r) > 3 else None) for r in relations]
     texts = [Caption(text) for text in captions]
     return Record(
-        image_id, dataset, "val", f"{image_id}.png", 320, 240, list(objects), texts, relations=made
+        image_id,
+        dataset,
+        "val",
+        f"{image_id}.png",
+        320,
+        240,
+        list(objects),
+        texts,
+        relations=stated,
     )
 
 
@@ -77,7 +85,9 @@ def labelled_records(count: int, seed: int = 0) -> list[Record]:
     return records
 
 
-def said(question: PlannedQuestion, judgement: str | None = None, **values: Any) -> Judgement:
+def judgement_of(
+    question: PlannedQuestion, judgement: str | None = None, **values: Any
+) -> Judgement:
     """Return an answer to a question of the plan "p", if nothing else is said."""
     line = {
         "id": uuid.uuid4().hex,
@@ -103,7 +113,7 @@ def judge(
     values = {"kind": kind, "seed": 0, "strata": strata, "questions": questions}
     lines = [SamplingPlan(plan="p", at="", by="anna", run=run, **values)]
     lines += [
-        said(question, judgement, run=run)
+        judgement_of(question, judgement, run=run)
         for question in questions
         if (judgement := decide(question))
     ]

@@ -66,17 +66,17 @@ def test_half_of_the_images_judge_the_other_half(calibrated):
 
 def test_a_probability_is_a_minimum_confidence(calibrated):
     calibration = load_calibration(calibrated[1])
-    least = calibration.threshold(0.8)
-    assert calibration.probabilities(least) == pytest.approx(0.8, abs=1e-4)
+    minimum = calibration.threshold(0.8)
+    assert calibration.probabilities(minimum) == pytest.approx(0.8, abs=1e-4)
     assert calibration.threshold(0) == 0
     assert calibration.threshold(1) == np.inf
     assert calibration.threshold(1e-9) == pytest.approx(
         calibration.lowest
     )  # nothing is known below it
     assert stored(0.7) <= np.float32(0.7)
-    whole = calibration.model_copy(update={"lowest": 0.0})
-    lowest = float(whole.probabilities(1e-7))
-    assert whole.threshold(lowest / 2) == 0 < whole.threshold(lowest * 2)
+    unbounded = calibration.model_copy(update={"lowest": 0.0})
+    lowest = float(unbounded.probabilities(1e-7))
+    assert unbounded.threshold(lowest / 2) == 0 < unbounded.threshold(lowest * 2)
     flat = calibration.model_copy(
         update={"slope": 1e-5}
     )  # the minimum confidence has log odds of some 100,000
@@ -86,8 +86,8 @@ def test_a_probability_is_a_minimum_confidence(calibrated):
 def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
     calibration = load_calibration(calibrated[1])
     chosen = calibration.probability_for(0.9)
-    above = [shown for least, shown, _ in calibration.levels if least >= chosen]
-    below = [shown for least, shown, _ in calibration.levels if least < chosen]
+    above = [shown for probability, shown, _ in calibration.levels if probability >= chosen]
+    below = [shown for probability, shown, _ in calibration.levels if probability < chosen]
     assert above[-1] >= 0.9 > below[0]
     everything = calibration.threshold(calibration.probability_for(0.01))
     assert everything == pytest.approx(calibration.lowest)  # but nothing of which nothing is known
@@ -120,8 +120,8 @@ def test_a_precision_is_kept_although_few_relations_are_judged(runs):
         at = rng.choice(len(population), 200, replace=False)
         calibration, _ = calibrate(runs[0], judgements(population[at], rng.random(200) < true[at]))
         with suppress(UserError):
-            kept = population >= calibration.threshold(calibration.probability_for(0.75))
-            missed += true[kept].mean() < 0.75
+            confident = population >= calibration.threshold(calibration.probability_for(0.75))
+            missed += true[confident].mean() < 0.75
             chosen += 1
     assert chosen > 30
     assert missed <= 3
@@ -230,10 +230,10 @@ def test_the_thresholds_of_stats_are_probabilities(runs, calibrated):
     assert audit["ground_truth"]["precision"]["value"] == pytest.approx(0.9, abs=0.05)
     with open_run(runs[0]) as database:
         raw = database.rows("select confidence from relations")
-    kept = sum(confidence >= calibration.threshold(0.6) for (confidence,) in raw)
+    confident = sum(confidence >= calibration.threshold(0.6) for (confidence,) in raw)
     assert (
         next(level for level in audit["thresholds"] if level["threshold"] == 0.6)["relations"]
-        == kept
+        == confident
     )
     assert any(
         f"relations of probability {chosen:.2f} or more" in finding["text"]
@@ -260,13 +260,13 @@ def test_an_export_keeps_what_is_probable_enough(runs, calibrated, tmp_path):
     calibration = load_calibration(calibrated[1])
     with open_run(runs[0]) as database:
         rows = database.rows("select predicate::varchar, confidence from relations")
-    least = {"--precision=0.9": calibration.probability_for(0.9), "--threshold=0.8": 0.8}
-    for option, probability in least.items():
+    minimum = {"--precision=0.9": calibration.probability_for(0.9), "--threshold=0.8": 0.8}
+    for option, probability in minimum.items():
         out = tmp_path / option
         options = ["--to", "hf", "--out", out, "--calibration", calibrated[1], option, "--json"]
         result = invoke("export", runs[0], *options)
-        kept = sum(confidence >= calibration.threshold(probability) for _, confidence in rows)
-        assert json.loads(result.stdout)["relations"] == kept
+        confident = sum(confidence >= calibration.threshold(probability) for _, confidence in rows)
+        assert json.loads(result.stdout)["relations"] == confident
         assert "Relations of probability below" in (out / "README.md").read_text(encoding="utf-8")
     parts = pq.read_table(out / "data")["relations"].to_pylist()
     stored = {relation["confidence"] for row in parts for relation in row}

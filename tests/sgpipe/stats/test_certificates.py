@@ -19,7 +19,7 @@ from sgpipe.storage.index import open_run
 from sgpipe.storage.judgements import CERTIFICATE, JUDGEMENTS, JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import read_file, shard_name, write_shard
-from tests.sgpipe.stats.runs import invoke, make_shards, said, scene
+from tests.sgpipe.stats.runs import invoke, judgement_of, make_shards, scene
 
 RUN = "drawn"  # the fingerprint of such a run
 RIGHT = {"judgement": "right"}
@@ -57,7 +57,7 @@ DISPUTES = {
 
 def round_of(weight, left, slopes, asked, wrong, **changes) -> Round:
     cells = len(weight)
-    numbers = [np.array(each, float) for each in (left, weight, slopes)]
+    numbers = [np.array(values, float) for values in (left, weight, slopes)]
     cell_values = (
         np.zeros(cells, np.int64),
         np.linspace(-1, 1, cells)[:, None] * np.ones((1, 2)),
@@ -90,15 +90,15 @@ def test_capital_does_not_grow_on_average_where_the_promise_is_broken(
             """The expected capital after three draws, given the first ones."""
             rest = [number for number in range(len(cells)) if number not in taken]
             if len(taken) == 3 or not rest:
-                own = list(taken)
-                found = gains(
-                    round_of(weight, left, slopes, cells[own], wrong[own]),
+                sampled = list(taken)
+                gain = gains(
+                    round_of(weight, left, slopes, cells[sampled], wrong[sampled]),
                     0,
                     len(cells),
                     limit,
                     limit,
                 )
-                return float(np.exp(found.sum(axis=0)).mean())
+                return float(np.exp(gain.sum(axis=0)).mean())
             chances = np.array([weight[cells[number]] for number in rest])
             return float(chances @ [mean((*taken, number)) for number in rest] / chances.sum())
 
@@ -117,10 +117,10 @@ def test_an_answer_that_becomes_right_never_loses_capital(data):
     weight = data.draw(st.lists(st.floats(0.1, 1), min_size=3, max_size=3))
     left = [40, 30, 20]
     precision = data.draw(st.sampled_from([0.6, 0.9]))
-    better = [each and at != changed for at, each in enumerate(wrong)]
+    better = [is_wrong and at != changed for at, is_wrong in enumerate(wrong)]
     before, after = (
-        evaluate([round_of(weight, left, [1.0, 0.5], asked, each)], [90], precision, 0.95)
-        for each in (wrong, better)
+        evaluate([round_of(weight, left, [1.0, 0.5], asked, is_wrong)], [90], precision, 0.95)
+        for is_wrong in (wrong, better)
     )
     assert after.evidence >= before.evidence - 1e-9
     assert (after.reached is not None) >= (before.reached is not None)
@@ -193,7 +193,7 @@ def answer(
             judgement = (
                 decide(question) if decide else "right" if right[question.key[1:]] else "wrong"
             )
-            log.append(said(question, judgement, at=at, by=by, plan=plan.plan))
+            log.append(judgement_of(question, judgement, at=at, by=by, plan=plan.plan))
             answered += 1
     return answered
 
@@ -221,9 +221,11 @@ def test_certify_verify_and_export(copy, tmp_path):
         "sample of" not in invoke("stats", root, "--judgements", "own").output
     )  # no table of no other plans
     certificate = json.loads((root / CERTIFICATE).read_text())
-    kept = {each["predicate"]: each["threshold"] for each in certificate["sets"]}
-    assert kept
-    assert "near" not in kept
+    thresholds = {
+        certified["predicate"]: certified["threshold"] for certified in certificate["sets"]
+    }
+    assert thresholds
+    assert "near" not in thresholds
     assert certificate["people"].keys() == {"anna"}
     assert certificate["dates"] == sorted(certificate["dates"])
     invoke("verify", root)
@@ -233,10 +235,10 @@ def test_certify_verify_and_export(copy, tmp_path):
         for file in sorted(out.glob("data/*.parquet"))
         for row in read_file(file)["relations"].to_pylist()
     ]
-    kinds = [(each["predicate"], each["confidence"]) for row in rows for each in row]
-    assert {predicate for predicate, _ in kinds} == set(kept)
-    assert all(confidence >= np.float32(kept[predicate]) for predicate, confidence in kinds)
-    assert len(kinds) == sum(each["relations"] for each in certificate["sets"])
+    kinds = [(certified["predicate"], certified["confidence"]) for row in rows for certified in row]
+    assert {predicate for predicate, _ in kinds} == set(thresholds)
+    assert all(confidence >= np.float32(thresholds[predicate]) for predicate, confidence in kinds)
+    assert len(kinds) == sum(certified["relations"] for certified in certificate["sets"])
     assert "certify a precision of each predicate of at least 0.9" in " ".join(
         (out / "README.md").read_text().split()
     )
@@ -253,8 +255,8 @@ def test_before_an_answer_is_wrong_the_fewest_answers_are_told(copy):
     fewest = int(re.search(r"at least (\d+) more answers, if all are right", first)[1])
     assert "about" not in first
     assert certify(root, right, *options, decide=lambda _: "right")
-    [kept] = json.loads((root / CERTIFICATE).read_text())["sets"]
-    assert fewest <= kept["answers"]["right"] <= 2 * fewest
+    [certified] = json.loads((root / CERTIFICATE).read_text())["sets"]
+    assert fewest <= certified["answers"]["right"] <= 2 * fewest
     (root / JUDGEMENTS).unlink()
     assert not certify(root, right, *options, decide=lambda _: "wrong", rounds=1)
     assert (
@@ -267,17 +269,17 @@ def test_before_an_answer_is_wrong_the_fewest_answers_are_told(copy):
     st.lists(st.tuples(st.integers(1, 5000), st.booleans()), min_size=1, max_size=30),
     st.integers(0, 5000),
 )
-def test_groups_that_can_be_wrong_share_the_chance_to_be_wrong(groups, others):
+def test_groups_that_can_be_wrong_share_the_chance_to_be_wrong(groups, other_relations):
     """Whichever groups are complete: the chances of all others add up to that of the family."""
     sizes = np.array([size for size, _ in groups])
     is_complete = np.array([complete for _, complete in groups])
-    chances = 1 - family_confidence(0.95, sizes, is_complete, int(sizes.sum()) + others)
+    chances = 1 - family_confidence(0.95, sizes, is_complete, int(sizes.sum()) + other_relations)
     shared = chances[~is_complete].sum()
-    rest = sizes[~is_complete].sum() + others
+    rest = sizes[~is_complete].sum() + other_relations
     assert shared == pytest.approx(0.05 * sizes[~is_complete].sum() / rest if rest else 0)
     assert (chances <= 0.05 + 1e-12).all()
     fewer = 1 - family_confidence(
-        0.95, sizes, np.zeros(len(sizes), bool), int(sizes.sum()) + others
+        0.95, sizes, np.zeros(len(sizes), bool), int(sizes.sum()) + other_relations
     )
     assert (chances >= fewer - 1e-12).all()
 
@@ -295,10 +297,10 @@ def test_predicates_hold_together_unless_each_is_asked_for(copy):
         command = ("--precision", "0.8", "--by", "predicate", "--threshold", "0.7", *options)
         assert certify(root, right, *command)
         certificate = json.loads((root / CERTIFICATE).read_text())
-        [kept] = certificate["sets"]
-        assert (kept["predicate"], certificate["by"]) == ("on", "predicate")
+        [certified] = certificate["sets"]
+        assert (certified["predicate"], certificate["by"]) == ("on", "predicate")
         assert (certificate["family"] is None) == (family is None)
-        answers[says] = sum(kept["answers"].values())
+        answers[says] = sum(certified["answers"].values())
         assert f"(0.95 confidence, {says})" in invoke("certify", root, *command).output
         invoke("verify", root)
         (root / JUDGEMENTS).rename(root / "before")
@@ -342,7 +344,7 @@ def test_an_edited_certificate_and_changed_answers_are_refused(copy):
     )
     file = root / CERTIFICATE
     text = file.read_text()
-    given = json.loads(file.read_text())
+    certificate = json.loads(file.read_text())
 
     def refused(says: str = "") -> None:
         output = invoke("verify", root, code=1).output.replace("\n", " ")
@@ -356,16 +358,18 @@ def test_an_edited_certificate_and_changed_answers_are_refused(copy):
         {"sets": "a"},
         {"prediction": "none"},
     ):
-        file.write_text(json.dumps(given | change))
+        file.write_text(json.dumps(certificate | change))
         refused()
     invoke("export", root, "--to", "hf", "--certified", "--out", root.parent / "out", code=2)
     file.write_text(re.sub(r'"bytes": \d+', '"bytes": 1e400', text))
     refused("is not a file of")
-    for wrong in (None, [], 5, "a", given | {"judgements": []}):
+    for wrong in (None, [], 5, "a", certificate | {"judgements": []}):
         file.write_text(json.dumps(wrong))
         refused("is not a file of")
     file.write_text(
-        json.dumps(given | {"not_covered": given["not_covered"] | {"recall": "in other words"}})
+        json.dumps(
+            certificate | {"not_covered": certificate["not_covered"] | {"recall": "in other words"}}
+        )
     )
     invoke("verify", root)
     file.write_text(text)
@@ -446,7 +450,7 @@ def test_relations_that_no_majority_calls_right_certify_nothing(copy, wrong):
             of_people = [RIGHT] * len(wrong) if number % 10 < 6 else wrong
             for person, answer in enumerate(of_people):
                 values = {"judgement": None, **answer}
-                log.append(said(question, by=f"person {person}", plan=plan.plan, **values))
+                log.append(judgement_of(question, by=f"person {person}", plan=plan.plan, **values))
             answers += 1
     assert answers == 100
     report = json.loads(invoke("certify", root, *options, "--json", code=1).stdout)

@@ -46,8 +46,10 @@ def test_improbable_annotations_and_likely_missing_ones(tmp_path: Path) -> None:
 def test_a_pair_is_not_missing_if_it_is_annotated_either_way_or_with_other_boxes_of_the_objects(
     tmp_path: Path, relation: tuple[int, str, int]
 ) -> None:
-    again = [Box("person", 1, (111, 41, 50, 110)), Box("horse", 2, (81, 91, 120, 110))]
-    run = make_shards(tmp_path / "run", [scene("0", [relation, (2, "near", 3)], [*BOXES, *again])])
+    shifted = [Box("person", 1, (111, 41, 50, 110)), Box("horse", 2, (81, 91, 120, 110))]
+    run = make_shards(
+        tmp_path / "run", [scene("0", [relation, (2, "near", 3)], [*BOXES, *shifted])]
+    )
     assert find_doubts(run, 5).missing_count == 0
 
 

@@ -65,7 +65,7 @@ FORMS = {
 }
 
 
-def found(tmp_path, records: list[Record], threshold: float = 0.2) -> dict[str, Check]:
+def check_run(tmp_path, records: list[Record], threshold: float = 0.2) -> dict[str, Check]:
     make_shards(tmp_path / "run", records)
     with open_run(tmp_path / "run") as database:
         return {check.name: check for check in check_health(database, threshold) if check.count}
@@ -77,10 +77,12 @@ def test_each_check_finds_what_it_is_for_and_nothing_else(tmp_path):
         [(0, "next to", 1), (1, "next to", 0), (2, "on", 0)],
         captions=["a dog", "a person and a dog"],
     )
-    checks = found(tmp_path, [clean, *(record for _, record, _ in PLANTED)])
+    checks = check_run(tmp_path, [clean, *(record for _, record, _ in PLANTED)])
     assert checks.keys() == {name for name, *_ in PLANTED}
     for name, check in checks.items():
-        wanted = {record.image_id: text for of, record, text in PLANTED if of == name}
+        wanted = {
+            record.image_id: text for check_name, record, text in PLANTED if check_name == name
+        }
         assert check.count == len(wanted)
         assert check.share == check.count / check.total < 0.5
         assert {example.image_id: example.text for example in check.examples} == wanted
@@ -96,8 +98,8 @@ def test_datasets_with_other_classes(tmp_path):
 
     records = [*images("one", "cup", "dog", "car"), *images("two", "cup", "dog", "bus")]
     # "car" and "bus" occur 20 times each: too few to be told from chance.
-    assert not found(tmp_path / "few", records)
-    check = found(tmp_path / "many", [record for record in records for _ in range(3)])[
+    assert not check_run(tmp_path / "few", records)
+    check = check_run(tmp_path / "many", [record for record in records for _ in range(3)])[
         "uneven_classes"
     ]
     assert [example.text for example in check.examples] == [
@@ -109,7 +111,7 @@ def test_datasets_with_other_classes(tmp_path):
 def test_relations_below_the_threshold_crowds_and_missing_objects_are_no_fault(tmp_path):
     crowd = [Box("cup", 3, (30, 30, 10, 10), True), Box("cup", 3, (30, 30, 10, 10), True)]
     smiling = scene("2", [(0, "smiling", 1)], [PERSON, Box(NO_OBJECT, 0, (0, 0, 0, 0))])
-    assert not found(
+    assert not check_run(
         tmp_path, [scene("0", [(1, "near", 1, 0.1)]), scene("1", objects=crowd), smiling]
     )
     with open_run(tmp_path / "run") as database:
@@ -121,10 +123,10 @@ def test_relations_below_the_threshold_crowds_and_missing_objects_are_no_fault(t
 def test_the_drawn_world_is_clean(drawn_run, tmp_path):
     spoken = json.loads((drawn_run.parent / "drawn" / "captions.json").read_text())["annotations"]
     records = {record.image_id: record for record in iter_records(drawn_run)}
-    for each in spoken:
-        records[str(each["image_id"])].captions.append(Caption(each["caption"]))
+    for caption in spoken:
+        records[str(caption["image_id"])].captions.append(Caption(caption["caption"]))
     assert len(spoken) > 20
-    assert not found(tmp_path, list(records.values()))
+    assert not check_run(tmp_path, list(records.values()))
 
 
 def test_every_setting_that_an_advice_names_is_accepted_by_the_recipe():
@@ -152,17 +154,17 @@ def annotated(request, tmp_path_factory) -> Callable[[], tuple[dict, dict]]:
         folder = request.getfixturevalue("oracle") / "data" / request.param
         form = "{}_val2017"
     texts = [
-        (folder / f"{form.format(each)}.json").read_text() for each in ("instances", "captions")
+        (folder / f"{form.format(kind)}.json").read_text() for kind in ("instances", "captions")
     ]
     return lambda: tuple(map(json.loads, texts))
 
 
 def records_of(folder: Path, instances: dict, captions: dict, shift: int = 0) -> list[Record]:
     """The records of COCO's files, with the captions of other images if there is a `shift`."""
-    images = [each["id"] for each in instances["images"]]
+    images = [entry["id"] for entry in instances["images"]]
     owner = dict(zip(images, np.roll(images, -shift).tolist(), strict=True))
-    for each in captions["annotations"]:
-        each["image_id"] = owner.get(each["image_id"], each["image_id"])
+    for entry in captions["annotations"]:
+        entry["image_id"] = owner.get(entry["image_id"], entry["image_id"])
     for name, content in {"instances": instances, "captions": captions}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     return list(
@@ -173,16 +175,16 @@ def records_of(folder: Path, instances: dict, captions: dict, shift: int = 0) ->
 def test_right_data_is_not_doubted_nor_a_few_images_of_it(annotated, tmp_path):
     records = records_of(tmp_path, *annotated())
     for number in (1, 12, len(records)):
-        assert not DOUBTS & found(tmp_path / str(number), records[:number]).keys()
+        assert not DOUBTS & check_run(tmp_path / str(number), records[:number]).keys()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_boxes_of_another_form_are_named(annotated, tmp_path, form):
     instances, captions = annotated()
-    images = {each["id"]: each for each in instances["images"]}
-    for each in instances["annotations"]:
-        each["bbox"] = FORMS[form](*each["bbox"], images[each["image_id"]])
-    checks = found(tmp_path, records_of(tmp_path, instances, captions))
+    images = {entry["id"]: entry for entry in instances["images"]}
+    for entry in instances["annotations"]:
+        entry["bbox"] = FORMS[form](*entry["bbox"], images[entry["image_id"]])
+    checks = check_run(tmp_path, records_of(tmp_path, instances, captions))
     fault = "boxes_in_parts" if form == "parts" else "clipped_boxes"
     assert checks.keys() & DOUBTS == {fault}
     assert checks[fault].share > 0.25
@@ -191,7 +193,7 @@ def test_boxes_of_another_form_are_named(annotated, tmp_path, form):
 
 def test_captions_of_other_images_are_named(annotated, tmp_path):
     for shift in (1, 2, -1):
-        check = found(tmp_path / str(shift), records_of(tmp_path, *annotated(), shift))[
+        check = check_run(tmp_path / str(shift), records_of(tmp_path, *annotated(), shift))[
             "foreign_captions"
         ]
         assert check.examples[0].text.endswith(" in others")
@@ -204,7 +206,7 @@ def test_boxes_with_the_names_of_other_classes_are_named(annotated, tmp_path):
     following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
     for annotation in instances["annotations"]:
         annotation["category_id"] = following[annotation["category_id"]]
-    checks = found(tmp_path, records_of(tmp_path, instances, captions))
+    checks = check_run(tmp_path, records_of(tmp_path, instances, captions))
     if len(ids) == 80:  # 79 images are too few to tell which of 80 classes is which
         assert checks.keys() & DOUBTS == {"foreign_captions"}
         return

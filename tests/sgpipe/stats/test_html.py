@@ -35,23 +35,25 @@ def test_the_page_is_one_file_and_shows_markup_as_text(tmp_path):
     make_run(tmp_path / "run", [evil], run={"name": EVIL})
     invoke("stats", tmp_path / "run", "--html", tmp_path / "r.html", "--compare", tmp_path / "run")
     parser = HTMLParser()
-    found = []
-    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    elements = []
+    parser.handle_starttag = lambda tag, attributes: elements.append((tag, dict(attributes)))
     parser.feed((tmp_path / "r.html").read_text(encoding="utf-8"))
-    tags = [tag for tag, _ in found]
+    tags = [tag for tag, _ in elements]
     assert tags.count("script") == 1
     assert not {"iframe", "object", "embed", "base"} & set(tags)
     places = [
         value
-        for _, given in found
-        for key, value in given.items()
+        for _, attributes_of in elements
+        for key, value in attributes_of.items()
         if key in ("src", "href", "xlink:href")
     ]
     assert all(value.startswith(("#", "data:")) for value in places)
     assert sum(value.startswith("data:image/jpeg") for value in places) == 1
-    assert not any(key.startswith("on") for _, given in found for key in given)
+    assert not any(key.startswith("on") for _, attributes_of in elements for key in attributes_of)
     policy = next(
-        given["content"] for tag, given in found if tag == "meta" and "http-equiv" in given
+        attributes_of["content"]
+        for tag, attributes_of in elements
+        if tag == "meta" and "http-equiv" in attributes_of
     )
     assert policy.startswith("default-src 'none'")
 
@@ -69,8 +71,8 @@ def test_findings_follow_from_the_measures(tmp_path):
     ]
     bad[2].fail("load", "gone")
     findings = Audit(measure(make_shards(tmp_path / "bad", bad))).findings
-    training = [each for each in findings if each.question == "Can I train on it?"]
-    assert [each.grade for each in training] == ["fair", "fair"]
+    training = [finding for finding in findings if finding.question == "Can I train on it?"]
+    assert [finding.grade for finding in training] == ["fair", "fair"]
     assert "20% of the images are error rows" in training[0].text
     assert "objects related to themselves (100.0% of relations)" in training[1].text
     none = Audit(

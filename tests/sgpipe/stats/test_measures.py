@@ -70,14 +70,14 @@ def test_thresholds_keep_what_numpy_counts(root, rows):
     levels = {level.threshold: level for level in measure(root).thresholds}
     assert list(levels) == [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6]
     for threshold, level in levels.items():
-        kept = confidence >= np.float32(threshold)
-        assert level.relations == kept.sum()
-        assert level.images == len(np.unique(owner[kept]))
-        assert level.pairs == len(np.unique(pairs[:, kept], axis=1).T)
-        assert level.predicate_kinds == len(np.unique(names[kept]))
+        is_kept = confidence >= np.float32(threshold)
+        assert level.relations == is_kept.sum()
+        assert level.images == len(np.unique(owner[is_kept]))
+        assert level.pairs == len(np.unique(pairs[:, is_kept], axis=1).T)
+        assert level.predicate_kinds == len(np.unique(names[is_kept]))
         if level.relations:
-            assert level.per_image == pytest.approx(kept.sum() / level.images)
-            assert level.per_pair == pytest.approx(kept.sum() / level.pairs)
+            assert level.per_image == pytest.approx(is_kept.sum() / level.images)
+            assert level.per_pair == pytest.approx(is_kept.sum() / level.pairs)
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf"), -0.1])
@@ -91,15 +91,15 @@ def test_a_threshold_is_a_number_from_0_to_1(root, threshold):
 def test_confidences_triplets_and_relations_per_image(root, rows):
     measures = measure(root)
     scores = column(rows, "relations", "confidence")
-    found = np.array([score for score in scores.to_pylist() if score is not None])
-    bins, _ = np.histogram(found, 20, (0, 1))
+    confidences = np.array([score for score in scores.to_pylist() if score is not None])
+    bins, _ = np.histogram(confidences, 20, (0, 1))
     assert measures.confidence.histogram == bins.tolist()
     assert (measures.confidence.scored, measures.confidence.unscored) == (
-        len(found),
+        len(confidences),
         scores.null_count,
     )
-    assert measures.confidence.mean == pytest.approx(found.mean())
-    assert measures.confidence.highest == found.max()
+    assert measures.confidence.mean == pytest.approx(confidences.mean())
+    assert measures.confidence.highest == confidences.max()
     counted = Counter()
     for record in rows.filter(pc.equal(rows["status"], "ok")).to_pylist():
         for r in record["relations"]:
@@ -123,11 +123,11 @@ def test_images_without_relations_say_what_they_lack(tmp_path):
         "no triplet matches the objects": {"triplets": [Triplet("a", "on", "b", "a", "b", "on", 0, "dog", None)]},
         "no candidate pair": {"pairs": []}, "tagging kept no candidate": {},
     }  # fmt: skip
-    whole = scene("", captions=["a dog on a cup"])
-    whole.triplets = [Triplet("a dog", "on", "a cup", "dog", "cup", "on", 0, "dog", "cup")]
-    whole.pairs = [Pair(0, 1, ["on"])]
+    complete = scene("", captions=["a dog on a cup"])
+    complete.triplets = [Triplet("a dog", "on", "a cup", "dog", "cup", "on", 0, "dog", "cup")]
+    complete.pairs = [Pair(0, 1, ["on"])]
     records = [
-        replace(whole, image_id=str(n), **changes) for n, changes in enumerate(lacking.values())
+        replace(complete, image_id=str(n), **changes) for n, changes in enumerate(lacking.values())
     ]
     without_relations = measure(make_shards(tmp_path / "run", records)).without_relations
     assert without_relations == dict.fromkeys(lacking, 1)

@@ -27,7 +27,7 @@ from sgpipe.storage.judgements import (
     SamplingPlan,
 )
 from sgpipe.view.search import Filters, select_relations
-from tests.sgpipe.stats.runs import invoke, judge, make_shards, said, scene
+from tests.sgpipe.stats.runs import invoke, judge, judgement_of, make_shards, scene
 
 RUN = "drawn"  # the fingerprint of such a run
 
@@ -67,7 +67,7 @@ def stored(log: JudgementLog, kind: str, strata, questions, plan: str = "p") -> 
 
 
 def say(log: JudgementLog, question: PlannedQuestion, judgement: str, **values: str | None) -> None:
-    log.append(said(question, judgement, **values))
+    log.append(judgement_of(question, judgement, **values))
 
 
 def test_bands_get_equal_shares_in_random_order(population):
@@ -139,7 +139,7 @@ def test_the_number_of_further_answers_narrows_the_interval_to_the_margin(log):
     plan = stored(log, "bands", strata, questions)
 
     lines = [
-        said(question, "right" if int(question.image_id) % 10 else "wrong")
+        judgement_of(question, "right" if int(question.image_id) % 10 else "wrong")
         for question in questions
     ]
 
@@ -185,21 +185,21 @@ def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, populati
     rng = random.Random(0)
     few = stored(log, "bands", *draw(*population, "bands", 40), plan="few")
     many = stored(log, "predicates", *draw(*population, "predicates", 60), plan="many")
-    most = stored(log, "search", *draw(*population, "bands", 345), plan="most")
-    for plan, number in ((few, 20), (many, 50), (most, 80)):
+    largest = stored(log, "search", *draw(*population, "bands", 345), plan="most")
+    for plan, number in ((few, 20), (many, 50), (largest, 80)):
         for question in plan.questions[:number]:
             say(log, question, rng.choice(["right", "right", "wrong"]), plan=plan.plan)
-    found = measured(run, log.file)
-    assert (found.plan, found.precision.judged, found.strata) == ("many", 50, "predicates")
+    audit = measured(run, log.file)
+    assert (audit.plan, audit.precision.judged, audit.strata) == ("many", 50, "predicates")
     live = PlanProgress(many, log)
-    assert (found.precision.value, found.precision.low) == (
+    assert (audit.precision.value, audit.precision.low) == (
         live.precision.value,
         live.precision.low,
     )
-    assert found.precision.high == live.precision.high
-    assert found.bands == live.strata
-    assert found.curve[1].relations == 305
-    assert found.relations == found.relations_now == 345
+    assert audit.precision.high == live.precision.high
+    assert audit.bands == live.strata
+    assert audit.curve[1].relations == 305
+    assert audit.relations == audit.relations_now == 345
 
 
 def measured(run, file, target: float = 0.9) -> JudgementMeasures:
@@ -222,27 +222,27 @@ def test_judgements_become_precision_weighted_by_the_bands(run):
         return (None, "wrong", "right")[question.stratum]
 
     file = judge(run, 65, decide)
-    found = measured(run, file)
-    assert (found.precision.judged, found.unsure, found.open) == (60, 1, 5)
-    assert found.precision.value == pytest.approx(290 / 340)
-    assert found.precision.low < 290 / 340 < found.precision.high
-    assert found.precision.high - found.precision.low < 0.25
-    assert found.precision.covered == pytest.approx(340 / 345)
-    assert found.if_unsure_right == pytest.approx(300 / 340)
-    assert [(row.precision.correct, row.precision.judged) for row in found.bands] == [
+    audit = measured(run, file)
+    assert (audit.precision.judged, audit.unsure, audit.open) == (60, 1, 5)
+    assert audit.precision.value == pytest.approx(290 / 340)
+    assert audit.precision.low < 290 / 340 < audit.precision.high
+    assert audit.precision.high - audit.precision.low < 0.25
+    assert audit.precision.covered == pytest.approx(340 / 345)
+    assert audit.if_unsure_right == pytest.approx(300 / 340)
+    assert [(row.precision.correct, row.precision.judged) for row in audit.bands] == [
         (0, 0),
         (0, 30),
         (29, 30),
     ]
-    assert found.suggested is None  # 29 of 30 show 85 %
+    assert audit.suggested is None  # 29 of 30 show 85 %
     choice = measured(run, file, 0.7).suggested
     assert (choice.threshold, choice.kept, choice.relations) == (pytest.approx(0.15), 60, 345)
-    assert found.precision.low < choice.at_least < 290 / 340  # one side only
-    assert [(choice.kept, choice.precision.value) for choice in found.curve] == [
+    assert audit.precision.low < choice.at_least < 290 / 340  # one side only
+    assert [(choice.kept, choice.precision.value) for choice in audit.curve] == [
         (60, pytest.approx(290 / 340)), (30, pytest.approx(29 / 30))
     ]  # fmt: skip
-    assert found.predicates["on"].value == pytest.approx(100 / 140)
-    assert (found.predicates["near"].value, found.predicates["near"].high) == (1, 1)
+    assert audit.predicates["on"].value == pytest.approx(100 / 140)
+    assert (audit.predicates["near"].value, audit.predicates["near"].high) == (1, 1)
     assert "precision by predicate" in report(run)
 
 
@@ -261,12 +261,14 @@ def test_a_suggested_threshold_selects_the_relations_that_it_counts(tmp_path):
             r"hreshold of ([\d.]+) keeps (\d+) of 403 relations; with 95% confidence, at least"
             r" (\d+)%"
         )
-        told = re.search(pattern, text)
-        threshold, kept, correct = told.groups()
-        assert sum(np.float32(c) >= np.float32(float(threshold)) for c in confidences) == int(kept)
+        sentence = re.search(pattern, text)
+        threshold, selected, correct = sentence.groups()
+        assert sum(np.float32(c) >= np.float32(float(threshold)) for c in confidences) == int(
+            selected
+        )
         assert int(correct) == 100 * target
         choice = measured(root, file, target).suggested
-        assert (choice.text, choice.relations) == (threshold, int(kept))
+        assert (choice.text, choice.relations) == (threshold, int(selected))
         assert target <= choice.at_least <= choice.precision.value
 
 

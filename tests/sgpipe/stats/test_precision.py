@@ -139,8 +139,8 @@ def test_the_interval_of_a_stratified_sample_holds_the_truth_in_95_of_100_sample
 
 def test_the_interval_of_a_stratified_sample_in_known_cases():
     # One large stratum: hardly wider than the exact (Clopper-Pearson) interval, 0.2527 to 0.3677.
-    [found] = estimate_stratified([[1e9]], [[263]], [[81]])
-    assert 0.2520 < found.low < 0.2530 < 0.3675 < found.high < 0.3685
+    [estimate] = estimate_stratified([[1e9]], [[263]], [[81]])
+    assert 0.2520 < estimate.low < 0.2530 < 0.3675 < estimate.high < 0.3685
     # A census has no error, and half of one less than a sample of a large run.
     assert (
         str(estimate_stratified([[20, 4]], [[20, 4]], [[15, 1]])[0])
@@ -149,12 +149,12 @@ def test_the_interval_of_a_stratified_sample_in_known_cases():
     [small, large] = estimate_stratified([[40], [1e6]], [[20], [20]], [[10], [10]])
     assert large.low < small.low < 0.5 < small.high < large.high
     # Weights: 10 of 10 in a band of 90 and 0 of 10 in a band of 10.
-    [found] = estimate_stratified([[90, 10]], [[10, 10]], [[10, 0]])
-    assert found.value == pytest.approx(0.9)
-    assert found.high == pytest.approx(0.9)  # the band of 10 was judged whole
+    [estimate] = estimate_stratified([[90, 10]], [[10, 10]], [[10, 0]])
+    assert estimate.value == pytest.approx(0.9)
+    assert estimate.high == pytest.approx(0.9)  # the band of 10 was judged whole
     # What no judgement covers may be correct or not.
-    [found] = estimate_stratified([[50, 50]], [[50, 0]], [[50, 0]])
-    assert (found.value, found.low, found.high, found.covered) == (1, 0.5, 1, 0.5)
+    [estimate] = estimate_stratified([[50, 50]], [[50, 0]], [[50, 0]])
+    assert (estimate.value, estimate.low, estimate.high, estimate.covered) == (1, 0.5, 1, 0.5)
     [nothing] = estimate_stratified([[50]], [[0]], [[0]])
     assert (nothing.value, nothing.low, nothing.high, str(nothing)) == (None, 0, 1, "–")
 

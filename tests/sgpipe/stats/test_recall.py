@@ -50,17 +50,17 @@ def client(run: Path) -> TestClient:
 
 
 def draw(client: TestClient, status: int = 201, **values: object) -> str:
-    made = client.post(
+    response = client.post(
         "/api/plans", json={"kind": "recall", "count": 40, "seed": 1, "id": "r", **values}
     )
-    assert made.status_code == status, made.text
-    return made.json().get("plan") or made.json()["error"]
+    assert response.status_code == status, response.text
+    return response.json().get("plan") or response.json()["error"]
 
 
 def question(client: TestClient, by: str = "anna", **params: object) -> dict:
-    found = client.get("/api/recall/r", params={"by": by, **params})
-    assert found.status_code == 200, found.text
-    return found.json()
+    response = client.get("/api/recall/r", params={"by": by, **params})
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 def answer(
@@ -143,7 +143,7 @@ def test_nothing_of_the_labels_reaches_the_page_or_its_answers(client):
 def test_boxes_of_a_question_stand_for_all_pairs_of_the_image(client):
     draw(client, boxes=2, count=5)
     asked = question(client)
-    indices = [each["index"] for each in asked["question"]["objects"]]
+    indices = [item["index"] for item in asked["question"]["objects"]]
     assert len(indices) == 2
     other = next(index for index in range(4) if index not in indices)
     assert (
@@ -151,7 +151,7 @@ def test_boxes_of_a_question_stand_for_all_pairs_of_the_image(client):
         in answer(client, asked, [(indices[0], "on", other)], status=400)["error"]
     )
     plan = client.app.state.freshness.viewer.judgements.recall_plans["r"]
-    assert {each.weight for each in plan.questions} == {6.0}
+    assert {item.weight for item in plan.questions} == {6.0}
 
 
 def test_what_is_no_answer_and_plans_that_cannot_be_drawn_are_refused(client, run):

@@ -47,11 +47,11 @@ def test_the_search_ends_at_the_first_threshold_that_is_not_shown():
 def test_candidates_depend_on_confidences_only_and_end_with_all_relations():
     confidence = np.random.default_rng(0).random(500).astype(np.float32)
     thresholds = candidates(confidence)
-    kept = [int((confidence >= np.float32(threshold)).sum()) for threshold in thresholds]
-    assert kept == sorted(kept)
-    assert kept[-1] == 500
-    assert 40 < kept[0] < 60
-    assert all(1 < after / before < 1.4 for before, after in pairwise(kept))
+    counts = [int((confidence >= np.float32(threshold)).sum()) for threshold in thresholds]
+    assert counts == sorted(counts)
+    assert counts[-1] == 500
+    assert 40 < counts[0] < 60
+    assert all(1 < after / before < 1.4 for before, after in pairwise(counts))
     assert candidates(confidence[:9]) == []
 
 

@@ -48,13 +48,13 @@ def compare(run, truth, threshold, target):
 
 
 def test_thresholds_that_reach_a_precision(runs):
-    found = compare(*runs, 0.2, 0.9)
-    assert (found.images, found.relations) == (20, 60)
-    assert (found.precision.correct, found.precision.judged) == (30, 40)
-    assert found.suggested is None  # 20 of 20 show 84 %
+    comparison = compare(*runs, 0.2, 0.9)
+    assert (comparison.images, comparison.relations) == (20, 60)
+    assert (comparison.precision.correct, comparison.precision.judged) == (30, 40)
+    assert comparison.suggested is None  # 20 of 20 show 84 %
     assert [compare(*runs, 0.2, target).suggested.kept for target in (0.8, 0.35)] == [20, 60]
     assert compare(*runs, 0.2, 0.8).suggested.threshold == pytest.approx(0.9)
-    rows = {row.predicate: row for row in found.predicates}
+    rows = {row.predicate: row for row in comparison.predicates}
     assert rows["holding"].suggested is rows["near"].suggested is rows["under"].suggested is None
     rows = {row.predicate: row.suggested for row in compare(*runs, 0.2, 0.6).predicates}
     assert (rows["holding"].kept, rows["near"].kept, rows["under"]) == (
@@ -62,7 +62,7 @@ def test_thresholds_that_reach_a_precision(runs):
         10,
         None,
     )  # near: wrong at 0.05
-    bins = [(round(part.confidence, 2), part.precision.value) for part in found.reliability]
+    bins = [(round(part.confidence, 2), part.precision.value) for part in comparison.reliability]
     assert bins == [(0.05, 0.0), (0.3, 0.5), (0.9, 1.0)]
 
 
@@ -70,8 +70,8 @@ def test_a_run_without_a_confident_relation(tmp_path, runs):
     weak = make_shards(
         tmp_path / "weak", [scene(str(n), [(0, "holding", 2, 0.01)]) for n in range(20)]
     )
-    found = compare(weak, runs[1], 0.2, 0.9)
-    assert found.precision.value is None
+    comparison = compare(weak, runs[1], 0.2, 0.9)
+    assert comparison.precision.value is None
     result = invoke("stats", weak, "--truth", runs[1], "--json")
     assert "NaN" not in result.stdout
     assert json.loads(result.stdout)["ground_truth"]["precision"]["value"] is None

@@ -38,7 +38,9 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[RunFiles]:
     built = list[RunFiles]()
     build = index_module.build_index
     monkeypatch.setattr(
-        index_module, "build_index", lambda *given: (built.append(given[0]), build(*given))[1]
+        index_module,
+        "build_index",
+        lambda *arguments: (built.append(arguments[0]), build(*arguments))[1],
     )
     return built
 
@@ -50,9 +52,9 @@ def add(root: Path, records: list[Record], start: int, revision: int = 0) -> Non
 
 
 def newer(index: Index) -> Index:
-    found = index.newer()
-    assert found is not None
-    return found
+    successor = index.newer()
+    assert successor is not None
+    return successor
 
 
 def content(index: Index) -> list[object]:
@@ -112,8 +114,8 @@ def test_rows_that_were_processed_again_replace_the_earlier_ones(tmp_path: Path)
     index = Index(tmp_path, QUIET)
     add(tmp_path, [plain_record(str(number), "under") for number in range(3)], 0, revision=1)
     index = newer(index)
-    found = {hit.image_id: hit.predicate for hit in search(index, Filters())[0]}
-    assert found == dict.fromkeys("012", "under") | dict.fromkeys("345", "on")
+    predicates = {hit.image_id: hit.predicate for hit in search(index, Filters())[0]}
+    assert predicates == dict.fromkeys("012", "under") | dict.fromkeys("345", "on")
     assert index.vocabulary.predicates == ("on", "under")
 
 
@@ -184,17 +186,17 @@ def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
     make_run(tmp_path, records, rows=4)
     index = Index(tmp_path, QUIET)
     for number, record in enumerate(records):
-        found = read_record(index, "train", record.image_id)
-        assert found is not None
-        assert dataclasses.replace(found.record, relations=[]) == dataclasses.replace(
+        view = read_record(index, "train", record.image_id)
+        assert view is not None
+        assert dataclasses.replace(view.record, relations=[]) == dataclasses.replace(
             record, relations=[]
         )
         start = number // 4 * 4
-        assert (found.image.shard, found.image.row) == (
+        assert (view.image.shard, view.image.row) == (
             shard_name("train", start, min(start + 4, 11)),
             number % 4,
         )
-        assert not found.scores
+        assert not view.scores
         row = find_image(index, "train", record.image_id)
         assert row is not None
         assert (row.file_name, row.width, row.height, row.embedded) == (
@@ -240,8 +242,8 @@ def test_vlm_scores_order_relations_and_list_those_that_they_doubt(tmp_path: Pat
     scores = [[0.9], [0.2], [None], [0.6], [0.4], [0.5]]
     index = scored(tmp_path, VLM_SCORE, pa.array(scores, pa.list_(pa.float32())))
     assert (index.has_vlm_scores, index.scored) == (True, False)
-    found = search(index, Filters(order="vlm_score"))[0]
-    assert [hit.vlm_score for hit in found] == pytest.approx([0.2, 0.4, 0.5, 0.6, 0.9, None])
+    hits = search(index, Filters(order="vlm_score"))[0]
+    assert [hit.vlm_score for hit in hits] == pytest.approx([0.2, 0.4, 0.5, 0.6, 0.9, None])
     [queue] = [queue for queue in queues(index) if queue.key == "low_vlm_score"]
     assert queue.count == 2
     doubted = search(index, Filters(queue="low_vlm_score", order="vlm_score"))[0]

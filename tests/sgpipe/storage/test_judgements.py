@@ -56,7 +56,7 @@ def log(tmp_path: Path) -> JudgementLog:
 
 
 def states(log: JudgementLog) -> dict[RelationKey, str]:
-    return {each.key: each.state for each in log.current()}
+    return {state.key: state.state for state in log.current()}
 
 
 def test_what_is_appended_is_read_back_and_a_repeated_id_is_not_written(log):
@@ -126,21 +126,21 @@ def test_what_people_say_counts_only_if_more_say_it_than_all_else_together(answe
 
 
 @pytest.mark.parametrize(
-    ("others", "left"), [([], {KEY}), ([UNSURE, UNSURE], {KEY}), ([WRONG], None)]
+    ("further", "left"), [([], {KEY}), ([UNSURE, UNSURE], {KEY}), ([WRONG], None)]
 )
-def test_an_addition_stays_unless_somebody_denies_it(others, left):
-    answers = [change("add"), *others]
+def test_an_addition_stays_unless_somebody_denies_it(further, left):
+    answers = [change("add"), *further]
     judgements = tuple(line(f"person {number}", **answer) for number, answer in enumerate(answers))
     assert RelationState(KEY, judgements, addition=True).resolve() == left
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"id":"x', '{"by":"ä'.encode()[:-1], b"\xff\xfe"])
 def test_a_torn_last_line_is_named_and_does_not_spoil_the_next_one(log, torn):
-    kept = log.append(line())
+    appended = log.append(line())
     with log.file.open("ab") as file:
         file.write(torn)
     judgement_log = JudgementLog(log.file, RUN)
-    assert kept.id in judgement_log.lines
+    assert appended.id in judgement_log.lines
     assert "cut short" in judgement_log.problems[0]
     new = judgement_log.append(line("ben"))
     assert [problem.partition(" of ")[0] for problem in judgement_log.problems] == ["line 2"]
@@ -232,7 +232,7 @@ def test_several_logs_and_threads_lose_and_repeat_nothing(tmp_path):
     written = [
         Judgement.model_validate_json(text) for text in logs[0].file.read_text().splitlines()
     ]
-    assert sorted(each.id for each in written) == sorted(answer.id for answer in answers)
+    assert sorted(judgement.id for judgement in written) == sorted(answer.id for answer in answers)
     for log in logs:
         log.reload()
         assert states(log) == {answer.key: "right" for answer in answers}
@@ -243,26 +243,26 @@ def test_several_logs_and_threads_lose_and_repeat_nothing(tmp_path):
 def test_replay_agrees_with_each_persons_own_list(tmp_path_factory, steps):
     log = JudgementLog(tmp_path_factory.mktemp("log") / JUDGEMENTS, RUN)
     given_: dict[tuple[str, int], list[str]] = {}
-    mine: dict[str, list[tuple[str, int]]] = {}
-    for by, image, what in steps:
-        if what == "undo":
-            if mine.get(by):
-                id_, at = mine[by].pop()
+    undoable: dict[str, list[tuple[str, int]]] = {}
+    for by, image, action in steps:
+        if action == "undo":
+            if undoable.get(by):
+                id_, at = undoable[by].pop()
                 given_[by, at].pop()
                 log.append(line(by, KEY._replace(image_id=str(at)), undoes=id_))
             continue
-        answer = log.append(line(by, KEY._replace(image_id=str(image)), judgement=what))
-        if what != "skip":
-            given_.setdefault((by, image), []).append(what)
-            mine.setdefault(by, []).append((answer.id, image))
+        answer = log.append(line(by, KEY._replace(image_id=str(image)), judgement=action))
+        if action != "skip":
+            given_.setdefault((by, image), []).append(action)
+            undoable.setdefault(by, []).append((answer.id, image))
     expected = {place: answers[-1] for place, answers in given_.items() if answers}
-    for each in (log, JudgementLog(log.file, RUN)):
-        found = {
+    for replayed in (log, JudgementLog(log.file, RUN)):
+        current = {
             (a.by, int(state.key.image_id)): a.judgement
-            for state in each.current()
+            for state in replayed.current()
             for a in state.judgements
         }
-        assert found == expected
+        assert current == expected
 
 
 def plan(**values: object) -> SamplingPlan:

@@ -54,12 +54,12 @@ def test_the_documented_table_has_every_kind_of_loss() -> None:
 
 @pytest.mark.parametrize("name", SOURCE_LOSSES)
 def test_a_loss_of_more_than_five_percent_is_worth_a_note(name: str) -> None:
-    kept = dict.fromkeys(("boxes", "images", "captions", "relations"), 1000)
+    counts = dict.fromkeys(("boxes", "images", "captions", "relations"), 1000)
     for lost, is_noted in ((1, False), (400, True)):
-        [loss] = losses_of({SOURCE_PROBLEMS: {name: lost}, SOURCE_COUNTS: kept}, {"boxes": 7})
+        [loss] = losses_of({SOURCE_PROBLEMS: {name: lost}, SOURCE_COUNTS: counts}, {"boxes": 7})
         assert loss.lost == lost < loss.total
         assert loss.is_noteworthy == (is_noted or SOURCE_LOSSES[name].is_noted)
-        assert losses_of({}, {f"{PROBLEM}{name}": lost, **kept}) == [loss]
+        assert losses_of({}, {f"{PROBLEM}{name}": lost, **counts}) == [loss]
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)

@@ -39,9 +39,9 @@ def test_what_is_committed_is_read_back_and_superseded_by_a_shard_done_again(tmp
     manifest = Manifest.create(tmp_path, {"name": "x"})
     manifest.commit(entry(8, 16))
     manifest.commit(entry(0, 8))
-    again = Manifest.load(tmp_path)
-    assert again.shards == manifest.shards == [entry(0, 8), entry(8, 16)]
-    assert again.run["name"] == "x"
+    reloaded = Manifest.load(tmp_path)
+    assert reloaded.shards == manifest.shards == [entry(0, 8), entry(8, 16)]
+    assert reloaded.run["name"] == "x"
     manifest.commit(entry(0, 8, file="data/again.parquet"))
     assert [shard.file for shard in Manifest.load(tmp_path).shards] == [
         "data/again.parquet",
@@ -207,11 +207,11 @@ def test_a_copy_that_is_on_its_way_at_the_takeover_does_not_count(tmp_path: Path
     store = Memory()
     first = Driver(tmp_path / "first", store)
     check = first.claim.check
-    others = iter([lambda: Driver(tmp_path / "second", store).commit(1), lambda: None])
+    interruptions = iter([lambda: Driver(tmp_path / "second", store).commit(1), lambda: None])
 
     def checked() -> None:
         check()
-        next(others)()
+        next(interruptions)()
 
     first.claim.check = checked  # type: ignore[method-assign]
     with pytest.raises(StoreError, match="another run took over"):
@@ -225,7 +225,7 @@ def test_a_copy_whose_answer_was_lost_is_written(
     store = Memory()
     driver = Driver(tmp_path, store)
     put_if = Memory.put_if
-    monkeypatch.setattr(Memory, "put_if", lambda *given: put_if(*given) and None)
+    monkeypatch.setattr(Memory, "put_if", lambda *arguments: put_if(*arguments) and None)
     driver.commit(0)
     assert read_manifest(store) == driver.content
 
@@ -247,7 +247,7 @@ def test_of_runs_that_start_at_once_one_wins_and_nothing_is_lost(tmp_path: Path)
         for number in range(100):
             store = Memory()
             runs = 2 + number % 3
-            folders = [tmp_path / f"{number}-{each}" for each in range(runs)]
+            folders = [tmp_path / f"{number}-{number_of_run}" for number_of_run in range(runs)]
             start = threading.Barrier(runs)
             ended = list(threads.map(run, folders, [store] * runs, [start] * runs))
             assert "" in ended  # more than once where one had finished before the next began
@@ -256,16 +256,16 @@ def test_of_runs_that_start_at_once_one_wins_and_nothing_is_lost(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("stored", "message"),
     [
         ("s3://other/run", r"are in s3://other/run; resume with --store s3://other/run"),
         (None, "resume with no --store"),
     ],
 )
 def test_a_folder_that_was_made_with_another_store_is_refused_before_any_work(
-    tmp_path, made, message
+    tmp_path, stored, message
 ):
-    Manifest.create(tmp_path, {"store": made}).commit(entry(0, 1))
+    Manifest.create(tmp_path, {"store": stored}).commit(entry(0, 1))
     before = (tmp_path / MANIFEST).read_bytes()
     with (
         pytest.raises(UserError, match=message),

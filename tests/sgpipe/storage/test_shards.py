@@ -59,16 +59,16 @@ def full_record(number: int) -> Record:
 
 def test_records_survive_the_table_and_the_shard_with_all_that_is_known(tmp_path):
     failed = Record("7", "coco", "val", "7.jpg", 1, 1)
-    found = full_record(2)
+    detected = full_record(2)
     failed.fail("load", "broken")
     red = [Attribute("red", 0), Attribute("old")]
-    found.objects[0] = replace(
-        found.objects[0], origin="grounded", score=0.25, phrase="the red dog", attributes=red
+    detected.objects[0] = replace(
+        detected.objects[0], origin="grounded", score=0.25, phrase="the red dog", attributes=red
     )
-    found.objects[1] = replace(
-        found.objects[1], origin="detector", score=0.5, segmentation="[[0, 0, 1, 0, 1, 1]]"
+    detected.objects[1] = replace(
+        detected.objects[1], origin="detector", score=0.5, segmentation="[[0, 0, 1, 0, 1, 1]]"
     )
-    records = [full_record(1), found, failed, Record("8", "coco", "val", "8.jpg", 1, 1)]
+    records = [full_record(1), detected, failed, Record("8", "coco", "val", "8.jpg", 1, 1)]
     table = to_table(records)
     assert table.schema.equals(SCHEMA)
     assert from_table(table) == records
@@ -233,8 +233,8 @@ def wide(table: pa.Table) -> pa.Table:
 
 
 def test_a_whole_run_is_one_line(run):
-    found = verify(run)
-    assert (found.ok, found.shards, found.images, found.problems) == (True, 2, 5, [])
+    verified = verify(run)
+    assert (verified.ok, verified.shards, verified.images, verified.problems) == (True, 2, 5, [])
     result = CliRunner().invoke(app, ["verify", str(run)])
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [f"{run}: 5 images in 2 shards, no problems found"]
@@ -383,14 +383,14 @@ def test_what_may_be_is_no_fault(run):
 def test_a_repaired_run_is_right_and_knows_what_is_missing(run):
     flip(run / FIRST, 50)
     result = CliRunner().invoke(app, ["verify", str(run), "--repair", "--json"])
-    told = json.loads(result.stdout)
-    assert (result.exit_code, told["ok"], told["repaired"]) == (0, True, True)
-    assert told["repairs"][0].startswith(
+    report = json.loads(result.stdout)
+    assert (result.exit_code, report["ok"], report["repaired"]) == (0, True, True)
+    assert report["repairs"][0].startswith(
         "dropped 1 damaged shard from the manifest; run the command that wrote it"
     )
     assert problems(run) == [(FIRST, "the manifest does not list it: the next run deletes it")]
-    again = CliRunner().invoke(app, ["verify", str(run), "--repair"])
-    assert again.stdout.endswith(
+    second = CliRunner().invoke(app, ["verify", str(run), "--repair"])
+    assert second.stdout.endswith(
         f"{run}: repaired: deleted 1 shard that the manifest does not list\n"
     )
     assert problems(run) == []
@@ -410,9 +410,9 @@ def test_a_run_at_work_is_not_repaired(run):
         [sys.executable, "-c", script, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert other.stdout.readline() == b"locked\n"
-    found = verify(run)
-    assert found.at_work
-    assert found.ok
+    verified = verify(run)
+    assert verified.at_work
+    assert verified.ok
     with pytest.raises(UserError, match=f"process {other.pid}"):
         verify(run, repair=True)
     other.kill()

@@ -158,18 +158,18 @@ def test_several_processes_get_the_score_of_one(
     def read_half(group: RowGroup) -> Iterator[Any]:
         return islice(read(replace(group, group=0)), *((7, None) if group.group else (7,)))
 
-    def kept(value: Any) -> list[Any]:
+    def gathered(value: Any) -> list[Any]:
         if isinstance(value, Tally):
             collected.append(value)
         return gather(value)
 
-    monkeypatch.setattr(scores, "gather", kept)
+    monkeypatch.setattr(scores, "gather", gathered)
     (row,) = [row for row in read_metrics(trained) if row["event"] == "validation"]
     for name in ("hico", "openimages"):
         collected.clear()
         target = make_objective(_packaged(), recipe)
         shares = [Benchmark(name, target, recipe.data, labels, 4, (rank, 2)) for rank in (0, 1)]
-        whole = Benchmark(name, target, recipe.data, labels, 4)()
+        single = Benchmark(name, target, recipe.data, labels, 4)()
         parts = len(collected)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(job, "list_row_groups", halves)
@@ -188,7 +188,7 @@ def test_several_processes_get_the_score_of_one(
             < merged.targets.sum()
             == expected.targets.sum()
         )
-        assert name == "openimages" or whole["hico"] == row["hico"] == expected.mean()
+        assert name == "openimages" or single["hico"] == row["hico"] == expected.mean()
 
 
 def _packaged() -> ParSeDA:
@@ -199,16 +199,18 @@ def test_processes_with_fewer_images_wait_for_the_others(
     hico_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, labels = scanned(hico_run)
-    others = [True] * 20
+    other_has_more = [True] * 20
     passes = [0]
-    whole = Objective.detect
+    detect_images = Objective.detect
 
     def detect(self: Objective, *images: Any) -> Any:
         passes[0] += 1
-        return whole(self, *images)
+        return detect_images(self, *images)
 
     monkeypatch.setattr(Objective, "detect", detect)
-    monkeypatch.setattr(job, "gather", lambda more: [more, bool(others) and others.pop()])
+    monkeypatch.setattr(
+        job, "gather", lambda more: [more, bool(other_has_more) and other_has_more.pop()]
+    )
     Benchmark("hico", make_objective(_packaged(), recipe), recipe.data, labels, 12)()
     assert passes[0] == 20
 

@@ -27,16 +27,16 @@ from tests.sgpipe.training.trainings import make_run as make_drawn_run
 RIGHT = {"judgement": "right"}
 
 
-def said(root: Path, *lines: tuple[RelationKey, dict], by: str = "anna") -> None:
+def write_answers(root: Path, *lines: tuple[RelationKey, dict], by: str = "anna") -> None:
     with (root / JUDGEMENTS).open("a", encoding="utf-8") as file:
-        for number, (key, what) in enumerate(lines):
+        for number, (key, fields) in enumerate(lines):
             values = {
                 "id": f"{by}-{number}",
                 "at": "",
                 "by": by,
                 "run": "drawn",
                 **key._asdict(),
-                **what,
+                **fields,
             }
             file.write(Judgement.model_validate(values).model_dump_json() + "\n")
 
@@ -47,12 +47,12 @@ def key(image: int, predicate: str = "on", subject: int = 0, object_: int = 1) -
 
 def test_what_people_say_becomes_positives_and_negatives(tmp_path: Path) -> None:
     make_run(tmp_path, [plain_record(str(n), confidence=0.9) for n in range(6)])
-    said(
+    write_answers(
         tmp_path, (key(0), {"judgement": "right"}), (key(1), {"judgement": "wrong"}),
         (key(2), {"change": {"action": "predicate", "predicate": "under"}}), (key(3), {"judgement": "unsure"}),
         (key(4), {"judgement": "right"}), (key(5, "near", 1, 0), {"change": {"action": "add"}}),
     )  # fmt: skip
-    said(tmp_path, (key(4), {"judgement": "wrong"}), by="bob")  # they disagree
+    write_answers(tmp_path, (key(4), {"judgement": "wrong"}), by="bob")  # they disagree
     assert judged_relations(str(tmp_path))[0] == {
         ("train", "0"): [JudgedRelation(0, 1, "on", True, 1)],
         ("train", "1"): [JudgedRelation(0, 1, "on", False, 1)],
@@ -71,12 +71,12 @@ def test_bands_of_which_many_were_asked_count_less(tmp_path: Path) -> None:
         [plain_record(str(n), confidence=confidence) for n, confidence in enumerate(confidences)],
     )
     judge(tmp_path, 10, lambda question: "right" if question.confidence > 0.5 else "wrong")
-    found = [
+    examples = [
         one
         for judged_relation in judged_relations(str(tmp_path))[0].values()
         for one in judged_relation
     ]
-    assert Counter((one.right, round(one.share, 6)) for one in found) == {
+    assert Counter((one.right, round(one.share, 6)) for one in examples) == {
         (False, 1.0): 5,
         (True, 0.25): 5,
     }
@@ -97,7 +97,7 @@ def test_a_wrong_relation_lowers_the_score_of_exactly_its_pair_and_text(tmp_path
     record.relations.append(Relation(1, 0, "holding", 0.9))
     other = plain_record("1", "under", confidence=0.9)
     config = make_run(tmp_path, [record, other])
-    said(tmp_path, (key(0), {"judgement": "wrong"}))
+    write_answers(tmp_path, (key(0), {"judgement": "wrong"}))
     settings = data(config, ShardsConfig(shards=tmp_path, judged=True), val=(), augment=None)
     fed = ShardFeed(StepStream(scan_training(settings), settings, 3, 0, 10), None, 10)
     with fed.read() as batches:
@@ -117,12 +117,12 @@ def test_a_wrong_relation_lowers_the_score_of_exactly_its_pair_and_text(tmp_path
 @pytest.mark.parametrize("random", [{}, {"limit_seed": 0}])
 def test_a_limit_leaves_judgements_alone(tmp_path: Path, random: dict) -> None:
     config = make_run(tmp_path, [plain_record(str(n), confidence=0.9) for n in range(20)])
-    said(tmp_path, *((key(n), RIGHT) for n in range(12, 15)))
-    found = scan_training(
+    write_answers(tmp_path, *((key(n), RIGHT) for n in range(12, 15)))
+    training_set = scan_training(
         data(config, ShardsConfig(shards=tmp_path, judged=True), val=(), limit=8, **random)
     )
     assert [
-        sum(group.rows for group in found.row_groups if group.folder == n) for n in range(2)
+        sum(group.rows for group in training_set.row_groups if group.folder == n) for n in range(2)
     ] == [8, 3]
 
 
@@ -134,13 +134,13 @@ def test_judgements_that_teach_nothing_are_named(tmp_path: Path) -> None:
         UserError, match=r"nobody has judged its relations: line 1 of .* cannot be read"
     ):
         scan_training(settings)
-    said(tmp_path, (key(99), RIGHT), (key(0, subject=999), RIGHT))
+    write_answers(tmp_path, (key(99), RIGHT), (key(0, subject=999), RIGHT))
     with pytest.raises(UserError, match=r"no judged relations of .* can be used: .*; line 1 of"):
         scan_training(settings)
-    said(tmp_path, (key(0), RIGHT), (key(1), RIGHT), by="bob")
-    found = scan_training(settings)
-    assert (found.rows, found.relations.names) == (2, ("on",))
-    assert [line.partition(" of ")[0] for line in found.notes][1:] == [
+    write_answers(tmp_path, (key(0), RIGHT), (key(1), RIGHT), by="bob")
+    training_set = scan_training(settings)
+    assert (training_set.rows, training_set.relations.names) == (2, ("on",))
+    assert [line.partition(" of ")[0] for line in training_set.notes][1:] == [
         "left out 2 judged relations",
         "line 1",
     ]

@@ -19,8 +19,8 @@ def row(step: int, loss: float = 1.0, event: str = "step") -> dict[str, Any]:
 
 def written(out: Path, start: int, *rows: dict[str, Any], tensorboard: bool = False) -> None:
     with metrics_log(out, start, tensorboard) as write:
-        for each in rows:
-            write(each)
+        for row in rows:
+            write(row)
 
 
 def test_lines_after_the_checkpoint_are_replaced(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_an_incomplete_line_is_ignored_and_then_removed(tmp_path: Path, torn: st
 def test_an_edited_line_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
     edited = {name: value for name, value in (step_row(2) | changes).items() if value is not ...}
     (tmp_path / METRICS).write_text(
-        "".join(f"{json.dumps(each)}\n" for each in (step_row(1), edited))
+        "".join(f"{json.dumps(row)}\n" for row in (step_row(1), edited))
     )
     with pytest.raises(UserError, match=rf"{METRICS} is damaged: delete it, or its damaged lines"):
         read_metrics(tmp_path)
@@ -67,12 +67,12 @@ def test_an_edited_line_is_named(tmp_path: Path, changes: dict[str, Any]) -> Non
 def events(file: Path) -> list[Event]:
     """Read TFRecords: length, its checksum (4 bytes), an event, its checksum."""
     content = file.read_bytes()
-    found = []
+    parsed = []
     while content:
         length = int.from_bytes(content[:8], "little")
-        found.append(Event.FromString(content[12 : 12 + length]))
+        parsed.append(Event.FromString(content[12 : 12 + length]))
         content = content[16 + length :]
-    return found
+    return parsed
 
 
 def test_tensorboard_discards_repeated_steps(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_tensorboard_discards_repeated_steps(tmp_path: Path) -> None:
     assert [e.step for e in first[2:] if e.summary.value[0].tag == "train/loss"] == [1, 3]
     assert (second[1].session_log.status, second[1].step) == (SessionLog.START, 3)
     shown = [(v.tag, e.step, v.simple_value) for e in second[2:] for v in e.summary.value]
-    assert [each for each in shown if each[0].endswith(("/loss", "/ap"))] == [
+    assert [point for point in shown if point[0].endswith(("/loss", "/ap"))] == [
         ("train/loss", 3, 2.0), ("validation/loss", 3, 1.0), ("validation/ap", 3, 0.5),
     ]  # fmt: skip
 
@@ -108,8 +108,8 @@ def step_row(step: int, **changes: Any) -> dict[str, Any]:
 def shown(*rows: dict[str, Any]) -> list[str]:
     console = Console(record=True, width=60, force_terminal=False)
     with training_display(Progress(console)) as show:
-        for each in rows:
-            show(each)
+        for row in rows:
+            show(row)
     return console.export_text().splitlines()
 
 

@@ -121,11 +121,13 @@ def test_a_training_with_another_calibration_is_another_one(tmp_path):
         make_calibration(tmp_path / f"{n}.json", {"run": "drawn"}, offset=float(n)) for n in (0, 1)
     ]
     (tmp_path / "copy.json").write_bytes(files[0].read_bytes())
-    found = []
+    identities = []
     for file in (*files, tmp_path / "copy.json", None):
         recipe = TrainRecipe.model_validate({"data": {"train": [shards], "calibration": file}})
-        found.append(_identity(TrainingJob(recipe, tmp_path, scan_training(recipe.data), None)))
-    first, second, copy, without = found
+        identities.append(
+            _identity(TrainingJob(recipe, tmp_path, scan_training(recipe.data), None))
+        )
+    first, second, copy, without = identities
     assert copy == first
     assert [line.partition(":")[0] for line in differences(first, second)] == ["data.calibration"]
     assert without["data"]["calibration"] is None

@@ -63,13 +63,13 @@ class KilledError(Exception):
 @pytest.fixture
 def killed_at(monkeypatch: pytest.MonkeyPatch) -> KillAt:
     """Call it with a step number (from 1) to kill trainings before that step; 0: no longer."""
-    whole = Trainer._step
+    train_step = Trainer._step
 
     def arrange(number: int) -> None:
         def step(trainer: Trainer, *arguments: Any) -> Any:
             if trainer.position.step == number - 1:
                 raise KilledError
-            return whole(trainer, *arguments)
+            return train_step(trainer, *arguments)
 
         monkeypatch.setattr(Trainer, "_step", step)
 
@@ -93,8 +93,10 @@ def by_steps(run: Path, **changes: object) -> dict[str, object]:
 
 
 def test_the_files_of_a_training(trained_tagger: Path) -> None:
-    kept = TrainRecipe.model_validate(yaml.safe_load((trained_tagger / "recipe.yaml").read_text()))
-    assert kept.model.config["num_queries"] == SIZES["num_queries"]
+    saved_recipe = TrainRecipe.model_validate(
+        yaml.safe_load((trained_tagger / "recipe.yaml").read_text())
+    )
+    assert saved_recipe.model.config["num_queries"] == SIZES["num_queries"]
     assert [row["step"] for row in steps(trained_tagger)] == list(range(1, STEPS + 1))
     assert [
         row["epoch"] for row in read_metrics(trained_tagger) if row["event"] == "validation"
@@ -224,8 +226,8 @@ def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(
     assert changed <= set(_BOX_PARTS)
     detect = DetectConfig(detector=str(tmp_path / "boxes" / "last"), classes=("dog", "person"))
     detector = load(detect, torch.device("cpu"))
-    found = detector.detect(detector.prepare(Image.new("RGB", (64, 48))), 0.0)
-    assert len(found.boxes) > SIZES["num_queries"]  # those of the dense head, not of queries
+    detections = detector.detect(detector.prepare(Image.new("RGB", (64, 48))), 0.0)
+    assert len(detections.boxes) > SIZES["num_queries"]  # those of the dense head, not of queries
     training(
         drawn_run, tmp_path / "relations", "pretrain", model__init=str(tmp_path / "boxes"), **sizes
     )
@@ -233,7 +235,7 @@ def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(
 
 
 @pytest.fixture(scope="module")
-def whole(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_training(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of five steps without interruption; tests must not change it."""
     out = tmp_path_factory.mktemp("steps") / "out"
     training(drawn_run, out, **by_steps(drawn_run))
@@ -241,18 +243,20 @@ def whole(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_training_ends_after_its_steps_and_its_end_is_validated_and_saved(
-    drawn_run: Path, whole: Path
+    drawn_run: Path, finished_training: Path
 ) -> None:
-    assert [(row["epoch"], row["step"], row["steps"]) for row in steps(whole)] == [
+    assert [(row["epoch"], row["step"], row["steps"]) for row in steps(finished_training)] == [
         *((1, step, 5) for step in (1, 2, 3)),
         *((2, step, 5) for step in (4, 5)),
     ]
     validations = [
-        (row["epoch"], row["step"]) for row in read_metrics(whole) if row["event"] == "validation"
+        (row["epoch"], row["step"])
+        for row in read_metrics(finished_training)
+        if row["event"] == "validation"
     ]
     assert validations == [(1, 2), (2, 4), (2, 5)]
-    assert (whole / "last").resolve().name == "step-00000005"
-    rates = [row["lr_rest"] for row in steps(whole)]
+    assert (finished_training / "last").resolve().name == "step-00000005"
+    rates = [row["lr_rest"] for row in steps(finished_training)]
     assert rates == sorted(rates, reverse=True)
     assert 0 < rates[-1] < 0.1 * rates[0]  # cosine ends with the last step, not with the epochs
 
@@ -268,7 +272,7 @@ def test_a_training_ends_after_its_steps_and_its_end_is_validated_and_saved(
 def test_a_killed_training_resumes_exactly(
     drawn_run: Path,
     trained_tagger: Path,
-    whole: Path,
+    finished_training: Path,
     tmp_path: Path,
     killed_at: KillAt,
     kill: int,
@@ -279,7 +283,7 @@ def test_a_killed_training_resumes_exactly(
     """
     by_epochs = {"data__val": validated(drawn_run), "output__checkpoint_every": 2}
     settings, expected = (
-        (by_steps(drawn_run), whole) if by == "steps" else (by_epochs, trained_tagger)
+        (by_steps(drawn_run), finished_training) if by == "steps" else (by_epochs, trained_tagger)
     )
     killed_at(kill)
     with pytest.raises(KilledError):
@@ -310,16 +314,16 @@ def test_a_plan_has_the_steps_of_the_training_and_keeps_nothing(
     drawn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    found = plan.plan_training(recipe(drawn_run, optimisation__accumulate=2), QUIET, steps=2)
-    assert (found.steps, found.images, found.batch, found.part) == (
+    planned = plan.plan_training(recipe(drawn_run, optimisation__accumulate=2), QUIET, steps=2)
+    assert (planned.steps, planned.images, planned.batch, planned.part) == (
         STEPS,
         IMAGES,
         BATCH,
         BATCH // 2,
     )
-    assert (found.measured_steps, found.fitting, found.gpus) == (2, 1, 0)
-    assert found.seconds == STEPS * found.step_seconds > 0
-    assert 0 < found.memory < found.device_memory
+    assert (planned.measured_steps, planned.fitting, planned.gpus) == (2, 1, 0)
+    assert planned.seconds == STEPS * planned.step_seconds > 0
+    assert 0 < planned.memory < planned.device_memory
     assert list(tmp_path.iterdir()) == []
     shared = plan.plan_training(recipe(drawn_run, workers__count=2), QUIET, steps=1)
     assert (shared.steps, shared.workers, shared.part) == (STEPS, 2, BATCH // 2)
@@ -332,12 +336,12 @@ def test_a_plan_has_the_steps_of_the_training_and_keeps_nothing(
 def test_parts_are_halved_until_they_fit(
     drawn_run: Path, monkeypatch: pytest.MonkeyPatch, fits: int
 ) -> None:
-    whole = plan.run_job
+    real_run_job = plan.run_job
 
     def run_job(job: Any, show: Any) -> None:
         if job.recipe.optimisation.accumulate < fits:
             raise MemoryFullError("full")
-        whole(job, show)
+        real_run_job(job, show)
 
     monkeypatch.setattr(plan, "run_job", run_job)
     if fits > BATCH:
@@ -374,9 +378,9 @@ def refused(result: Result, code: int = 2) -> str:
 def test_invalid_settings(
     drawn_run: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    said = refused(invoke(drawn_run, tmp_path / "out", **changes))
-    assert message in said
-    assert len(said) < 600
+    error = refused(invoke(drawn_run, tmp_path / "out", **changes))
+    assert message in error
+    assert len(error) < 600
 
 
 def test_a_damaged_checkpoint_is_named(drawn_run: Path, tmp_path: Path) -> None:
@@ -395,13 +399,13 @@ def test_a_diverging_training_keeps_the_batch_and_the_last_checkpoint(
     drawn_run: Path, tmp_path: Path
 ) -> None:
     result = invoke(drawn_run, tmp_path / "out", optimisation__lr=1e30, output__checkpoint_every=1)
-    said = refused(result, code=1)
-    assert "step 2" in said
-    assert "the batch is saved in" in said
-    assert "optimisation.lr" in said
-    (kept,) = (tmp_path / "out").glob("diverged-step-*/process-0")
-    names = json.loads((kept / "batch.json").read_text())["images"]
-    assert len(names) == len(load_file(kept / "batch.safetensors")["pixel_values"]) == 4
+    error = refused(result, code=1)
+    assert "step 2" in error
+    assert "the batch is saved in" in error
+    assert "optimisation.lr" in error
+    (saved,) = (tmp_path / "out").glob("diverged-step-*/process-0")
+    names = json.loads((saved / "batch.json").read_text())["images"]
+    assert len(names) == len(load_file(saved / "batch.safetensors")["pixel_values"]) == 4
     assert (tmp_path / "out" / "last").resolve().name == "step-00000001"
 
 
@@ -420,8 +424,8 @@ def test_a_training_resumes_after_a_full_disk(
         return save(self, *arguments)
 
     monkeypatch.setattr(state.Checkpoints, "save", save_first)
-    said = refused(invoke(drawn_run, tmp_path / "out"), code=1)
-    assert "No space left on device" in said
+    error = refused(invoke(drawn_run, tmp_path / "out"), code=1)
+    assert "No space left on device" in error
     assert (tmp_path / "out" / "last").resolve().name == "step-00000003"
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.undo()
@@ -430,17 +434,17 @@ def test_a_training_resumes_after_a_full_disk(
 
 
 @pytest.mark.parametrize(
-    ("given", "fitting"),  # batch, workers, accumulate
+    ("sizes", "fitting"),  # batch, workers, accumulate
     [
         ((200, 1, 1), (12, 1, 1)), ((200, 1, 50), (12, 1, 3)), ((16, 2, 2), (8, 2, 1)), ((12, 1, 4), (12, 1, 4)),
         ((10, 1, 1), (10, 1, 1)), ((50, 5, 10), (10, 5, 2)), ((16, 16, 1), (16, 16, 1)),
     ],
 )  # fmt: skip
 def test_a_batch_is_lowered_to_the_images_of_an_epoch(
-    drawn_run: Path, given: tuple[int, int, int], fitting: tuple[int, int, int]
+    drawn_run: Path, sizes: tuple[int, int, int], fitting: tuple[int, int, int]
 ) -> None:
     names = ("optimisation__batch", "workers__count", "optimisation__accumulate")
-    original = recipe(drawn_run, **dict(zip(names, given, strict=True)))
+    original = recipe(drawn_run, **dict(zip(names, sizes, strict=True)))
     fitted = plan.fit_batch(original, scan_training(original.data))
     assert (
         fitted.optimisation.batch,

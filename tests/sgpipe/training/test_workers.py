@@ -138,9 +138,9 @@ def test_fsdp_resumes_from_complete_checkpoints(
         [loss for _, loss in curve(tmp_path / name)] for name in ("one", "spread")
     )
     assert spread_losses == pytest.approx(one, rel=LOSS_TOLERANCE)
-    whole = weights(tmp_path / "one")
+    single = weights(tmp_path / "one")
     parts = weights(tmp_path / "spread")
-    assert {name: value.shape for name, value in whole.items()} == {
+    assert {name: value.shape for name, value in single.items()} == {
         name: value.shape for name, value in parts.items()
     }
     assert (
@@ -158,10 +158,10 @@ def test_stopping_stops_the_workers(equal_images: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
     workers = workers_of(process.pid)
     process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].startswith("interrupted. ")
-    assert "Traceback" not in said + errors
+    assert "Traceback" not in output + errors
     assert len(workers) == 2
     deadline = (
         time.monotonic() + 300

@@ -51,8 +51,8 @@ def make_run(folder: Path, seed: int = 0) -> Path:
 
 def overrides(run: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides from keyword arguments, in which two underscores stand for a dot."""
-    given = {name.replace("__", "."): value for name, value in changes.items()}
-    return {**SETTINGS, "data.train": [{"shards": str(run)}], **given}
+    dotted = {name.replace("__", "."): value for name, value in changes.items()}
+    return {**SETTINGS, "data.train": [{"shards": str(run)}], **dotted}
 
 
 def recipe(run: Path, kind: str = "tagger", **changes: Any) -> TrainRecipe:

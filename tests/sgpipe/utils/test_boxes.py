@@ -29,8 +29,8 @@ def matrices(instances: Path, captions: Path) -> tuple[np.ndarray, np.ndarray]:
     """The classes that captions name, and those with boxes, `[images, classes]`."""
     content = json.loads(instances.read_text())
     names = {
-        each["id"]: each["name"]
-        for each in sorted(content["categories"], key=lambda each: each["id"])
+        entry["id"]: entry["name"]
+        for entry in sorted(content["categories"], key=lambda entry: entry["id"])
     }
     synonyms = packaged_synonyms("coco")
     finder = ClassFinder({name: synonyms.get(name, ()) for name in names.values()})
@@ -41,7 +41,7 @@ def matrices(instances: Path, captions: Path) -> tuple[np.ndarray, np.ndarray]:
             named[caption["image_id"]] |= finder(caption["caption"])
     for box in content["annotations"]:
         boxed[box["image_id"]].add(names[box["category_id"]])
-    return tuple(class_matrix(each.values(), list(names.values())) for each in (named, boxed))
+    return tuple(class_matrix(entry.values(), list(names.values())) for entry in (named, boxed))
 
 
 @pytest.mark.parametrize("dataset", REAL)
@@ -57,7 +57,7 @@ def test_human_captions_agree_with_their_boxes_and_with_no_others_and_a_few_are_
         *(np.roll(boxed, 1, axis) for axis in (0, 1)),
         *(rng.permutation(boxed) for _ in range(5)),
     ]
-    assert all(match_captions(named, each).is_chance for each in wrong)
+    assert all(match_captions(named, shuffled).is_chance for shuffled in wrong)
     for images in (1, 2, 3, 5, 8, 12):
         for _ in range(100):
             chosen = rng.choice(len(named), images, replace=False)

@@ -111,7 +111,7 @@ def test_dtypes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("there", "device", "gpus", "workers", "message"),
+    ("gpu_count", "device", "gpus", "workers", "message"),
     [
         (0, "auto", 1, 1, r"but PyTorch sees 0 GPUs here: set the\.device to cpu"),
         (0, "cuda", 0, 1, "the.device 'cuda': PyTorch sees 0 GPUs here"),
@@ -130,14 +130,14 @@ def test_dtypes(monkeypatch):
 )
 def test_gpus_that_would_be_ignored_are_refused(
     monkeypatch: pytest.MonkeyPatch,
-    there: int,
+    gpu_count: int,
     device: str,
     gpus: float,
     workers: int,
     message: str,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpu_count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_count > 0)
     if not message:
         check_devices(device, gpus, workers, NAMES)
         return
@@ -267,7 +267,7 @@ def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> Non
 
 
 def test_what_a_cluster_loses_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = list[str]()
+    lines = list[str]()
     alive = [True, True, False]
     head = [True]
 
@@ -276,13 +276,13 @@ def test_what_a_cluster_loses_is_told_once(monkeypatch: pytest.MonkeyPatch) -> N
         if not head[0]:
             raise OSError
 
-    nodes = lambda: [{"Alive": each} for each in alive]  # noqa: E731
+    nodes = lambda: [{"Alive": is_alive} for is_alive in alive]  # noqa: E731
     context = SimpleNamespace(gcs_address="head:6379")
     monkeypatch.setitem(
         sys.modules, "ray", SimpleNamespace(nodes=nodes, get_runtime_context=lambda: context)
     )
     monkeypatch.setattr(ray_cluster, "_check_port", check_port)
-    losses = tell_losses(said.append)
+    losses = tell_losses(lines.append)
     for alive[0], head[0] in (
         (True, True),
         (True, True),
@@ -293,10 +293,10 @@ def test_what_a_cluster_loses_is_told_once(monkeypatch: pytest.MonkeyPatch) -> N
     ):
         next(losses)
     next(losses)
-    assert said[:1] == [
+    assert lines[:1] == [
         "NOTE: Ray has lost 1 machine; others take over the units in progress there"
     ]
-    assert [line.partition(";")[0] for line in said[1:]] == [
+    assert [line.partition(";")[0] for line in lines[1:]] == [
         "NOTE: the head of Ray does not answer",
         "Committed work is kept",
     ]

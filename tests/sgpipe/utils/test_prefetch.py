@@ -41,8 +41,8 @@ def test_results_and_errors_come_in_order(threads: int) -> None:
             next(results)
 
 
-@pytest.mark.parametrize(("threads", "most"), [(0, 1), (2, 6)])
-def test_only_a_few_items_are_read(threads: int, most: int) -> None:
+@pytest.mark.parametrize(("threads", "limit"), [(0, 1), (2, 6)])
+def test_only_a_few_items_are_read(threads: int, limit: int) -> None:
     read: list[int] = []
 
     def items() -> Iterator[int]:
@@ -50,11 +50,11 @@ def test_only_a_few_items_are_read(threads: int, most: int) -> None:
             read.append(number)
             yield number
 
-    with prefetch(later, items(), threads, most) as results:
+    with prefetch(later, items(), threads, limit) as results:
         assert next(results) == 0
-        assert len(read) == most
+        assert len(read) == limit
         assert next(results) == 1
-        assert len(read) == most + 1
+        assert len(read) == limit + 1
 
 
 def test_closing_cancels_what_waits_and_does_not_wait_for_the_rest() -> None:

@@ -70,7 +70,7 @@ def test_pages_read_one_state_of_the_index_while_shards_are_damaged_and_dropped(
         root, [record(f"n{number}", (0, "near", 1, number / 40)) for number in range(40)], rows=2
     )
     client = open_client(root)
-    found = set()
+    statuses = set()
     done = threading.Event()
     pages = ("/", "/?order=shuffle&seed={}", "/?predicate=near&low=0.{}", "/image/val/n{}?relation=0-1-near", "/judge",
              "/api/neighbours/val/n{}?relation=0-1-near", "/photo/val/n{}?width=320")  # fmt: skip
@@ -79,7 +79,7 @@ def test_pages_read_one_state_of_the_index_while_shards_are_damaged_and_dropped(
         rng = random.Random(seed)
         while not done.is_set():
             page = rng.choice(pages).format(rng.randrange(40))
-            found.add((page, client.get(page).status_code))
+            statuses.add((page, client.get(page).status_code))
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
     for thread in threads:
@@ -92,8 +92,8 @@ def test_pages_read_one_state_of_the_index_while_shards_are_damaged_and_dropped(
     done.set()
     for thread in threads:
         thread.join()
-    assert {status for page, status in found if "/n" not in page} == {200}
-    assert {status for _, status in found} <= {200, 404, 422}
+    assert {status for page, status in statuses if "/n" not in page} == {200}
+    assert {status for _, status in statuses} <= {200, 404, 422}
     wait_until(
         lambda: client.get("/api/status").json() == {"images": 16, "relations": 16, "problems": []}
     )

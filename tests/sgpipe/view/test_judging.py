@@ -70,12 +70,12 @@ def send(
     status: int = 200,
     **values: object,
 ) -> dict:
-    said = (
+    answer = (
         values
         if values.keys() & {"judgement", "change", "undoes"}
         else {"judgement": "right", **values}
     )
-    response = client.post("/api/judgements", json={"id": id, **relation, **said})
+    response = client.post("/api/judgements", json={"id": id, **relation, **answer})
     assert response.status_code == status, response.text
     return response.json()
 
@@ -124,7 +124,7 @@ def expected_relations(
     """What the image has by all answers `(id, person, place, key)` that count, and which additions
     a page shows.
     """
-    found = set()
+    expected = set()
     shown = set()
     for place in run | {place for _, _, place, _ in history}:
         of_place = [(by, key) for _, by, at, key in history if at == place]
@@ -134,14 +134,14 @@ def expected_relations(
         is_denied = any(place not in left for left in sure)
         stands = any(key == "A" for _, key in of_place)
         if is_sure and sure[0] == sure[-1]:
-            found |= sure[0]
+            expected |= sure[0]
         elif is_sure and all(place not in left for left in sure):
             pass  # both call it wrong, and differ on what is right
         elif place in run or (stands and not is_denied):
-            found.add(place)
+            expected.add(place)
         if place not in run and (any(sure) if is_sure else stands):
             shown.add(place)
-    return found, shown
+    return expected, shown
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,17 +165,17 @@ def test_an_added_relation_stays_until_it_is_deleted_undone_or_wrong(
     for number, (by, new, key) in enumerate(steps):
         relation = LEADING if new else RELATION
         if key == "Z":
-            mine = [entry for entry in history if entry[1] == by]
-            if mine:
-                send(client, f"z{number}", by=by, undoes=mine[-1][0])
-                history.remove(mine[-1])
+            entries_of_person = [entry for entry in history if entry[1] == by]
+            if entries_of_person:
+                send(client, f"z{number}", by=by, undoes=entries_of_person[-1][0])
+                history.remove(entries_of_person[-1])
             continue
         status = 200 if (key == "A") == new or (new and was_added) else 409 if key == "A" else 404
         send(client, str(number), relation, status, by=by, **ANSWERS[key])
         was_added |= new and key == "A"
         if status == 200:
             history.append((str(number), by, place_of(relation), key))
-    found, shown = expected_relations(history, run)
+    expected, shown = expected_relations(history, run)
     states = client.get("/api/judgements?split=val&image_id=a").json()["relations"]
     assert {place_of(state) for state in states if state["added"]} == shown
     log = JudgementLog(folder / JUDGEMENTS, index.fingerprint)
@@ -183,7 +183,7 @@ def test_an_added_relation_stays_until_it_is_deleted_undone_or_wrong(
     [record, *_] = from_table(Corrections(log.current(), "majority").apply(table, Counter()))
     assert {
         (relation.subject, relation.object, relation.predicate) for relation in record.relations
-    } == found
+    } == expected
 
 
 def test_an_answer_is_taken_back_by_its_person_only(client):
@@ -216,8 +216,8 @@ def test_an_answer_is_taken_back_by_its_person_only(client):
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_refused_and_not_written(client, tmp_path, values, status, message):
-    said = values if values.keys() & {"judgement", "change"} else {"judgement": "right", **values}
-    response = client.post("/api/judgements", json={"id": "1", **RELATION, **said})
+    answer = values if values.keys() & {"judgement", "change"} else {"judgement": "right", **values}
+    response = client.post("/api/judgements", json={"id": "1", **RELATION, **answer})
     assert (response.status_code, message in response.json()["error"]) == (
         status,
         True,
@@ -245,32 +245,32 @@ def plan(client: TestClient, status: int = 201, **values: object) -> dict:
 
 
 def test_a_plan_asks_until_all_is_answered_and_says_how_precise_it_is(client, tmp_path):
-    made = plan(client, id="p", kind="search", search="predicate=near")
-    assert plan(client, id="p", kind="search", seed=2) == made  # the same id
+    drawn = plan(client, id="p", kind="search", search="predicate=near")
+    assert plan(client, id="p", kind="search", seed=2) == drawn  # the same id
     for kind in ("bands", "recall"):
         assert "another kind (search)" in plan(client, 409, id="p", kind=kind)["error"]
     assert len(lines(tmp_path)) == 1
-    assert sum(stratum["relations"] for stratum in made["strata"]) == 40
+    assert sum(stratum["relations"] for stratum in drawn["strata"]) == 40
     for number in range(20):
-        found = client.get("/api/plans/p").json()
-        assert found["open"] == 20 - number
-        assert found["more"] > 0
-        question = found["question"]
+        state = client.get("/api/plans/p").json()
+        assert state["open"] == 20 - number
+        assert state["more"] > 0
+        question = state["question"]
         relation = {name: question[name] for name in RELATION}
         stored = send(
             client, str(number), relation, plan="p", judgement="right" if number % 4 else "wrong"
         )
         assert (stored["plan"], stored["stratum"]) == ("p", question["stratum"])
-    found = client.get("/api/plans/p").json()
-    assert (found["question"], found["open"], found["precision"]["judged"]) == (None, 0, 20)
-    assert found["precision"]["low"] < found["precision"]["value"] < found["precision"]["high"]
+    state = client.get("/api/plans/p").json()
+    assert (state["question"], state["open"], state["precision"]["judged"]) == (None, 0, 20)
+    assert state["precision"]["low"] < state["precision"]["value"] < state["precision"]["high"]
     assert client.get("/judge/p", follow_redirects=False).headers["location"] == "/judge#p"
-    made = plan(
+    drawn = plan(
         client, id="few", kind="search", search="predicate=near&low=0.2&high=0.3", count=100
     )
     assert (
-        sum(stratum["relations"] for stratum in made["strata"])
-        == sum(s["sampled"] for s in made["strata"])
+        sum(stratum["relations"] for stratum in drawn["strata"])
+        == sum(s["sampled"] for s in drawn["strata"])
         == 11
     )
     assert {question[4] for question in lines(tmp_path)[-1]["questions"]} == {"near"}
@@ -304,14 +304,14 @@ def test_the_page_of_plans(client, index, tmp_path):
     send(client, "1", judgement="right")
     send(client, "2", judgement="wrong", by=EVIL)
     with (tmp_path / JUDGEMENTS).open("a") as file:
-        for said in ("right", "wrong"):  # by other programs, which need not name the classes
+        for verdict in ("right", "wrong"):  # by other programs, which need not name the classes
             line = {
                 **OTHER,
-                "id": said,
+                "id": verdict,
                 "at": "",
-                "by": said,
+                "by": verdict,
                 "run": index.fingerprint,
-                "judgement": said,
+                "judgement": verdict,
             }
             file.write(f"{json.dumps(line)}\n")
         file.write("torn")
@@ -331,22 +331,24 @@ def test_the_page_of_plans(client, index, tmp_path):
 
 
 def test_a_certificate_goes_on_round_after_round(client, tmp_path):
-    made = client.post("/api/plans", json={"kind": "certificate", "precision": 0.5, "by": "bob"})
-    assert made.status_code == 201
-    name = made.json()["plan"]
+    response = client.post(
+        "/api/plans", json={"kind": "certificate", "precision": 0.5, "by": "bob"}
+    )
+    assert response.status_code == 201
+    name = response.json()["plan"]
     asked = []
     for _ in range(60):
-        found = client.get(f"/api/plans/{name}?by=bob").json()
-        question = found["question"]
+        state = client.get(f"/api/plans/{name}?by=bob").json()
+        question = state["question"]
         if question is None:
             break
         key = {field: question[field] for field in RELATION}
         assert key not in asked
         asked.append(key)
         assert send(client, f"q{len(asked)}", key, by="bob", plan=name)["plan"] is not None
-    assert [group["share"] for group in found["groups"]] == [1]
+    assert [group["share"] for group in state["groups"]] == [1]
     planned = sum(len(line["questions"]) for line in lines(tmp_path) if "questions" in line)
-    assert (found["open"], len(asked) < planned) == (
+    assert (state["open"], len(asked) < planned) == (
         0,
         True,
     )  # nothing is asked in vain once all is certified
@@ -387,9 +389,9 @@ def test_people_who_agree(client):
     for by in ("anna", "bob"):
         for judgement, relation in (("right", RELATION), ("wrong", OTHER)):
             send(client, f"{by}{judgement}", relation, by=by, judgement=judgement, plan="p")
-    said = "Two or more people judged 2 relations; Krippendorff's alpha is 1.00."
-    assert html.unescape(client.get("/judge").text).count(said) == 2
-    assert client.get("/api/plans/p").json()["about_answers"] == said
+    sentence = "Two or more people judged 2 relations; Krippendorff's alpha is 1.00."
+    assert html.unescape(client.get("/judge").text).count(sentence) == 2
+    assert client.get("/api/plans/p").json()["about_answers"] == sentence
 
 
 def test_answers_that_came_too_fast_are_remarked(client, index, tmp_path):
@@ -410,9 +412,9 @@ def test_answers_that_came_too_fast_are_remarked(client, index, tmp_path):
             "stratum": question.stratum,
         }
         log.append(Judgement(**line))
-    said = f"eve gave {len(questions)} answers within 5 seconds"
-    assert said in client.get("/api/plans/p").json()["about_answers"]
-    assert said in html.unescape(client.get("/judge").text)
+    sentence = f"eve gave {len(questions)} answers within 5 seconds"
+    assert sentence in client.get("/api/plans/p").json()["about_answers"]
+    assert sentence in html.unescape(client.get("/judge").text)
 
 
 def test_bodies_that_are_no_json_objects_are_refused(client):

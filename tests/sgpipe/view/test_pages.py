@@ -155,8 +155,8 @@ def values(
 ) -> dict[str, Any]:
     scores = {"clip_score": clip_score or [], "vlm_score": vlm_score or []}
     image = IndexedImage(0, "coco", "val", "a", "a.jpg", 1, 1, False, None, "data/val.parquet", 7)
-    found = image_values(RecordView(record, image, scores), RUN, chosen)
-    return json.loads(json.dumps(found, allow_nan=False))
+    shown = image_values(RecordView(record, image, scores), RUN, chosen)
+    return json.loads(json.dumps(shown, allow_nan=False))
 
 
 def test_everything_that_the_page_shows_is_there() -> None:
@@ -167,32 +167,32 @@ def test_everything_that_the_page_shows_is_there() -> None:
     )
     record.triplets = [Triplet("man", "on", "dog", "man", "dog", "on", 0, "person", "dog")]
     record.pairs = [Pair(0, 1, ["on", "near", "with"]), Pair(1, 0, ["on"])]
-    found = values(
+    shown = values(
         record, clip_score=[{"score": 0.31}, None, None], vlm_score=[0.75, float("nan"), None]
     )
-    assert found["image"]["photo"] == "/photo/val/a/b"
-    assert [item["key"] for item in found["relations"]] == ["2-1-under", "0-1-near", "0-1-on"]
-    on = found["relations"][2]
+    assert shown["image"]["photo"] == "/photo/val/a/b"
+    assert [item["key"] for item in shown["relations"]] == ["2-1-under", "0-1-near", "0-1-on"]
+    on = shown["relations"][2]
     assert (on["rank"], on["stated"], on["clip_score"], on["vlm_score"]) == (
         2,
         [0],
         {"score": 0.31},
         0.75,
     )
-    assert [relation["vlm_score"] for relation in found["relations"][:2]] == [None, None]
-    assert [c["predicate"] for c in found["candidates"]["0-1"]] == ["near", "on", "with"]
-    assert "1-0" not in found["candidates"]  # only pairs with relations
-    assert {edge["key"] for edge in found["graph"]["edges"]} == {"2-1-under", "0-1-near", "0-1-on"}
-    assert (found["total"], found["why"]) == (3, None)
+    assert [relation["vlm_score"] for relation in shown["relations"][:2]] == [None, None]
+    assert [c["predicate"] for c in shown["candidates"]["0-1"]] == ["near", "on", "with"]
+    assert "1-0" not in shown["candidates"]  # only pairs with relations
+    assert {edge["key"] for edge in shown["graph"]["edges"]} == {"2-1-under", "0-1-near", "0-1-on"}
+    assert (shown["total"], shown["why"]) == (3, None)
 
 
 def test_of_very_many_relations_the_most_confident_and_the_chosen_one_are_there() -> None:
     boxes = [Box("person", 1, (i % 300, i % 200, 9, 9)) for i in range(500)]
     relations = [(i % 500, f"p{i}", (i + 1) % 500, i / 5000) for i in range(MOST_RELATIONS + 500)]
-    found = values(scene("0", relations, boxes), chosen="3-4-p3")
-    assert (len(found["relations"]), found["total"]) == (MOST_RELATIONS + 1, MOST_RELATIONS + 500)
-    assert found["relations"][-1]["key"] == found["graph"]["edges"][-1]["key"] == "3-4-p3"
-    assert len(json.dumps(found)) < 2_000_000
+    shown = values(scene("0", relations, boxes), chosen="3-4-p3")
+    assert (len(shown["relations"]), shown["total"]) == (MOST_RELATIONS + 1, MOST_RELATIONS + 500)
+    assert shown["relations"][-1]["key"] == shown["graph"]["edges"][-1]["key"] == "3-4-p3"
+    assert len(json.dumps(shown)) < 2_000_000
 
 
 @pytest.mark.parametrize(
@@ -223,41 +223,51 @@ def test_boxes_of_two_runs_are_the_same_if_they_overlap_and_have_one_class() -> 
 
 
 def test_relations_of_two_runs_are_sorted_by_where_they_are() -> None:
-    here = [Relation(0, 1, "on", 0.5), Relation(0, 1, "near", 0.5), Relation(2, 0, "by", 0.1)]
-    there = [Relation(1, 0, "on", 0.7), Relation(0, 1, "near", 0.2)]
-    first = Record("", "", "", "", 9, 9, [PERSON, DOG, CUP], relations=here)
-    second = Record("", "", "", "", 9, 9, [moved(DOG, 1), moved(PERSON, 1)], relations=there)
-    assert compare_images(first, second) == ([(here[0], there[0])], here[1:], there[1:])
+    first_relations = [
+        Relation(0, 1, "on", 0.5),
+        Relation(0, 1, "near", 0.5),
+        Relation(2, 0, "by", 0.1),
+    ]
+    second_relations = [Relation(1, 0, "on", 0.7), Relation(0, 1, "near", 0.2)]
+    first = Record("", "", "", "", 9, 9, [PERSON, DOG, CUP], relations=first_relations)
+    second = Record(
+        "", "", "", "", 9, 9, [moved(DOG, 1), moved(PERSON, 1)], relations=second_relations
+    )
+    assert compare_images(first, second) == (
+        [(first_relations[0], second_relations[0])],
+        first_relations[1:],
+        second_relations[1:],
+    )
 
 
 def page_values(client: TestClient, path: str) -> dict[str, Any]:
     """The values that a page is drawn from, which are those of its JSON answer."""
     page = client.get(f"/image{path}")
     assert page.status_code == 200, page.text
-    [found] = re.findall(
+    [script] = re.findall(
         r'<script type="application/json" id="values">(.*?)</script>', page.text, re.DOTALL
     )
     answered = client.get(f"/api/image{path}").json()
-    assert json.loads(found) == answered
+    assert json.loads(script) == answered
     return answered
 
 
 def test_a_page_leads_on_within_its_search(client: TestClient) -> None:
-    found = page_values(client, "/val/a?q=person+riding+*&relation=0-1-riding&after=x")
-    assert found["chosen"] == "0-1-riding"
-    assert (found["previous"], found["next"]) == (
+    shown = page_values(client, "/val/a?q=person+riding+*&relation=0-1-riding&after=x")
+    assert shown["chosen"] == "0-1-riding"
+    assert (shown["previous"], shown["next"]) == (
         None,
         "/image/val/gone?q=person+riding+%2A&relation=0-1-riding",
     )
-    assert found["gallery"] == "/?q=person+riding+%2A"
+    assert shown["gallery"] == "/?q=person+riding+%2A"
     beside = client.get("/api/neighbours/val/gone?q=person+riding+*&relation=0-1-riding").json()
     assert beside["previous"] == "/image/val/a?q=person+riding+%2A&relation=0-1-riding"
 
 
 def test_names_with_markup_are_text_and_reach_their_page(client: TestClient) -> None:
     path = image_url("val", STRANGE).removeprefix("/image")
-    found = page_values(client, path)
-    assert found["relations"][0]["predicate"] == EVIL
+    shown = page_values(client, path)
+    assert shown["relations"][0]["predicate"] == EVIL
     assert EVIL not in client.get(f"/image{path}").text
 
 
@@ -269,8 +279,8 @@ def test_an_image_that_the_run_does_not_have_is_not_found(client: TestClient) ->
 
 
 def test_predicates_are_suggested_by_how_often_they_occur(client: TestClient) -> None:
-    found = client.get("/api/predicates?prefix=ne").json()
-    assert found == [{"predicate": "near", "count": 99}, {"predicate": "next to", "count": 1}]
+    suggested = client.get("/api/predicates?prefix=ne").json()
+    assert suggested == [{"predicate": "near", "count": 99}, {"predicate": "next to", "count": 1}]
 
 
 def header(imported: str | None = None, **pair: Any) -> dict[str, Any]:
@@ -290,8 +300,8 @@ def paired(triplets: list[Triplet], **settings: Any) -> Record:
     )
     stage = PairStage(PairConfig(**settings), "coco", [])
     stage.setup()
-    [found] = stage([record])
-    return found
+    [record_with_pairs] = stage([record])
+    return record_with_pairs
 
 
 @pytest.mark.parametrize("match", ["head", "substring"])
@@ -347,8 +357,8 @@ def test_candidates_are_ranked_by_confidence_and_those_without_come_last() -> No
     record = paired([replace(MAN, predicate=text) for text in ("riding", "on", "near", "at")])
     scores = (("on", 0.2), ("near", 0.7), ("near", 0.6), ("by", None))
     record.relations = [Relation(0, 1, predicate, confidence) for predicate, confidence in scores]
-    found = Provenance(record, header(candidates="captions")).candidates[0, 1]
-    assert [tuple(candidate.values()) for candidate in found] == [
+    candidates = Provenance(record, header(candidates="captions")).candidates[0, 1]
+    assert [tuple(candidate.values()) for candidate in candidates] == [
         *(
             ("near", 0.7, 1, True, True),
             ("on", 0.2, 2, True, True),

@@ -221,7 +221,7 @@ def _has(record: Record, triplet: tuple[str | None, str | None, str | None]) -> 
 
 
 def _like(row: Row, triplet: tuple[str | None, str | None, str | None]) -> bool:
-    return all(name in (None, own) for name, own in zip(triplet, row.triplet, strict=True))
+    return all(name in (None, text) for name, text in zip(triplet, row.triplet, strict=True))
 
 
 SEARCHES: dict[str, tuple[list[tuple[str, str]], Callable[[Row], bool]]] = {
@@ -259,19 +259,19 @@ def test_a_search_and_its_facets_are_what_reading_the_records_finds(
     hits = all_hits(index, filters(index, *params, ("order", order), ("seed", "4")), limit=23)
     assert sorted(map(key, hits)) == sorted(row.key for row in expected)
     assert expected or name == "unknown"
-    found = facets(index, filters(index, *params), limit=500)
-    assert found.total == len(expected)
-    assert found.total_images == len({row.key[:2] for row in expected})
+    counted = facets(index, filters(index, *params), limit=500)
+    assert counted.total == len(expected)
+    assert counted.total_images == len({row.key[:2] for row in expected})
     if not {"subject", "predicate"} & dict(params).keys():
         triplets = Counter(" ".join(row.triplet) for row in expected)
         objects = Counter(row.triplet[2] for row in expected)
-        assert {value.value: value.count for value in found.values["triplet"]} == triplets
-        assert {value.value: value.count for value in found.values["object"]} == objects
+        assert {value.value: value.count for value in counted.values["triplet"]} == triplets
+        assert {value.value: value.count for value in counted.values["object"]} == objects
     if not {"low", "high"} & dict(params).keys():
-        assert found.unscored == sum(row.relation.confidence is None for row in expected)
-        assert sum(found.histogram) + found.unscored == len(expected)
-        assert found.histogram[14] == sum(row.relation.confidence == 0.7 for row in expected)
-        assert found.histogram[19] == sum(row.relation.confidence == 1.0 for row in expected)
+        assert counted.unscored == sum(row.relation.confidence is None for row in expected)
+        assert sum(counted.histogram) + counted.unscored == len(expected)
+        assert counted.histogram[14] == sum(row.relation.confidence == 0.7 for row in expected)
+        assert counted.histogram[19] == sum(row.relation.confidence == 1.0 for row in expected)
 
 
 def test_orders(index: Index, records: list[Record]) -> None:
@@ -285,11 +285,11 @@ def test_orders(index: Index, records: list[Record]) -> None:
         times[hit.subject_category, hit.predicate, hit.object_category] for hit in hits["rarity"]
     ]  # type: ignore[index]
     assert rare == sorted(rare)
-    again, other = (
+    second, other = (
         all_hits(index, filters(index, ("order", "shuffle"), ("seed", seed))) for seed in ("0", "1")
     )
-    assert again == hits["shuffle"] != other
-    assert sorted(map(key, again)) == sorted(map(key, other))
+    assert second == hits["shuffle"] != other
+    assert sorted(map(key, second)) == sorted(map(key, other))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -334,12 +334,12 @@ def test_captions_alone_find_images(index: Index, records: list[Record]) -> None
     assert [hit.image_id for hit in hits] == [record.image_id for record in images]
     assert {hit.caption for hit in hits} == {"A RED Umbrella"}
     assert {hit.predicate for hit in hits} == {None}
-    found = facets(index, chosen, limit=500)
-    assert found.total == found.total_images == len(images)
-    assert sum(value.count for value in found.values["predicate"]) == sum(
+    counted = facets(index, chosen, limit=500)
+    assert counted.total == counted.total_images == len(images)
+    assert sum(value.count for value in counted.values["predicate"]) == sum(
         len(image.relations) for image in images
     )
-    assert {value.value: value.count for value in found.values["split"]} == Counter(
+    assert {value.value: value.count for value in counted.values["split"]} == Counter(
         image.split for image in images
     )
 
@@ -396,7 +396,7 @@ def test_judgements_can_be_searched(index: Index) -> None:
 
 def test_parameters_and_cursors_without_sense_are_refused(index: Index) -> None:
     huge = "9" * 31
-    for given in (
+    for parameter in (
         "low=a",
         "high=2",
         "low=nan",
@@ -405,8 +405,8 @@ def test_parameters_and_cursors_without_sense_are_refused(index: Index) -> None:
         f"seed={huge}",
         "judged=x",
     ):
-        with pytest.raises(UserError, match=f"^{given.partition('=')[0]}"):
-            filters(index, tuple(given.split("=")))
+        with pytest.raises(UserError, match=f"^{parameter.partition('=')[0]}"):
+            filters(index, tuple(parameter.split("=")))
     for after in ("x", "1_2", "1e999_1_1", "nan_1_1", "0.5_1_1; drop", f"{huge}_1_1"):
         with pytest.raises(UserError, match="after="):
             search(index, filters(index), after)
@@ -420,13 +420,13 @@ def test_hostile_values_find_nothing(index: Index) -> None:
 
 
 def test_a_facet_counts_without_its_own_filter(index: Index, records: list[Record]) -> None:
-    found = facets(index, filters(index, ("predicate", "on"), ("subject", "dog")), limit=2)
+    counted = facets(index, filters(index, ("predicate", "on"), ("subject", "dog")), limit=2)
     expected = Counter(row.triplet[1] for row in rows(records, lambda row: row.triplet[0] == "dog"))
     assert {
-        value.value: value.count for value in found.values["predicate"]
+        value.value: value.count for value in counted.values["predicate"]
     }.items() <= expected.items()
-    assert {value.value for value in found.values["predicate"] if value.chosen} == {"on"}
-    assert [value.params for value in found.values["predicate"] if value.chosen] == [
+    assert {value.value for value in counted.values["predicate"] if value.chosen} == {"on"}
+    assert [value.params for value in counted.values["predicate"] if value.chosen] == [
         (("predicate", "on"),)
     ]
-    assert found.total == expected["on"]
+    assert counted.total == expected["on"]

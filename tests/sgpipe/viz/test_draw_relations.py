@@ -100,11 +100,11 @@ def test_a_card_lists_every_relation_and_says_if_the_image_is_missing():
 def test_there_and_back_are_apart_and_heads_point_forward():
     left = (0.0, 0.0, 20.0, 20.0)
     right = (100.0, 0.0, 120.0, 20.0)
-    there = curve(left, right)
+    forward = curve(left, right)
     back = curve(right, left)
-    assert (there[0], there[-1]) == ((10, 10), (110, 10))
-    assert there[12][1] < 10 < back[12][1]
-    tip, *wings = drawing.arrow_head(there, 5)
-    assert tip == there[-1]
+    assert (forward[0], forward[-1]) == ((10, 10), (110, 10))
+    assert forward[12][1] < 10 < back[12][1]
+    tip, *wings = drawing.arrow_head(forward, 5)
+    assert tip == forward[-1]
     assert all(x < tip[0] for x, _ in wings)
     assert curve(left, left, short=24)[0] == (10, 5)

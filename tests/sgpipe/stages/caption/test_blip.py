@@ -44,19 +44,19 @@ def image(width=50, height=37):
 
 def test_resized_pixels_are_normalised_on_a_device_to_the_same_bits(original):
     blip = load(original)
-    made = [image(), image(60, 32)]
+    pictures = [image(), image(60, 32)]
     mean, std = (
         torch.tensor(value).view(3, 1, 1) for value in (blip.prepare.mean, blip.prepare.std)
     )
-    for each in made:
+    for picture in pictures:
         pixels = torch.from_numpy(
-            np.array(each.resize((32, 32), Image.Resampling.BICUBIC))
+            np.array(picture.resize((32, 32), Image.Resampling.BICUBIC))
         ).permute(2, 0, 1)
-        assert torch.equal(blip.prepare(each), (pixels.float() / 255 - mean) / std)
-    resized = [blip.prepare.resize(each) for each in made]
-    assert {each.dtype for each in resized} == {torch.uint8}
+        assert torch.equal(blip.prepare(picture), (pixels.float() / 255 - mean) / std)
+    resized = [blip.prepare.resize(picture) for picture in pictures]
+    assert {picture.dtype for picture in resized} == {torch.uint8}
     assert torch.equal(
-        blip.to_device(resized), blip.to_device([blip.prepare(each) for each in made])
+        blip.to_device(resized), blip.to_device([blip.prepare(picture) for picture in pictures])
     )
     assert blip.to_device(resized).is_contiguous()
 

@@ -49,8 +49,8 @@ def make_stage(captioner, images, seed=0, **settings):
     return stage
 
 
-def captions(stage, given=None):
-    return {record.image_id: record.captions for record in stage(given or records())}
+def captions(stage, captioned=None):
+    return {record.image_id: record.captions for record in stage(captioned or records())}
 
 
 def test_captions_do_not_depend_on_order_company_batches_threads_or_scopes(captioner, images):
@@ -78,10 +78,10 @@ def test_captions_depend_on_seed_image_and_dataset(captioner, images):
 
 def test_captions_record_their_boxes_and_each_region_is_encoded_once(captioner, images):
     stage = make_stage(captioner, images, scopes=("image", "box", "pair"), samples=2)
-    found = captions(stage)["0"]
+    texts = captions(stage)["0"]
     boxes = [[], [0], [1], [3], [0, 1], [0, 3], [1, 3]]
     expected = [(("image", "box", "pair")[len(box)], box) for box in boxes]
-    assert [(caption.scope, caption.boxes) for caption in found[::2]] == expected
+    assert [(caption.scope, caption.boxes) for caption in texts[::2]] == expected
     seen = []
     vision = stage.captioner.model.vision_model
     vision.register_forward_pre_hook(
@@ -101,13 +101,13 @@ def test_captions_record_their_boxes_and_each_region_is_encoded_once(captioner, 
 
 
 def test_beam_search_gives_one_deterministic_caption(captioner, images):
-    found = captions(make_stage(captioner, images, decoding="beam", batch_size=1), records(4))
-    assert all(len(each) == 1 for each in found.values())
+    by_image = captions(make_stage(captioner, images, decoding="beam", batch_size=1), records(4))
+    assert all(len(texts) == 1 for texts in by_image.values())
     unused = {"repetition_penalty": 5.0, "top_k": 1, "top_p": 0.1, "temperature": 3.0}
     stage = make_stage(captioner, images, decoding="beam", seed=5, batch_size=8, **unused)
-    assert captions(stage, records(4)) == found
+    assert captions(stage, records(4)) == by_image
     greedy = captions(make_stage(captioner, images, decoding="beam", beams=1), records(4))
-    assert greedy != found
+    assert greedy != by_image
     assert greedy == captions(make_stage(captioner, images, samples=1, top_p=1e-9), records(4))
 
 
@@ -116,12 +116,13 @@ def test_an_unreadable_image_becomes_an_error_row(captioner, images, tmp_path):
     (tmp_path / "1.png").unlink()
     (tmp_path / "3.png").write_bytes((images / "3.png").read_bytes()[:60])
     (tmp_path / "4.png").write_text("not an image")
-    given = records()
-    given[5].fail("source", "known to be bad")
-    found = {
-        record.image_id: record for record in make_stage(captioner, tmp_path, batch_size=3)(given)
+    originals = records()
+    originals[5].fail("source", "known to be bad")
+    processed = {
+        record.image_id: record
+        for record in make_stage(captioner, tmp_path, batch_size=3)(originals)
     }
-    assert [found[str(number)].status for number in range(7)] == [
+    assert [processed[str(number)].status for number in range(7)] == [
         "ok",
         "error",
         "ok",
@@ -130,18 +131,18 @@ def test_an_unreadable_image_becomes_an_error_row(captioner, images, tmp_path):
         "error",
         "ok",
     ]
-    assert found["1"].error.startswith("caption: image file not found")
-    assert found["3"].error.startswith("caption: image cannot be read")
-    assert found["5"].error == "source: known to be bad"
-    assert all(found[number].captions == [] for number in "1345")
+    assert processed["1"].error.startswith("caption: image file not found")
+    assert processed["3"].error.startswith("caption: image cannot be read")
+    assert processed["5"].error == "source: known to be bad"
+    assert all(processed[number].captions == [] for number in "1345")
     good = captions(make_stage(captioner, images))
-    assert all(found[number].captions == good[number] for number in "026")
+    assert all(processed[number].captions == good[number] for number in "026")
 
 
 def test_limits_that_leave_no_room_are_refused(captioner, images):
-    for most, least in ((65, 5), (4, 0), (9, 10)):
+    for max_tokens, min_tokens in ((65, 5), (4, 0), (9, 10)):
         with pytest.raises(UserError, match=r"^caption.max_tokens is"):
-            make_stage(captioner, images, max_tokens=most, min_tokens=least)
+            make_stage(captioner, images, max_tokens=max_tokens, min_tokens=min_tokens)
 
 
 def record_of(*boxes):
@@ -151,10 +152,8 @@ def record_of(*boxes):
 
 
 def test_windows_cover_the_boxes_and_stay_in_the_image():
-    found, _ = regions(
-        record_of((0.4, 1.2, 10.5, 10.3), (88.5, 70.1, 20, 20)), ("box", "pair"), 100
-    )
-    assert [region.window for region in found] == [
+    cut, _ = regions(record_of((0.4, 1.2, 10.5, 10.3), (88.5, 70.1, 20, 20)), ("box", "pair"), 100)
+    assert [region.window for region in cut] == [
         (0, 1, 11, 12),
         (88, 70, 100, 80),
         (0, 1, 100, 80),
@@ -173,8 +172,8 @@ def test_pairs_are_of_the_largest_boxes():
     order = sorted(range(12), key=lambda index: -boxes[index][2] * boxes[index][3])
     for number in (2, 5, 12):
         pairs = sorted(tuple(sorted(pair)) for pair in combinations(order[:number], 2))
-        found, beyond = regions(record_of(*boxes), ("pair",), len(pairs))
-        assert ([region.boxes for region in found], beyond) == (pairs, 66 - len(pairs))
+        cut, beyond = regions(record_of(*boxes), ("pair",), len(pairs))
+        assert ([region.boxes for region in cut], beyond) == (pairs, 66 - len(pairs))
     assert regions(record_of(*boxes), ("pair",), 500)[1] == 0
 
 
@@ -185,11 +184,10 @@ def test_which_regions_are_captioned_and_how_does_not_depend_on_the_order_of_box
 
     def noise(boxes):
         record = record_of(*boxes)
-        found, beyond = regions(record, ("box", "pair"), 5)
+        cut, beyond = regions(record, ("box", "pair"), 5)
         return (
             sorted(
-                (region.window, noise_key(3, record, region.scope, region.boxes))
-                for region in found
+                (region.window, noise_key(3, record, region.scope, region.boxes)) for region in cut
             ),
             beyond,
         )

@@ -86,13 +86,15 @@ def test_nucleus_equals_a_full_sort():
     )
     for top_p in (0.1, 0.5, 0.9, 0.999):
         shares, order = scores.softmax(-1).double().sort(dim=-1, descending=True, stable=True)
-        kept = shares.cumsum(-1) - shares < top_p
-        expected = torch.zeros_like(kept).scatter(-1, order, kept)
+        within = shares.cumsum(-1) - shares < top_p
+        expected = torch.zeros_like(within).scatter(-1, order, within)
         for width in (None, 400, 500):
-            tokens, found, enough = nucleus(scores, top_p, width)
+            tokens, in_nucleus, enough = nucleus(scores, top_p, width)
             assert bool(enough) == (width != 400 or top_p < 0.9)
             if enough:
-                assert torch.equal(torch.zeros_like(kept).scatter(-1, tokens, found), expected)
+                assert torch.equal(
+                    torch.zeros_like(within).scatter(-1, tokens, in_nucleus), expected
+                )
 
 
 def test_lengths_and_greedy_choice_agree_with_transformers(model):
@@ -101,8 +103,8 @@ def test_lengths_and_greedy_choice_agree_with_transformers(model):
     """
     decoder = BlipDecoder(model)
     states = image_states(model, images=3)
-    for least, most in ((0, 6), (5, 12), (9, 9), (12, 30)):
-        settings = sampling(samples=1, top_p=1e-9, beams=1, min_tokens=least, max_tokens=most)
+    for shortest, longest in ((0, 6), (5, 12), (9, 9), (12, 30)):
+        settings = sampling(samples=1, top_p=1e-9, beams=1, min_tokens=shortest, max_tokens=longest)
         ours = sample_captions(decoder, states, PROMPT, [1, 2, 3], settings)
         assert ours == beam_captions(model, states, PROMPT, settings)
 
@@ -135,12 +137,12 @@ def test_beam_search_equals_generate(model):
         )
     end = model.config.text_config.sep_token_id
     prompt = [model.config.text_config.bos_token_id, *PROMPT[1:]]
-    for (found,), row in zip(
+    for (caption,), row in zip(
         beam_captions(model, states, prompt, sampling()), expected.tolist(), strict=True
     ):
         row = row[len(prompt) :]
-        assert found == (row[: row.index(end)] if end in row else row)
-        assert found
+        assert caption == (row[: row.index(end)] if end in row else row)
+        assert caption
 
 
 def expected_scores(scores, tokens, sampling):
@@ -157,9 +159,9 @@ def expected_scores(scores, tokens, sampling):
 
 def found_scores(scores, tokens, sampling):
     processed = process(scores, tokens, sampling, END)
-    tokens, kept, _ = nucleus(processed, sampling.top_p)
+    tokens, in_nucleus, _ = nucleus(processed, sampling.top_p)
     return processed.masked_fill(
-        ~torch.zeros_like(processed, dtype=torch.bool).scatter(-1, tokens, kept), -torch.inf
+        ~torch.zeros_like(processed, dtype=torch.bool).scatter(-1, tokens, in_nucleus), -torch.inf
     )
 
 
@@ -179,8 +181,8 @@ def test_scores_equal_those_of_transformers(length, changes):
     tokens = torch.randint(0, 12, (64, length), generator=random)
     settings = PUBLISHED.model_copy(update=changes)
     before = scores.clone()
-    found, expected = (way(scores, tokens, settings) for way in (found_scores, expected_scores))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    actual, expected = (way(scores, tokens, settings) for way in (found_scores, expected_scores))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
     assert torch.equal(scores, before)
 
 
@@ -203,7 +205,7 @@ def test_20000_first_tokens_of_a_captioner_follow_the_distribution_of_transforme
     states = image_states(model)
     count = 20_000
     settings = sampling(samples=count, max_tokens=len(PROMPT) + 1, repetition_penalty=1.6, top_k=6)
-    found = sample_captions(BlipDecoder(model), states, PROMPT, [99], settings)[0]
+    captions = sample_captions(BlipDecoder(model), states, PROMPT, [99], settings)[0]
     ids = torch.tensor([PROMPT])
     with torch.no_grad():
         scores = model.text_decoder(
@@ -213,11 +215,11 @@ def test_20000_first_tokens_of_a_captioner_follow_the_distribution_of_transforme
     assert not torch.equal(
         scores.argsort(), process(scores, ids, settings, END).argsort()
     )  # the penalty matters
-    drawn = torch.tensor([caption[0] for caption in found]).bincount(minlength=len(shares))
-    kept = shares > 0
-    assert drawn[~kept].sum() == 0
-    assert kept.sum() > 2
-    assert chisquare(drawn[kept], count * shares[kept]).pvalue > 0.001
+    drawn = torch.tensor([caption[0] for caption in captions]).bincount(minlength=len(shares))
+    possible = shares > 0
+    assert drawn[~possible].sum() == 0
+    assert possible.sum() > 2
+    assert chisquare(drawn[possible], count * shares[possible]).pvalue > 0.001
 
 
 @pytest.mark.parametrize("samples", [1, 3])

@@ -40,11 +40,11 @@ def stage(server: EndpointServer, folder: Path, **settings: Any) -> CaptionStage
 
 
 def records(folder: Path, number: int = 24) -> list[Record]:
-    made = []
+    drawn = []
     for index in range(number):
         Image.new("RGB", (20 + index, 20), COLOURS[index % 8]).save(folder / f"{index}.png")
-        made.append(Record(str(index), "coco", "val", f"{index}.png", 20 + index, 20))
-    return made
+        drawn.append(Record(str(index), "coco", "val", f"{index}.png", 20 + index, 20))
+    return drawn
 
 
 def size_and_colour(body: dict[str, Any]) -> list[str]:
@@ -65,9 +65,9 @@ def test_every_image_gets_its_own_captions_in_order(tmp_path: Path) -> None:
 
 def test_a_refused_image_is_an_error_row(tmp_path: Path) -> None:
     with EndpointServer() as server:
-        made = stage(server, tmp_path, requests=Requests(in_flight=1))
+        captioner = stage(server, tmp_path, requests=Requests(in_flight=1))
         server.faults = scripted("refusal", None, "rejected")
-        first, second, third = made(records(tmp_path, 3))
+        first, second, third = captioner(records(tmp_path, 3))
     assert (first.status, first.error) == (
         "error",
         "caption: the model refused: I cannot describe people.",
@@ -79,8 +79,8 @@ def test_a_refused_image_is_an_error_row(tmp_path: Path) -> None:
 def test_captions_are_plain_lines(tmp_path: Path) -> None:
     answers = iter(['"A dog\non a **sofa**."\n'] * 2 + ["<think>Two boxes, one of"])
     with EndpointServer(lambda body: [next(answers)]) as server:
-        made = stage(server, tmp_path, samples=1, requests=Requests(in_flight=1))
-        first, second = made(records(tmp_path, 2))
+        captioner = stage(server, tmp_path, samples=1, requests=Requests(in_flight=1))
+        first, second = captioner(records(tmp_path, 2))
     assert [caption.text for caption in first.captions] == ["A dog. on a sofa."]
     assert (second.captions, second.error) == ([], "caption: the answer has no caption in it")
 
@@ -100,27 +100,27 @@ def test_plain_files_are_sent_as_they_are(tmp_path: Path, name: str, kind: str) 
     assert sent_image(tmp_path / name, (40, 30)) == (kind, (tmp_path / name).read_bytes())
 
 
-@pytest.mark.parametrize("what", ["turned", "transparent", "large", "webp"])
-def test_other_files_are_sent_as_the_captioner_would_see_them(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("form", ["turned", "transparent", "large", "webp"])
+def test_other_files_are_sent_as_the_captioner_would_see_them(tmp_path: Path, form: str) -> None:
     image = Image.effect_noise((40, 30), 50).convert("RGB")
     size = (40, 30)
     settings = {}
-    file = tmp_path / ("a.webp" if what == "webp" else "a.png")
-    options: dict[str, Any] = {"lossless": True} if what == "webp" else {}
-    if what == "turned":
+    file = tmp_path / ("a.webp" if form == "webp" else "a.png")
+    options: dict[str, Any] = {"lossless": True} if form == "webp" else {}
+    if form == "turned":
         exif = Image.Exif()
         exif[0x0112] = 6
         size = (30, 40)
         options = {"exif": exif}
-    elif what == "transparent":
+    elif form == "transparent":
         image.putalpha(100)
-    elif what == "large":
+    elif form == "large":
         settings = {"image_size": 20}
     image.save(file, **options)
     media_type, content = sent_image(file, size, **settings)
     sent = Image.open(io.BytesIO(content))
     assert (media_type, content != file.read_bytes()) == ("image/png", True)
-    assert (sent.mode, sent.size) == ("RGB", (20, 15) if what == "large" else size)
+    assert (sent.mode, sent.size) == ("RGB", (20, 15) if form == "large" else size)
 
 
 def test_beam_search_is_not_there(tmp_path: Path) -> None:

@@ -56,15 +56,17 @@ def make_captioner(folder, **settings):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captions_depend_on_the_image_and_the_key_alone(checkpoint, family):
     captioner = make_captioner(checkpoint(family), max_tokens=10)
-    given = inputs()
-    together = list(captioner.caption(given))
+    sources = inputs()
+    together = list(captioner.caption(sources))
     assert [len(captions) for captions in together] == [3, 3, 3]
     assert len({text for captions in together for text in captions}) == 9
-    assert [next(captioner.caption([each])) for each in given[::-1]] == together[::-1]
-    image = given[0].image
-    key = given[0].key
+    assert [next(captioner.caption([source])) for source in sources[::-1]] == together[::-1]
+    image = sources[0].image
+    key = sources[0].key
     assert next(captioner.caption([CaptionInput(image, key + 1)])) != together[0]
-    other = {tuple(next(captioner.caption([CaptionInput(each.image, key)]))) for each in given}
+    other = {
+        tuple(next(captioner.caption([CaptionInput(source.image, key)]))) for source in sources
+    }
     assert len(other) > 1, "the image makes no difference"
 
 
@@ -78,16 +80,16 @@ def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(
     captioner = make_captioner(
         checkpoint(family), top_p=0.95, top_k=100, temperature=1.3, repetition_penalty=1.2
     )
-    [given] = inputs(SIZES[:1])
+    [source] = inputs(SIZES[:1])
     drawn = []
     decode = captioner.tokenizer.decode
     monkeypatch.setattr(
         captioner.tokenizer, "decode", lambda row, **_: drawn.append(row) or decode(row)
     )
-    next(captioner.caption([given]))
+    next(captioner.caption([source]))
     forced = 1 if family == "florence2" else 0  # its first token is always the same
     for sample, tokens in enumerate(drawn):
-        scores = whole_pass(captioner, captioner.inputs(given.image), tokens)
+        scores = whole_pass(captioner, captioner.inputs(source.image), tokens)
         for step in range(forced, 4):  # shorter than min_tokens, where no end can follow
             before = torch.tensor([tokens[:step]], dtype=torch.long)
             allowed = scores[step].clone()
@@ -97,7 +99,7 @@ def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(
             filtered = process(allowed[None], before, captioner.config)
             number = torch.tensor([sample])
             assert (
-                draw(filtered, 0.95, torch.tensor([given.key]), number, step)[0].item()
+                draw(filtered, 0.95, torch.tensor([source.key]), number, step)[0].item()
                 == tokens[step]
             )
 
@@ -134,14 +136,15 @@ def test_vision_features_are_computed_once_per_image(checkpoint, family, decodin
     ]
     pixels = []
     tower.register_forward_pre_hook(
-        lambda _, *given: pixels.append([*given[0], *given[1].values()][0]), with_kwargs=True
+        lambda _, *arguments: pixels.append([*arguments[0], *arguments[1].values()][0]),
+        with_kwargs=True,
     )
-    given = inputs()
-    assert [len(captions) for captions in captioner.caption(given)] == [
+    arguments = inputs()
+    assert [len(captions) for captions in captioner.caption(arguments)] == [
         1 if decoding == "beam" else 5
     ] * 3
-    expected = [captioner.inputs(each.image)["pixel_values"] for each in given]
-    assert [seen.numel() for seen in pixels] == [each.numel() for each in expected]
+    expected = [captioner.inputs(tensor.image)["pixel_values"] for tensor in arguments]
+    assert [seen.numel() for seen in pixels] == [tensor.numel() for tensor in expected]
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "florence2", "blip-2"])
@@ -161,14 +164,14 @@ def test_lengths_are_within_limits_and_a_caption_ends_before_its_end_token(
 
 def test_sampling_settings_and_beams_reach_the_decoder(checkpoint):
     folder = checkpoint("qwen3_vl")
-    given = inputs()
+    images = inputs()
     greedy = [
-        captions[0] for captions in make_captioner(folder, decoding="beam", beams=1).caption(given)
+        captions[0] for captions in make_captioner(folder, decoding="beam", beams=1).caption(images)
     ]
-    likeliest = list(make_captioner(folder, top_k=1).caption(given))
+    likeliest = list(make_captioner(folder, top_k=1).caption(images))
     assert [set(captions) for captions in likeliest] == [{text} for text in greedy]
     assert [
-        captions[0] for captions in make_captioner(folder, decoding="beam").caption(given)
+        captions[0] for captions in make_captioner(folder, decoding="beam").caption(images)
     ] != greedy
 
 
@@ -204,18 +207,22 @@ def test_a_thread_prepares_the_next_image_and_changes_no_caption(checkpoint, fam
     ahead = make_captioner(checkpoint(family), resources={"io_threads": 4})
     threads = []
     prompt = ahead.inputs
-    ahead.inputs = lambda *given: threads.append(threading.current_thread().name) or prompt(*given)
-    given = inputs(SIZES * 3)
+    ahead.inputs = lambda *sources: (
+        threads.append(threading.current_thread().name) or prompt(*sources)
+    )
+    sources = inputs(SIZES * 3)
     if family == "qwen2_5_vl":
-        given.insert(4, CaptionInput(Image.new("RGB", (2, 600)), 1))  # which its processor refuses
-    expected = list(alone.caption(given))
-    assert list(ahead.caption(given)) == expected
-    refused = [each.reason for each in expected if isinstance(each, Refusal)]
-    assert len(refused) == len(given) - 9
-    assert all(re.fullmatch(".*aspect ratio.*", each) for each in refused)
+        sources.insert(
+            4, CaptionInput(Image.new("RGB", (2, 600)), 1)
+        )  # which its processor refuses
+    expected = list(alone.caption(sources))
+    assert list(ahead.caption(sources)) == expected
+    refused = [result.reason for result in expected if isinstance(result, Refusal)]
+    assert len(refused) == len(sources) - 9
+    assert all(re.fullmatch(".*aspect ratio.*", result) for result in refused)
     assert set(threads) == {"prefetch_0"}
     taken = []
-    assert next(ahead.caption(taken.append(each) or each for each in given)) == expected[0]
+    assert next(ahead.caption(taken.append(result) or result for result in sources)) == expected[0]
     assert len(taken) == 2
 
 
@@ -265,9 +272,9 @@ def template(text):
 
 def of_nan(folder):
     file = folder / "model.safetensors"
-    kept = load_file(file)
-    next(kept[name] for name in kept if name.endswith("norm.weight")).fill_(torch.nan)
-    save_file(kept, file, metadata={"format": "pt"})
+    tensors = load_file(file)
+    next(tensors[name] for name in tensors if name.endswith("norm.weight")).fill_(torch.nan)
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
@@ -329,14 +336,18 @@ def test_a_package_that_a_processor_needs_is_named(tmp_path, monkeypatch):
 
 
 def test_null_settings_are_those_of_the_family(folder, tmp_path):
-    def own(captioner, **settings):
+    def prompt_and_tokens(captioner, **settings):
         config = settings_of(CaptionConfig(captioner=str(captioner), **settings))
         return config.prompt, config.max_tokens
 
-    assert own(make_blip(tmp_path)) == own("hub/not-here") == ("a picture of", 20)
-    assert own(folder) == own("gpt", endpoint="http://localhost:1/v1")
-    assert own(folder)[1] == 128
-    assert own(folder, prompt="", max_tokens=7) == ("", 7)
+    assert (
+        prompt_and_tokens(make_blip(tmp_path))
+        == prompt_and_tokens("hub/not-here")
+        == ("a picture of", 20)
+    )
+    assert prompt_and_tokens(folder) == prompt_and_tokens("gpt", endpoint="http://localhost:1/v1")
+    assert prompt_and_tokens(folder)[1] == 128
+    assert prompt_and_tokens(folder, prompt="", max_tokens=7) == ("", 7)
     assert "caption.system" in error_of(tmp_path, system="Be brief.")
 
 

@@ -43,18 +43,18 @@ def boxes_of(image: Image.Image, config: DetectConfig, threshold: float) -> Dete
     return detector.detect(detector.prepare(image), threshold)
 
 
-def stage(folder: Path, found: DetectedBoxes, **settings) -> DetectStage:
+def stage(folder: Path, boxes: DetectedBoxes, **settings) -> DetectStage:
     detect_stage = DetectStage(DetectConfig(detector="d", **settings), {"all": folder})
     detect_stage.classes = ("dog", "cup", "N/A")
-    detect_stage.detector = Found(found)
+    detect_stage.detector = Found(boxes)
     return detect_stage
 
 
 class Found(Detector):
     """A detector that finds the same in every image."""
 
-    def __init__(self, found: DetectedBoxes) -> None:
-        self.found = found
+    def __init__(self, boxes: DetectedBoxes) -> None:
+        self.found = boxes
 
     def prepare(self, image):
         return Prepared({}, image.size)
@@ -102,9 +102,9 @@ def test_duplicate_boxes_are_removed_and_boxes_clipped(folder):
 
 def test_missing_images_are_reported(folder):
     nothing = DetectedBoxes(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    missing, there = stage(folder, nothing)([record(folder, "b.png"), record(folder)])
+    missing, present = stage(folder, nothing)([record(folder, "b.png"), record(folder)])
     assert "image file not found" in missing.error
-    assert (there.ok, there.objects) == (True, [])
+    assert (present.ok, present.objects) == (True, [])
 
 
 def test_classes_of_a_closed_detector_are_read_without_its_weights(tmp_path, image):
@@ -130,15 +130,18 @@ def copy_parseda(folder):
 )
 def test_detectors_with_damaged_weights_are_refused(tmp_path, make):
     file = make(tmp_path / "d") / "model.safetensors"
-    kept = load_file(file)
+    tensors = load_file(file)
     name = next(
         name
-        for name in kept
+        for name in tensors
         if name.endswith("norm.weight") or name.endswith("layernorm_before.weight")
     )
-    missing = {each: kept[each] for each in kept if each != name}
+    missing = {other: tensors[other] for other in tensors if other != name}
     for weights, reason in (
-        ({**kept, name: kept[name] * torch.nan}, "returns NaN scores: its weights are damaged"),
+        (
+            {**tensors, name: tensors[name] * torch.nan},
+            "returns NaN scores: its weights are damaged",
+        ),
         (missing, "1 of its weights missing, such as |json: missing "),
     ):
         save_file(weights, file, metadata={"format": "pt"})
@@ -154,10 +157,10 @@ def test_images_are_prepared_in_threads_as_by_the_whole_processor(tmp_path, imag
     config = DetectConfig(detector=str(make(tmp_path / "d")), threshold=0.01, max_boxes=7)
     images = [image.rotate(10 * turn).resize((64, 48)) for turn in range(9)]
     names = [f"{number}.png" for number in range(9)]
-    for each, name in zip(images, names, strict=True):
-        each.save(tmp_path / name)
+    for picture, name in zip(images, names, strict=True):
+        picture.save(tmp_path / name)
     (tmp_path / "4.png").write_bytes(b"no image")
-    found = []
+    results = []
     for threads in (0, 3):
         detect_stage = DetectStage(
             config.model_copy(update={"resources": Resources(io_threads=threads)}),
@@ -165,18 +168,18 @@ def test_images_are_prepared_in_threads_as_by_the_whole_processor(tmp_path, imag
         )
         detect_stage.setup()
         done = detect_stage([record(tmp_path, name) for name in names])
-        assert [each.ok for each in done] == [number != 4 for number in range(9)]
-        found.append([(each.image_id, each.error, each.objects) for each in done])
-    assert found[0] == found[1]
-    assert any(objects for _, _, objects in found[0])
+        assert [picture.ok for picture in done] == [number != 4 for number in range(9)]
+        results.append([(picture.image_id, picture.error, picture.objects) for picture in done])
+    assert results[0] == results[1]
+    assert any(objects for _, _, objects in results[0])
     detector = detect_stage.detector
     assert make is make_closed or len(detect_stage.classes) == 80
     if isinstance(detector, detect.ZeroShotDetector):
         text = detector._prompts[0] if make is make_sam3 else detector._prompts[:1]
-        whole = detector._processor(images=image, text=text, return_tensors="pt")
+        expected = detector._processor(images=image, text=text, return_tensors="pt")
         inputs = {**detector.prepare(image).inputs, **detector._texts[0]}
-        assert whole.keys() == inputs.keys()
-        assert all(torch.equal(whole[name], inputs[name]) for name in whole)
+        assert expected.keys() == inputs.keys()
+        assert all(torch.equal(expected[name], inputs[name]) for name in expected)
 
 
 def assert_same(one: DetectedBoxes, other: DetectedBoxes) -> None:
@@ -225,13 +228,13 @@ def test_sam_3_sees_an_image_once_and_looks_for_each_class_alone(tmp_path, image
     network = model._model
     processor = model._processor
     network.vision_encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    found = model.detect(model.prepare(image), 0.0)
+    detections = model.detect(model.prepare(image), 0.0)
     assert len(seen) == 1
     for label, name in enumerate(ASKED):
         with torch.no_grad():
             output = network(**processor(images=image, text=name, return_tensors="pt"))
         expected = (output.pred_logits.sigmoid() * output.presence_logits.sigmoid())[0]
-        detected_boxes = DetectedBoxes(*(part[found.labels == label] for part in found))
+        detected_boxes = DetectedBoxes(*(part[detections.labels == label] for part in detections))
         boxes = output.pred_boxes[0] * torch.tensor([64, 48, 64, 48])
         assert_same(detected_boxes, DetectedBoxes(boxes, expected, torch.full((20,), label)))
 
@@ -243,9 +246,9 @@ def test_names_are_found_as_the_tokenizer_spells_them(tmp_path, image, monkeypat
     )
     assert model._prompts == [["cup", "t-shirt", "dog ", "dining table", "thing1 table"]]
     texts = ["t - shirt", "dog", "cup t - shirt", "dining", "table", "", "do"]
-    found = {"boxes": torch.zeros(7, 4), "scores": torch.ones(7), "text_labels": texts}
+    output = {"boxes": torch.zeros(7, 4), "scores": torch.ones(7), "text_labels": texts}
     monkeypatch.setattr(
-        model._processor, "post_process_grounded_object_detection", lambda *_, **__: [found]
+        model._processor, "post_process_grounded_object_detection", lambda *_, **__: [output]
     )
     assert model.detect(model.prepare(image), 0.3).labels.tolist() == [
         1,
@@ -299,6 +302,6 @@ def given_boxes(tmp_path) -> detect.GivenBoxesStage:
     ("x/bare.jpg", 3), ("c/same.jpg", "has 2 images"), ("d/other.jpg", "has no images"),
 ])  # fmt: skip
 def test_images_match_by_path_suffix_unless_that_is_ambiguous(given_boxes, name, entry):
-    [made] = given_boxes([Record("1", "coco", "all", name, 40, 30)])
-    assert made.error is None or entry in made.error
-    assert [box.bbox[0] for box in made.objects] == ([entry] if made.ok else [])
+    [matched] = given_boxes([Record("1", "coco", "all", name, 40, 30)])
+    assert matched.error is None or entry in matched.error
+    assert [box.bbox[0] for box in matched.objects] == ([entry] if matched.ok else [])

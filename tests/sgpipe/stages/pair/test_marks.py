@@ -65,9 +65,9 @@ def test_pairs_and_predicates_are_exactly_those_that_the_model_states(tmp_path: 
     world = MarkedWorld(tmp_path / "images", 12, rate=0.3, seed=2)
     with EndpointServer(world) as server:
         done = make_stage(server.url, world.folder)(copy.deepcopy(world.records))
-    found = [{ends: set(texts) for ends, texts in pairs(record).items()} for record in done]
-    assert found == [world.expected(record) for record in world.records]
-    assert any(found)
+    stated = [{ends: set(texts) for ends, texts in pairs(record).items()} for record in done]
+    assert stated == [world.expected(record) for record in world.records]
+    assert any(stated)
     assert all(record.ok and not any(record.left_out.values()) for record in done)
     assert any(world.stated(record) != world.truth[record.image_id] for record in world.records)
 
@@ -161,8 +161,8 @@ def test_answers_are_checked_and_asked_for_once_more(tmp_path: Path, name: str) 
 def test_an_image_without_a_usable_answer_fails_and_is_asked_again_on_request(
     tmp_path: Path, text: str
 ) -> None:
-    said = [text]
-    with EndpointServer(lambda body: said) as server:
+    replies = [text]
+    with EndpointServer(lambda body: replies) as server:
         stage = make_stage(server.url, tmp_path, tmp_path)
         server.requests.clear()
         for _ in range(2):  # the second time from the cache
@@ -172,7 +172,7 @@ def test_an_image_without_a_usable_answer_fails_and_is_asked_again_on_request(
         assert len(server.requests) == 2
         assert server.requests[1]["messages"][1] == {"role": "assistant", "content": text[:4000]}
         RequestCache(CacheFolder(tmp_path).file).forget_refusals()
-        said[0] = FINE
+        replies[0] = FINE
         [record] = stage([one_image(tmp_path)])
     assert (record.ok, len(record.pairs)) == (True, 1)
 

@@ -116,9 +116,11 @@ def test_every_synonym_of_the_packaged_tables_reaches_its_class_whatever_loose_w
     for name, phrases in table.items():
         assert strict.classes(name)[0] == name
         for phrase in phrases:
-            own = strict.classes(phrase.removeprefix("!"))
-            assert (name in own) != phrase.startswith("!"), f"{phrase!r} under {name!r}"
-            assert loose.classes(phrase.removeprefix("!"))[: len(own)] == own, phrase
+            strict_classes = strict.classes(phrase.removeprefix("!"))
+            assert (name in strict_classes) != phrase.startswith("!"), f"{phrase!r} under {name!r}"
+            assert (
+                loose.classes(phrase.removeprefix("!"))[: len(strict_classes)] == strict_classes
+            ), phrase
 
 
 def overlap(first: Box, second: Box) -> bool:
@@ -147,8 +149,8 @@ def by_hand(
 
 @given(OBJECTS, PREDICATES, st.booleans())
 def test_equals_a_loop_over_all_pairs(objects: list[Box], predicates: dict, overlaps: bool) -> None:
-    found = candidate_pairs(objects, predicates, require_overlap=overlaps)
-    assert found == (by_hand(objects, predicates, overlaps), 0)
+    candidates = candidate_pairs(objects, predicates, require_overlap=overlaps)
+    assert candidates == (by_hand(objects, predicates, overlaps), 0)
 
 
 @given(OBJECTS, PREDICATES, st.booleans(), st.integers(1, 40))
@@ -156,7 +158,7 @@ def test_limit_keeps_pairs_of_the_largest_boxes_and_counts_the_others(
     objects: list[Box], predicates: dict, overlaps: bool, limit: int
 ) -> None:
     every = by_hand(objects, predicates, overlaps)
-    found, beyond = candidate_pairs(objects, predicates, require_overlap=overlaps, limit=limit)
+    candidates, beyond = candidate_pairs(objects, predicates, require_overlap=overlaps, limit=limit)
     order = sorted(range(len(objects)), key=lambda i: objects[i].rank)
     rank = {index: position for position, index in enumerate(order)}
 
@@ -165,10 +167,10 @@ def test_limit_keeps_pairs_of_the_largest_boxes_and_counts_the_others(
         second = rank[pair.object]
         return max(first, second), min(first, second), first
 
-    kept = sorted(every, key=smaller_box)[:limit]
-    assert found == sorted(kept, key=lambda pair: (pair.subject, pair.object))
-    assert beyond == len(every) - len(kept) or (
-        overlaps and len(kept) == limit and beyond > len(every) - limit
+    largest = sorted(every, key=smaller_box)[:limit]
+    assert candidates == sorted(largest, key=lambda pair: (pair.subject, pair.object))
+    assert beyond == len(every) - len(largest) or (
+        overlaps and len(largest) == limit and beyond > len(every) - limit
     )
 
 
@@ -213,14 +215,14 @@ def test_triplets_become_pairs_of_matching_boxes() -> None:
         ("two men", "Riding", "brown horses"), ("a dog", "near", "the man"), ("man", "riding", "a horse"),
         ("woman", "on", "horse"), ("a man", "wearing", "hat"),
     ]  # fmt: skip
-    [found] = stage()([record(["horse", "person", "person", "dog", "cat"], statements)])
-    assert pairs(found) == [
+    [paired] = stage()([record(["horse", "person", "person", "dog", "cat"], statements)])
+    assert pairs(paired) == [
         (1, 0, ["riding", "on"]),
         (2, 0, ["riding", "on"]),
         (3, 1, ["near"]),
         (3, 2, ["near"]),
     ]
-    named = [(triplet.subject_category, triplet.object_category) for triplet in found.triplets]
+    named = [(triplet.subject_category, triplet.object_category) for triplet in paired.triplets]
     assert named == [
         ("person", "horse"),
         ("dog", "person"),
@@ -249,9 +251,11 @@ def test_classes_are_of_the_annotations_beside_the_packaged_table_or_a_custom_on
 
 
 def captioned(classes: list[str], *texts: str | Caption) -> Record:
-    made = record(classes, [])
-    made.captions = [text if isinstance(text, Caption) else Caption(text) for text in texts]
-    return made
+    described_record = record(classes, [])
+    described_record.captions = [
+        text if isinstance(text, Caption) else Caption(text) for text in texts
+    ]
+    return described_record
 
 
 @pytest.mark.parametrize(("text", "classes", "expected"), [
@@ -269,18 +273,18 @@ def captioned(classes: list[str], *texts: str | Caption) -> Record:
 def test_a_caption_implies_things_that_have_a_box(
     text: str, classes: list[str], expected: list[str]
 ) -> None:
-    found = pairing.implied_triplets(captioned(classes, "a photograph", text))
-    assert [f"{each.predicate} {each.object_category}" for each in found] == expected
-    assert all((each.subject_category, each.caption) == ("person", 1) for each in found)
+    implied = pairing.implied_triplets(captioned(classes, "a photograph", text))
+    assert [f"{triplet.predicate} {triplet.object_category}" for triplet in implied] == expected
+    assert all((triplet.subject_category, triplet.caption) == ("person", 1) for triplet in implied)
 
 
 def test_implied_things_are_candidates_after_what_is_stated_unless_the_recipe_is_strict() -> None:
-    made = captioned(["person", "skis"], "a skier on skis")
-    made.triplets = record([], [("skier", "on", "skis")]).triplets
-    assert pairs(stage()([made])[0]) == [(0, 1, ["on", "skiing on"])]
-    assert len(made.triplets) == 1
+    skier = captioned(["person", "skis"], "a skier on skis")
+    skier.triplets = record([], [("skier", "on", "skis")]).triplets
+    assert pairs(stage()([skier])[0]) == [(0, 1, ["on", "skiing on"])]
+    assert len(skier.triplets) == 1
     for settings in ({"loose": False}, {"match": "substring"}):
-        assert pairs(stage(**settings)([made])[0]) == [(0, 1, ["on"])]
+        assert pairs(stage(**settings)([skier])[0]) == [(0, 1, ["on"])]
 
 
 def test_a_loose_word_never_relates_a_class_to_itself() -> None:
@@ -289,8 +293,8 @@ def test_a_loose_word_never_relates_a_class_to_itself() -> None:
         ("woman", "eating", "crust"),
         ("pizza", "next to", "pizza"),
     ]
-    [found] = stage()([record(["pizza", "pizza", "person"], statements)])
-    assert pairs(found) == [
+    [paired] = stage()([record(["pizza", "pizza", "person"], statements)])
+    assert pairs(paired) == [
         (0, 1, ["next to"]),
         (1, 0, ["next to"]),
         (2, 0, ["eating"]),
@@ -304,13 +308,13 @@ def test_any_pair_of_the_image_may_have_what_its_captions_state() -> None:
         ("dog", "near", "tree"),
         ("cat", "riding", "board"),
     ]
-    [found] = stage(("dog", "skateboard"), candidates="image")(
+    [paired] = stage(("dog", "skateboard"), candidates="image")(
         [record(["dog", "skateboard", "dog"], statements)]
     )
-    assert pairs(found) == [
+    assert pairs(paired) == [
         (s, o, ["riding", "near"]) for s in range(3) for o in range(3) if s != o
     ]
-    assert found.triplets[1].object_category is None
+    assert paired.triplets[1].object_category is None
     [silent] = stage(("dog",), candidates="image")([record(["dog", "dog"], [])])
     assert silent.pairs == []
 
@@ -342,8 +346,8 @@ def test_all_layouts_of_visual_genome(tmp_path: Path, named: dict[str, Any]) -> 
             [{"image_id": 1, "relationships": [inline]}, {"image_id": 2, "relationships": []}]
         )
     )
-    made = stage(candidates="prior", prior=path)
-    assert pairs(made([record(["horse", "person", "person"], [], crowds=(2,))])[0]) == [
+    pairing_stage = stage(candidates="prior", prior=path)
+    assert pairs(pairing_stage([record(["horse", "person", "person"], [], crowds=(2,))])[0]) == [
         (1, 0, ["on"])
     ]
 
@@ -369,13 +373,13 @@ def ready(attributes: bool) -> tuple[ParseStage, PairStage]:
     return parse, stage()
 
 
-def described(made: Record, attributes: bool = True) -> list[list[tuple[str, int | None]]]:
+def described(source: Record, attributes: bool = True) -> list[list[tuple[str, int | None]]]:
     parse, pair = ready(attributes)
-    [found] = pair(parse([made]))
-    assert found.mentions is None
+    [paired] = pair(parse([source]))
+    assert paired.mentions is None
     return [
         [(attribute.name, attribute.caption) for attribute in box.attributes]
-        for box in found.objects
+        for box in paired.objects
     ]
 
 
@@ -399,33 +403,35 @@ def test_attributes_are_of_the_only_objects_that_a_caption_can_mean(
 
 
 def test_a_grounded_box_is_described_by_its_phrase_and_a_region_by_its_caption() -> None:
-    made = captioned(["dog", "dog", "bicycle"], "a small puppy and a big dog", "three wet puppies")
-    made.objects[1] = replace(made.objects[1], origin="grounded", phrase="puppy, pup")
-    assert described(made) == [[], [("small", 0)], []]
-    made = captioned(["bottle", "beer"], "a cold beer")
-    assert described(made) == [[], []]
-    made.objects[1] = replace(made.objects[1], origin="grounded", phrase="beer")
-    assert described(made) == [[], [("cold", 0)]]
-    made = captioned(
+    source = captioned(
+        ["dog", "dog", "bicycle"], "a small puppy and a big dog", "three wet puppies"
+    )
+    source.objects[1] = replace(source.objects[1], origin="grounded", phrase="puppy, pup")
+    assert described(source) == [[], [("small", 0)], []]
+    source = captioned(["bottle", "beer"], "a cold beer")
+    assert described(source) == [[], []]
+    source.objects[1] = replace(source.objects[1], origin="grounded", phrase="beer")
+    assert described(source) == [[], [("cold", 0)]]
+    source = captioned(
         ["car", "car"], Caption("a red car", "box", [1]), Caption("a blue car", "box", [0])
     )
-    assert described(made) == [[("blue", 1)], [("red", 0)]]
+    assert described(source) == [[("blue", 1)], [("red", 0)]]
 
 
 def test_annotated_attributes_stay_and_those_of_captions_are_replaced_where_these_are_parsed() -> (
     None
 ):
-    made = captioned(["car"], "a red car")
-    made.objects[0].attributes = own = [Attribute("shiny"), Attribute("green", 3)]
-    [taken_over] = stage()([copy.deepcopy(made)])
-    assert taken_over.objects[0].attributes == own
-    assert described(made) == [[("shiny", None), ("red", 0)]]
+    source = captioned(["car"], "a red car")
+    source.objects[0].attributes = annotated = [Attribute("shiny"), Attribute("green", 3)]
+    [taken_over] = stage()([copy.deepcopy(source)])
+    assert taken_over.objects[0].attributes == annotated
+    assert described(source) == [[("shiny", None), ("red", 0)]]
 
 
 def test_attributes_change_no_triplet_and_no_pair() -> None:
     texts = ("a red car next to two dogs", "a tall man with a small dog on big skis", "a skier")
-    found, without = (captioned(["car", "dog", "person", "skis"], *texts) for _ in range(2))
-    assert any(described(found))
+    attributed, without = (captioned(["car", "dog", "person", "skis"], *texts) for _ in range(2))
+    assert any(described(attributed))
     assert described(without, attributes=False) == [[]] * 4
-    assert (found.triplets, found.pairs) == (without.triplets, without.pairs)
-    assert len(found.pairs) > 2
+    assert (attributed.triplets, attributed.pairs) == (without.triplets, without.pairs)
+    assert len(attributed.pairs) > 2

@@ -183,11 +183,11 @@ def test_nothing_is_related_to_itself():
 
 @pytest.mark.parametrize(("joined", "head"), [("woman", 0), ("bone", 2)])
 def test_people_are_joined_to_people_and_things_to_things(joined, head):
-    found = tree(
+    parsed = tree(
         "man NN ROOT 0", "with IN prep 0", "dog NN pobj 1", "and CC cc 0", f"{joined} NN conj 0"
     )
-    repair(found)
-    assert found.heads[4] == head
+    repair(parsed)
+    assert parsed.heads[4] == head
 
 
 @pytest.mark.parametrize(("caption", "expected"), MENTIONS.items())
@@ -308,10 +308,10 @@ def test_singular():
     ("left wall", "left wall"), ("orange cat", "cat"),
 ])  # fmt: skip
 def test_names_keep_compounds_and_drop_attributes(text, expected):
-    *others, head = text.split()
-    last = len(others)
+    *modifiers, head = text.split()
+    last = len(modifiers)
     tree = Tree.build(
-        [*others, head], ["NN"] * (last + 1), ["compound"] * last + ["ROOT"], [last] * (last + 1)
+        [*modifiers, head], ["NN"] * (last + 1), ["compound"] * last + ["ROOT"], [last] * (last + 1)
     )
     assert phrase(tree, last) == expected
 

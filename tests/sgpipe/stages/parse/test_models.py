@@ -98,7 +98,8 @@ def test_graphs_become_triplets(parser: Seq2SeqParser, monkeypatch: pytest.Monke
     parsed = parser.parse(list(GRAPHS))
     expected = [[("man", "riding", "ride", "horse")], [("pigs", "fly on", "fly on", "sky")], []]
     assert [
-        [(t.subject, t.predicate, t.predicate_lemma, t.object) for t in each] for each in parsed
+        [(t.subject, t.predicate, t.predicate_lemma, t.object) for t in triplets]
+        for triplets in parsed
     ] == expected
 
 
@@ -218,7 +219,7 @@ def served(answer: Any = gold, **options: Any) -> EndpointServer:
 
 def texts(parser: Any, captions: list[str]) -> list[list[tuple[str, str, str]]]:
     return [
-        [(each.subject, each.predicate, each.object) for each in parsed]
+        [(triplet.subject, triplet.predicate, triplet.object) for triplet in parsed]
         for parsed in parser.parse(captions)
     ]
 

@@ -78,7 +78,7 @@ def test_triplets_do_not_depend_on_the_batch(parser):
     shuffled = random.Random(0).sample(CAPTIONS, len(CAPTIONS))
     other = CaptionParser(ParseConfig(batch_size=7))
     together = [
-        [(t.subject, t.predicate, t.object) for t in found] for found in other.parse(shuffled)
+        [(t.subject, t.predicate, t.object) for t in triplets] for triplets in other.parse(shuffled)
     ]
     assert together == [alone[caption] for caption in shuffled]
 
@@ -102,9 +102,9 @@ def test_each_distinct_caption_is_analysed_once_and_the_cache_returns_copies(par
     )
     parser._cache.clear()
     parser.parse(["a dog on a bed"] * 3 + ["a cat on a bed"])[3][0].subject_category = "cat"
-    _, [again] = parser.parse(["a bird on a bed", "a cat on a bed"])
+    _, [copied] = parser.parse(["a bird on a bed", "a cat on a bed"])
     assert seen == ["a dog on a bed", "a cat on a bed", "a bird on a bed"]
-    assert (again.subject_category, again.caption) == (None, 1)
+    assert (copied.subject_category, copied.caption) == (None, 1)
 
 
 @pytest.mark.parametrize("kind", ["parser", "learned"])

@@ -98,9 +98,9 @@ def loaded(scorer: Any) -> Any:
 def test_the_probability_is_the_text_against_the_mean_of_its_contrasts(
     folder: Path, image: Image.Image
 ) -> None:
-    found = scorer_of(folder).scores(image, OBJECTS, RELATIONS)
+    probabilities = scorer_of(folder).scores(image, OBJECTS, RELATIONS)
     clip = ClipModel(str(folder), None, torch.device("cpu"))
-    for relation, probability in zip(RELATIONS, found, strict=True):
+    for relation, probability in zip(RELATIONS, probabilities, strict=True):
         crop = marked_crop(image, OBJECTS, relation, clip.side)
         if relation.object == 4:
             assert (crop, probability) == (None, NO_AREA)
@@ -112,8 +112,8 @@ def test_the_probability_is_the_text_against_the_mean_of_its_contrasts(
             *contrast_texts(OBJECTS, relation),
         ]
         cosines = clip.embed_texts(texts) @ clip.embed_images([crop])[0]
-        own, *others = (clip.scale * cosines.double()).exp().tolist()
-        expected = own / (own + sum(others) / len(others))
+        stated, *contrasts = (clip.scale * cosines.double()).exp().tolist()
+        expected = stated / (stated + sum(contrasts) / len(contrasts))
         assert 0 < probability < 1
         assert probability == pytest.approx(expected, rel=1e-3)
 
@@ -125,8 +125,8 @@ def test_chance_is_one_half_for_symmetric_and_directed_relations_alike(
     scorer.clip.scale = 0.0  # all texts fit equally
     numbers = {len(contrast_texts(OBJECTS, relation)) for relation in RELATIONS}
     assert numbers == {1, 2}
-    found = scorer.scores(image, OBJECTS, RELATIONS)
-    assert {each for each in found if each is not NO_AREA} == {0.5}
+    probabilities = scorer.scores(image, OBJECTS, RELATIONS)
+    assert {probability for probability in probabilities if probability is not NO_AREA} == {0.5}
 
 
 def test_a_probability_does_not_depend_on_what_else_is_asked(
@@ -256,7 +256,16 @@ def test_a_local_model_is_asked_one_question_at_a_time(
     scorer = vlm_of(make_vlm(tmp_path, family))
     together = scorer.scores(image, OBJECTS, ASKED)
     assert together[2] is NO_AREA
-    assert len({each for each in together if isinstance(each, float) and 0 < each < 1}) == 3
+    assert (
+        len(
+            {
+                probability
+                for probability in together
+                if isinstance(probability, float) and 0 < probability < 1
+            }
+        )
+        == 3
+    )
     alone = [scorer.scores(image, OBJECTS, [relation])[0] for relation in ASKED[::-1]]
     assert alone == together[::-1]
     assert scorer.scores(image.rotate(90), OBJECTS, ASKED[:1]) != together[:1], "the image counts"
@@ -268,8 +277,8 @@ def test_a_local_model_is_asked_one_question_at_a_time(
 def test_an_image_that_the_processor_refuses_has_no_score(tmp_path: Path) -> None:
     scorer = vlm_of(make_vlm(tmp_path, "qwen2_5_vl"))
     strip = [Box("person", 0, (0, 0, 100, 1)), Box("dog", 1, (100, 0, 300, 1))]
-    [found] = scorer.scores(Image.new("RGB", (500, 1)), strip, [Relation(0, 1, "riding")])
-    assert found.reason.startswith("the scorer cannot process the image: ")
+    [refusal] = scorer.scores(Image.new("RGB", (500, 1)), strip, [Relation(0, 1, "riding")])
+    assert refusal.reason.startswith("the scorer cannot process the image: ")
 
 
 def test_the_probability_is_that_of_the_first_token_in_both_orders(
@@ -277,13 +286,15 @@ def test_the_probability_is_that_of_the_first_token_in_both_orders(
 ) -> None:
     scorer = vlm_of(make_vlm(tmp_path, "smolvlm"))
     model = scorer._model.model
-    said = []
-    model.register_forward_hook(lambda _, inputs, found: said.append(found.logits[0, -1].double()))
+    answers = []
+    model.register_forward_hook(
+        lambda _, inputs, output: answers.append(output.logits[0, -1].double())
+    )
     [probability] = scorer.scores(image, OBJECTS, ASKED[:1])
-    assert len(said) == 2
+    assert len(answers) == 2
     yes, no = scorer._model.yes_and_no
     both = torch.cat([yes, no])
-    shares = [each.softmax(0)[yes].sum() / each.softmax(0)[both].sum() for each in said]
+    shares = [logits.softmax(0)[yes].sum() / logits.softmax(0)[both].sum() for logits in answers]
     assert probability == pytest.approx(torch.stack(shares).mean().item())
     with torch.no_grad():
         model.get_output_embeddings().weight.fill_(torch.nan)
@@ -351,16 +362,18 @@ def test_a_served_model_gets_two_requests_of_one_token(image: Image.Image, tmp_p
         scorer = served(server, CacheFolder(tmp_path))
         scorer.check()
         server.requests.clear()
-        found = scorer.scores(image, OBJECTS, ASKED)
-        assert scorer.scores(image, OBJECTS, ASKED) == found
+        probabilities = scorer.scores(image, OBJECTS, ASKED)
+        assert scorer.scores(image, OBJECTS, ASKED) == probabilities
     assert len(server.requests) == 6, "answers are kept"
-    assert found[2] is NO_AREA
+    assert probabilities[2] is NO_AREA
     yes = math.exp(-0.25)
     no = math.exp(-1.5)
-    assert [found[0], found[1], found[3]] == [pytest.approx(yes / (yes + no))] * 3
+    assert [probabilities[0], probabilities[1], probabilities[3]] == [
+        pytest.approx(yes / (yes + no))
+    ] * 3
     assert all(body["max_tokens"] == 1 and body["logprobs"] for body in server.requests)
     shown = map(shown_image, server.requests)  # in any order
     found_colours = [
-        (each.size, each.getpixel((10, 30)), each.getpixel((60, 20))) for each in shown
+        (crop.size, crop.getpixel((10, 30)), crop.getpixel((60, 20))) for crop in shown
     ]
     assert found_colours.count((image.size, SUBJECT_COLOUR, OBJECT_COLOUR)) == 2

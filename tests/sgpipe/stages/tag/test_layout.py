@@ -83,10 +83,10 @@ class TestScore:
         self, shipped: LayoutModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         image = random_layout(0, 60, ("person", "cup", "dog"))
-        whole = shipped.score(image, every_pair(image))
+        at_once = shipped.score(image, every_pair(image))
         monkeypatch.setattr(layout_model, "_ROWS", 300)
         blocks = shipped.score(image, every_pair(image))
-        np.testing.assert_allclose(blocks.interacts, whole.interacts, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(blocks.interacts, at_once.interacts, rtol=1e-4, atol=1e-6)
 
     def test_only_subject_classes_are_subjects(self, shipped: LayoutModel) -> None:
         scores = shipped.score(RIDER, np.array([[1, 0], [3, 1], [0, 0]]))
@@ -195,14 +195,14 @@ class TestFit:
     def test_it_learns_any_vocabulary_bit_for_bit(self) -> None:
         examples = holding_examples(48)
         model = fit_layout(examples, FAST)
-        again = fit_layout(iter(examples), FAST)
+        refitted = fit_layout(iter(examples), FAST)
         assert model.actions == ("grip", "lift")
         assert model.subject_classes == ("robot",)
         test = holding_examples(60)[-1].layout
         pairs = np.array([[0, 1], [0, 2]])
         scores = model.score(test, pairs)
         assert scores.interacts[0] > 0.5 > scores.interacts[1]
-        assert (scores.actions == again.score(test, pairs).actions).all()
+        assert (scores.actions == refitted.score(test, pairs).actions).all()
         other = fit_layout(examples, replace(FAST, seed=1)).score(test, pairs)
         assert (scores.interacts != other.interacts).any()
 

@@ -88,14 +88,16 @@ def test_the_confidence_is_that_of_the_pair_times_that_of_the_predicate() -> Non
         ImageLayout(boxes, ["person", "horse", "person"], 640, 480), np.array([(0, 1), (2, 1)])
     )
     ride = scores.actions[:, actions_of("riding", model.actions)].max(1)
-    found = confidences(tagged)
+    confidence_of = confidences(tagged)
     assert {one.origin for one in tagged.relations} == {"layout"}
     for row, subject in enumerate((0, 2)):
-        assert found[subject, "next to", 1] == pytest.approx(scores.interacts[row], rel=1e-4)
-        assert found[subject, "riding", 1] == pytest.approx(
+        assert confidence_of[subject, "next to", 1] == pytest.approx(
+            scores.interacts[row], rel=1e-4
+        )
+        assert confidence_of[subject, "riding", 1] == pytest.approx(
             scores.interacts[row] * ride[row], rel=1e-4
         )
-    assert found[0, "riding", 1] > 0.5 > 0.1 > found[2, "riding", 1]
+    assert confidence_of[0, "riding", 1] > 0.5 > 0.1 > confidence_of[2, "riding", 1]
 
 
 def test_only_confidences_of_at_least_the_threshold() -> None:
@@ -107,12 +109,12 @@ def test_only_confidences_of_at_least_the_threshold() -> None:
 
 def captioned(predicate: str = "riding") -> Record:
     """The same, with a caption that relates persons to horses."""
-    made = riding("riding", "ride", "kicking")
-    made.captions = [Caption("A woman.")]
-    made.triplets = [
+    rider = riding("riding", "ride", "kicking")
+    rider.captions = [Caption("A woman.")]
+    rider.triplets = [
         Triplet("woman", predicate, "horse", "woman", "horse", predicate, 0, "person", "horse")
     ]
-    return made
+    return rider
 
 
 def test_captions_that_relate_the_classes_and_state_the_predicate_count() -> None:
@@ -152,9 +154,9 @@ def test_candidates_need_no_captions_and_are_the_probable_actions() -> None:
 
 
 def test_candidates_of_captions_are_kept_beside_those_of_the_model_and_not_repeated() -> None:
-    made = captioned()
-    made.pairs = []
-    [paired] = pairing("captions+layout")([made])
+    rider = captioned()
+    rider.pairs = []
+    [paired] = pairing("captions+layout")([rider])
     [of_rider] = [pair.predicates for pair in paired.pairs if (pair.subject, pair.object) == (0, 1)]
     assert of_rider[0] == "riding"
     assert "ride" not in of_rider
@@ -186,10 +188,10 @@ def test_odd_boxes_classes_and_words_give_probabilities(
         for object_ in indices
         if subject != object_
     ]
-    made = record(*boxes, pairs=pairs)
-    for box in made.objects[:1]:
+    odd = record(*boxes, pairs=pairs)
+    for box in odd.objects[:1]:
         box.iscrowd = crowds
-    [tagged, paired] = [*_STAGE([copy.deepcopy(made)]), *_PAIRING([made])]
+    [tagged, paired] = [*_STAGE([copy.deepcopy(odd)]), *_PAIRING([odd])]
     assert all(0 <= (one.confidence or 0.0) <= 1 for one in tagged.relations)
     assert all(pair.subject != pair.object for pair in paired.pairs)
 
@@ -207,10 +209,10 @@ def test_images_do_not_depend_on_those_beside_them() -> None:
         record(("person", RIDER)),
     ]
     together = stage()(copy.deepcopy(records))
-    alone = [stage()([copy.deepcopy(each)])[0] for each in records]
+    alone = [stage()([copy.deepcopy(source)])[0] for source in records]
     assert together == alone
     paired = pairing()(copy.deepcopy(records))
-    assert paired == [pairing()([copy.deepcopy(each)])[0] for each in records]
+    assert paired == [pairing()([copy.deepcopy(source)])[0] for source in records]
 
 
 def test_error_rows_stay_as_they_are() -> None:
@@ -253,11 +255,11 @@ def test_a_damaged_file_of_evidence_is_one_line(tmp_path: Path, content: str) ->
 
 def test_a_prior_lowers_what_is_unlikely_and_leaves_unknown_subjects() -> None:
     pairs = [Pair(0, 1, ["riding", "near"]), Pair(2, 1, ["near"]), Pair(3, 1, ["near"])]
-    made = record(("person", RIDER), ("horse", HORSE), ("person", FAR), ("dog", FAR), pairs=pairs)
-    whole, half = (LayoutPrior(power).factors(made) for power in (1.0, 0.5))
-    assert whole[0] == whole[1] > 0.5 > whole[2] > 0
-    assert whole[3] == half[3] == 1.0
-    assert half == pytest.approx([factor**0.5 for factor in whole])
+    source = record(("person", RIDER), ("horse", HORSE), ("person", FAR), ("dog", FAR), pairs=pairs)
+    full, half = (LayoutPrior(power).factors(source) for power in (1.0, 0.5))
+    assert full[0] == full[1] > 0.5 > full[2] > 0
+    assert full[3] == half[3] == 1.0
+    assert half == pytest.approx([factor**0.5 for factor in full])
 
 
 def test_words_say_actions() -> None:

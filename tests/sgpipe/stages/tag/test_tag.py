@@ -78,8 +78,10 @@ def record(index: int, pairs: list[Pair] | None = None) -> Record:
         Box(name, index, bbox)
         for index, (name, bbox) in enumerate(zip(categories, boxes, strict=True))
     ]
-    own = copy.deepcopy(PAIRS) if pairs is None else pairs
-    return Record(str(index), "test", "val", f"{index}.png", 120, 90 + index, objects, pairs=own)
+    candidates = copy.deepcopy(PAIRS) if pairs is None else pairs
+    return Record(
+        str(index), "test", "val", f"{index}.png", 120, 90 + index, objects, pairs=candidates
+    )
 
 
 def stage(
@@ -150,10 +152,10 @@ def test_the_own_predicates_of_a_pair_have_the_scores_of_the_network(folder: Pat
         assert relation.confidence == pytest.approx(expected, rel=1e-5)
 
 
-def in_batches(made: TagStage, size: int) -> TagStage:
+def in_batches(tagger: TagStage, size: int) -> TagStage:
     """As on a GPU."""
-    made.threads, made.gpu_threads, made.memory.batch_size = 2, 1, size
-    return made
+    tagger.threads, tagger.gpu_threads, tagger.memory.batch_size = 2, 1, size
+    return tagger
 
 
 def of_many_groups(
@@ -166,9 +168,9 @@ def of_many_groups(
 def of_equal_size() -> list[Record]:
     """Images of two sizes by turns; pairs and predicates of each its own."""
     records = [record(index % 2) for index in range(7)]
-    for index, each in enumerate(records):
-        each.image_id = str(index)
-        each.pairs = each.pairs[index % 3 : index % 3 + 1 + index % 4]
+    for index, image in enumerate(records):
+        image.image_id = str(index)
+        image.pairs = image.pairs[index % 3 : index % 3 + 1 + index % 4]
     records[3].pairs.append(Pair(2, 1, ["above", "near"]))
     return records
 
@@ -179,11 +181,11 @@ def test_images_in_batches_of_one_size_get_the_scores_that_they_get_alone(
 ) -> None:
     pair = PairConfig.model_validate({"restrict": restrict})
     records = of_equal_size()
-    made = in_batches(of_many_groups(folder, pair), 3)
+    tagger = in_batches(of_many_groups(folder, pair), 3)
     records[2].file_name = "absent.png"
-    shapes = encoded(made)
+    shapes = encoded(tagger)
     alone = of_many_groups(folder, pair)(copy.deepcopy(records))
-    assert_same(made(records), alone)
+    assert_same(tagger(records), alone)
     assert [item.ok for item in records] == [index != 2 for index in range(7)]
     assert sorted(shapes) == [(3, 3, 64, 84), (3, 3, 64, 85)]
 
@@ -196,14 +198,14 @@ def assert_same(together: list[Record], alone: list[Record]) -> None:
 
 
 def per_image(
-    folder: Path, others: int, names: Sequence[str] = (*NAMES, *OTHERS), **changes: object
+    folder: Path, other_count: int, names: Sequence[str] = (*NAMES, *OTHERS), **changes: object
 ) -> TagStage:
     return stage(
         folder,
         None,
         names,
         vocabulary="image",
-        vocabulary_others=others,
+        vocabulary_others=other_count,
         group_size=2,
         chunk=2,
         **changes,
@@ -211,61 +213,63 @@ def per_image(
 
 
 def test_a_vocabulary_of_the_image_that_has_all_classes_gives_the_same_bits(folder: Path) -> None:
-    whole = of_many_groups(folder, names=(*NAMES, *OTHERS))(of_equal_size())
-    assert per_image(folder, len(OTHERS))(of_equal_size()) == whole
+    expected = of_many_groups(folder, names=(*NAMES, *OTHERS))(of_equal_size())
+    assert per_image(folder, len(OTHERS))(of_equal_size()) == expected
     assert per_image(folder, 0, NAMES)([record(0)]) == of_many_groups(folder)([record(0)])
-    assert per_image(folder, 2)(of_equal_size()) != whole
+    assert per_image(folder, 2)(of_equal_size()) != expected
 
 
 def test_the_image_decides_its_vocabulary_with_the_seed(folder: Path) -> None:
-    made = per_image(folder, 2)
+    tagger = per_image(folder, 2)
     records = of_equal_size()
-    lists = [made._classes(each) for each in records]
-    assert all(each == sorted(each) and set(NAMES) < set(each) and len(each) == 5 for each in lists)
-    assert len({tuple(each) for each in lists}) > 1
+    lists = [tagger._classes(words) for words in records]
+    assert all(
+        words == sorted(words) and set(NAMES) < set(words) and len(words) == 5 for words in lists
+    )
+    assert len({tuple(words) for words in lists}) > 1
     backwards = per_image(folder, 2, [*OTHERS, *reversed(NAMES)])
-    assert [backwards._classes(each) for each in records[::-1]] == lists[::-1]
-    made.seed = 1
-    assert [made._classes(each) for each in records] != lists
+    assert [backwards._classes(words) for words in records[::-1]] == lists[::-1]
+    tagger.seed = 1
+    assert [tagger._classes(words) for words in records] != lists
 
 
 def test_images_with_vocabularies_of_unequal_length_are_scored_as_alone(folder: Path) -> None:
     def records() -> list[Record]:
-        made = of_equal_size()
-        for each in made[::3]:
-            each.objects[1].category = "bench"  # one class less
-        return made
+        images = of_equal_size()
+        for image in images[::3]:
+            image.objects[1].category = "bench"  # one class less
+        return images
 
-    alone = [per_image(folder, 2)([each])[0] for each in records()]
-    assert all(each.relations for each in alone)
+    alone = [per_image(folder, 2)([image])[0] for image in records()]
+    assert all(image.relations for image in alone)
     assert per_image(folder, 2)(records()[::-1])[::-1] == alone
     assert_same(in_batches(per_image(folder, 2), 7)(records()), alone)
 
 
-def encoded(made: TagStage, most: int = 99) -> list[tuple[int, ...]]:
+def encoded(tag_stage: TagStage, largest: int = 99) -> list[tuple[int, ...]]:
     """The shapes of all batches that the tagger will encode; of more than `most` images, it has no
     memory for one.
     """
     shapes = []
-    encode_image = made.tagger.encode_image
+    encode_image = tag_stage.tagger.encode_image
 
     def encode(pixels: torch.Tensor) -> object:
         shapes.append(tuple(pixels.shape))
-        if len(pixels) > most:
+        if len(pixels) > largest:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return encode_image(pixels)
 
-    made.tagger.encode_image = encode
+    tag_stage.tagger.encode_image = encode
     return shapes
 
 
 def test_a_batch_that_is_too_large_for_the_memory_is_halved_from_then_on(folder: Path) -> None:
-    made = in_batches(of_many_groups(folder), 4)
-    shapes = encoded(made, most=1)
-    tagged = made([record(0) for _ in range(7)])
+    tagger = in_batches(of_many_groups(folder), 4)
+    shapes = encoded(tagger, largest=1)
+    tagged = tagger([record(0) for _ in range(7)])
     assert all(item.relations == tagged[0].relations for item in tagged)
     assert [shape[0] for shape in shapes[:4]] == [4, 4, 2, 1]
-    assert made.memory.batch_size == 1
+    assert tagger.memory.batch_size == 1
 
 
 def in_order(tagged: Record, order: Sequence[int]) -> Record:
@@ -296,12 +300,12 @@ def test_the_order_of_boxes_changes_the_order_of_relations_and_nothing_else(
 def test_the_image_and_each_text_are_encoded_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = stage(folder, group_size=1)
-    images = encoded(made)
-    made([record(0)])
+    tagger = stage(folder, group_size=1)
+    images = encoded(tagger)
+    tagger([record(0)])
     assert len(images) == 1
-    monkeypatch.delattr(made.tagger._label_cache, "tokenizer")  # not needed once more
-    assert all(each.relations for each in made([record(1), record(2)]))
+    monkeypatch.delattr(tagger.tagger._label_cache, "tokenizer")  # not needed once more
+    assert all(image.relations for image in tagger([record(1), record(2)]))
 
 
 def test_unreadable_images_become_error_rows_if_there_is_something_to_score(folder: Path) -> None:
@@ -349,12 +353,12 @@ def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_pat
 def test_own_batches_join_groups_with_equal_predicates() -> None:
     pairs = [Pair(i, 9, ["b", "a"] if i < 5 else ["c"]) for i in range(8)] + [Pair(0, 1, [])]
     mixed = Batch([[(4, 9), (5, 9)]], ["a", "b", "c"])
-    own = [
+    expected = [
         Batch([[(0, 9), (1, 9)], [(2, 9), (3, 9)]], ["a", "b"]),
         mixed,
         Batch([[(6, 9), (7, 9)]], ["c"]),
     ]
-    assert own_batches(pairs, size=2, chunk=16) == own
+    assert own_batches(pairs, size=2, chunk=16) == expected
     assert [len(batch.groups) for batch in own_batches(pairs[:5], size=1, chunk=2)] == [2, 2, 1]
 
 
@@ -393,12 +397,12 @@ def test_overlapping_boxes_share_some_area() -> None:
 def test_a_scorer_keeps_what_has_at_least_the_threshold(folder: Path) -> None:
     [tagged] = scored(folder)([candidates(0)])
     assert tagged.ok
-    assert stated(tagged) == [each for each in ALL if each[1] != 3], (
+    assert stated(tagged) == [relation for relation in ALL if relation[1] != 3], (
         "a cup without area is not seen"
     )
-    least = sorted(item.confidence for item in tagged.relations)[2]
-    [fewer] = scored(folder, threshold=least)([candidates(0)])
-    assert fewer.relations == [item for item in tagged.relations if item.confidence >= least]
+    minimum = sorted(item.confidence for item in tagged.relations)[2]
+    [fewer] = scored(folder, threshold=minimum)([candidates(0)])
+    assert fewer.relations == [item for item in tagged.relations if item.confidence >= minimum]
 
 
 def test_a_scorer_gives_the_same_confidences_whatever_is_beside(folder: Path) -> None:

@@ -20,9 +20,9 @@ def config(tmp_path_factory):
 
 def feed(*configs, batch=4, most_pairs=None, rank=0, world=1, accumulate=1, **changes) -> ShardFeed:
     settings = data(*configs, **changes)
-    found = scan_training(settings)
-    stream = StepStream(found, settings, batch, 0, 10, rank, world, accumulate=accumulate)
-    return ShardFeed(stream, scan_validation(settings, found), most_pairs)
+    training_set = scan_training(settings)
+    stream = StepStream(training_set, settings, batch, 0, 10, rank, world, accumulate=accumulate)
+    return ShardFeed(stream, scan_validation(settings, training_set), most_pairs)
 
 
 def training(
@@ -59,8 +59,8 @@ def plain_steps(steps: list[list[TrainingBatch]]) -> list[list[tuple]]:
 @pytest.mark.parametrize("most_pairs", [None, 3])
 def test_resuming_from_a_step_gives_the_same_batches(config, most_pairs):
     fed = feed(config, most_pairs=most_pairs)
-    whole = training(fed, fed.steps_per_epoch + 4)
-    assert plain_steps(training(fed, 2, epoch=1, step=2)) == plain_steps(whole[-2:])
+    uninterrupted = training(fed, fed.steps_per_epoch + 4)
+    assert plain_steps(training(fed, 2, epoch=1, step=2)) == plain_steps(uninterrupted[-2:])
 
 
 def test_a_tagger_learns_from_unrelated_pairs_too(tmp_path):
@@ -95,14 +95,15 @@ def test_the_parts_of_all_workers_make_up_the_step(config, world, accumulate):
         training(feed(config, rank=rank, world=world, accumulate=accumulate), 10)
         for rank in range(world)
     ]
-    for [whole], *workers in zip(training(feed(config), 10), *shares, strict=True):
+    for [single], *workers in zip(training(feed(config), 10), *shares, strict=True):
         parts = [part for worker in workers for part in worker]
         assert {len(part) for part in parts} == {4 // (world * accumulate)}
-        assert joined(parts, "image_ids") == list(whole.image_ids)
-        assert all(part.texts == whole.texts for part in parts)
+        assert joined(parts, "image_ids") == list(single.image_ids)
+        assert all(part.texts == single.texts for part in parts)
         for name in ("subject_boxes", "relation_labels"):
             cut, uncut = (
-                [getattr(each, name) for each in joined(of, "triplets")] for of in (parts, [whole])
+                [getattr(joined_part, name) for joined_part in joined(batches, "triplets")]
+                for batches in (parts, [single])
             )
             assert all(map(torch.equal, cut, uncut))
 
@@ -163,7 +164,7 @@ def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
 @pytest.mark.parametrize("world", [1, 3])
 def test_a_validation_reads_every_image_once_unchanged(config, world):
     fed = [feed(config, batch=3, rank=rank, world=world) for rank in range(world)]
-    shares = [validation(each) for each in fed]
+    shares = [validation(shard_feed) for shard_feed in fed]
     rows = fed[0].stream.training_set.rows
     assert {len(share) for share in shares} == {-(-rows // 3)}
     ids = [image_id for share in shares for batch in share for image_id in batch.image_ids]

@@ -53,20 +53,20 @@ def test_counts_equal_those_of_a_loop_over_the_records(
 ) -> None:
     records = [*make_records(count, seed), plain_record("last")]
     with TemporaryDirectory() as folder:
-        found = scan([make_run(Path(folder), records, rows=rows)], threshold)
+        training_set = scan([make_run(Path(folder), records, rows=rows)], threshold)
     relations = [relation for record in records for relation in usable_relations(record, threshold)]
     objects = [box for record in records if record.ok for box in record.objects if not box.iscrowd]
     for names, vocabulary in (
-        (Counter(box.category for box in objects), found.objects),
-        (Counter(relation.predicate for relation in relations), found.relations),
+        (Counter(box.category for box in objects), training_set.objects),
+        (Counter(relation.predicate for relation in relations), training_set.relations),
     ):
         assert list(zip(vocabulary.names, vocabulary.counts, strict=True)) == names.most_common()
     usable = [bool(usable_relations(record, threshold)) for record in records]
-    assert found.rows == sum(usable)
-    assert [note.split()[2] for note in found.notes] == [
-        str(n) for n in (len(records) - found.rows,) if n
+    assert training_set.rows == sum(usable)
+    assert [note.split()[2] for note in training_set.notes] == [
+        str(n) for n in (len(records) - training_set.rows,) if n
     ]
-    assert [row_group.rows for row_group in found.row_groups] == [
+    assert [row_group.rows for row_group in training_set.row_groups] == [
         total
         for start in range(0, len(records), rows)
         if (total := sum(usable[start : start + rows]))
@@ -79,14 +79,15 @@ def test_names_count_as_often_as_an_epoch_visits_their_folder(tmp_path):
         tmp_path / "b", [plain_record(f"b{n}", ("under", "on")[n > 4]) for n in range(6)]
     )
     weighted = [
-        config.model_copy(update={"weight": each}) for config, each in ((often, 2.5), (seldom, 0.5))
+        config.model_copy(update={"weight": weight})
+        for config, weight in ((often, 2.5), (seldom, 0.5))
     ]
-    found = scan(weighted, 0.2)
-    assert dict(zip(found.relations.names, found.relations.counts, strict=True)) == {
+    training_set = scan(weighted, 0.2)
+    assert dict(zip(training_set.relations.names, training_set.relations.counts, strict=True)) == {
         "on": 10.5,
         "under": 2.5,
     }
-    assert dict(zip(found.objects.names, found.objects.counts, strict=True)) == {
+    assert dict(zip(training_set.objects.names, training_set.objects.counts, strict=True)) == {
         "person": 13,
         "dog": 13,
     }
@@ -99,13 +100,13 @@ def test_a_limit_ends_the_scan(tmp_path, limit):
     usable = [number for number, record in enumerate(records) if usable_relations(record, 0.2)]
     shorter = records[: usable[limit - 1] + 1] if limit <= len(usable) else records
     expected = scan([make_run(tmp_path / "short", shorter)], 0.2)
-    found = scan([config], 0.2, limit=limit)
+    training_set = scan([config], 0.2, limit=limit)
     for name in ("objects", "relations", "notes", "rows"):
-        assert getattr(found, name) == getattr(expected, name)
+        assert getattr(training_set, name) == getattr(expected, name)
 
 
-def images(found: TrainingSet) -> list[str]:
-    return [row["image_id"] for _, row in iter_epoch(found, Epoch(found.row_groups))]
+def images(training_set: TrainingSet) -> list[str]:
+    return [row["image_id"] for _, row in iter_epoch(training_set, Epoch(training_set.row_groups))]
 
 
 @pytest.mark.parametrize("rows", [3, 60])
@@ -119,9 +120,9 @@ def test_random_limits_are_nested_and_do_not_depend_on_row_groups(tmp_path, rows
         for limit in (1, 5, 12, len(usable), 999)
     }
     assert chosen[5] == images(scan([other], 0.2, limit=5, limit_seed=3))
-    for limit, found in chosen.items():
-        assert len(found) == min(limit, len(usable))
-        assert found == [name for name in usable if name in found]  # in the order of the shards
+    for limit, names in chosen.items():
+        assert len(names) == min(limit, len(usable))
+        assert names == [name for name in usable if name in names]  # in the order of the shards
     assert set(chosen[1]) < set(chosen[5]) < set(chosen[12]) < set(chosen[999])
     assert chosen[12] != images(scan([config], 0.2, limit=12))
     assert chosen[12] != images(scan([config], 0.2, limit=12, limit_seed=4))
@@ -137,9 +138,9 @@ def test_folders_may_have_limits_of_their_own(tmp_path):
     both = images(scan([many, drawn], 0.2))
     assert (both[:20], both[20:]) == ([f"b{number}" for number in range(20)], alone)
     assert images(scan([drawn, many], 0.2, limit=6)) == [*alone, "b0", "b1"]
-    whole = images(scan([drawn, many], 0.2, limit=6, limit_seed=0))
-    assert len(whole) == 6
-    assert {name for name in whole if name[0] == "a"} <= set(alone)
+    limited = images(scan([drawn, many], 0.2, limit=6, limit_seed=0))
+    assert len(limited) == 6
+    assert {name for name in limited if name[0] == "a"} <= set(alone)
     assert images(scan([drawn, first], 0.2)) == [
         *alone,
         "a0",
@@ -231,12 +232,12 @@ def test_with_a_calibration_the_threshold_is_a_probability(tmp_path):
     shards = make_run(tmp_path / "run", records)
     human = make_run(tmp_path / "human", [plain_record("a")], run={"fingerprint": "human"})
     file = make_calibration(tmp_path / "c.json", {"run": "drawn"}, offset=2.0)
-    found = scan_training(data(shards, human, calibration=file, threshold=0.5))
-    kept = {
+    training_set = scan_training(data(shards, human, calibration=file, threshold=0.5))
+    probable = {
         f"{word}{n}" for word in ("on", "under") for n in range(2, 10)
     }  # from a confidence of 0.12 on
-    assert set(images(found)) == {*kept, "people", "a"}
-    assert scan_training(data(shards, calibration=file, precision=0.8)).rows == len(kept) + 1
+    assert set(images(training_set)) == {*probable, "people", "a"}
+    assert scan_training(data(shards, calibration=file, precision=0.8)).rows == len(probable) + 1
     with pytest.raises(UserError):
         scan_training(
             data(make_run(tmp_path / "unsure", records[:1]), calibration=file, threshold=0.5)

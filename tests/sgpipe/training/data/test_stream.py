@@ -51,11 +51,11 @@ def training_set(sizes: Sizes, weights: list[float] | None = None) -> TrainingSe
     return TrainingSet(tuple(folders), tuple(row_groups), 0.2, nothing, nothing, None)
 
 
-def rows(found: TrainingSet, epoch: Epoch) -> list[tuple[int, int]]:
+def rows(training: TrainingSet, epoch: Epoch) -> list[tuple[int, int]]:
     """(row group, row) of an epoch in order; every other row of a row group's table is usable."""
     numbers = {
         (row_group.folder, row_group.group): number
-        for number, row_group in enumerate(found.row_groups)
+        for number, row_group in enumerate(training.row_groups)
     }
     ordered = []
     for window, start in enumerate(range(0, len(epoch.visits), epoch.window)):
@@ -63,30 +63,30 @@ def rows(found: TrainingSet, epoch: Epoch) -> list[tuple[int, int]]:
             numbers[visit.folder, visit.group]
             for visit in epoch.visits[start : start + epoch.window]
         ]
-        usable = [range(0, 2 * found.row_groups[number].rows, 2) for number in visited]
+        usable = [range(0, 2 * training.row_groups[number].rows, 2) for number in visited]
         ordered += [(visited[visit], row) for visit, row in epoch.order(window, usable)]
     return ordered
 
 
-def every_row(found: TrainingSet) -> list[tuple[int, int]]:
+def every_row(training: TrainingSet) -> list[tuple[int, int]]:
     return [
         (number, 2 * row)
-        for number, row_group in enumerate(found.row_groups)
+        for number, row_group in enumerate(training.row_groups)
         for row in range(row_group.rows)
     ]
 
 
 @given(sizes, st.integers(1, 4), st.integers(0, 3))
 def test_an_epoch_visits_every_row_once(sizes: Sizes, window: int, number: int) -> None:
-    found = training_set(sizes)
-    epoch = shuffled_epoch(found, window, 0, number)
-    assert len(epoch) == found.rows
-    assert sorted(rows(found, epoch)) == every_row(found)
+    training = training_set(sizes)
+    epoch = shuffled_epoch(training, window, 0, number)
+    assert len(epoch) == training.rows
+    assert sorted(rows(training, epoch)) == every_row(training)
 
 
 def test_the_row_groups_of_a_window_are_mixed():
-    found = training_set([[50] * 6])
-    ordered = rows(found, shuffled_epoch(found, 2, 0, 0))
+    training = training_set([[50] * 6])
+    ordered = rows(training, shuffled_epoch(training, 2, 0, 0))
     for window in (ordered[at : at + 100] for at in range(0, 300, 100)):
         assert sorted(Counter(row_group for row_group, _ in window).values()) == [50, 50]
         assert 10 < sum(row_group == window[0][0] for row_group, _ in window[:50]) < 40
@@ -96,22 +96,28 @@ def test_the_row_groups_of_a_window_are_mixed():
 def test_a_folder_is_visited_as_often_as_its_weight_says(
     sizes: Sizes, weights: list[float], number: int
 ) -> None:
-    found = training_set(sizes, weights)
-    epoch = shuffled_epoch(found, 2, 0, number)
-    times = Counter(rows(found, epoch))
+    training = training_set(sizes, weights)
+    epoch = shuffled_epoch(training, 2, 0, number)
+    times = Counter(rows(training, epoch))
     for folder, (weight, part) in enumerate(zip(weights, sizes, strict=False)):
-        own = [times[row] for row in every_row(found) if found.row_groups[row[0]].folder == folder]
-        assert {int(weight), int(weight) + 1}.issuperset(own)
-        assert abs(sum(own) - weight * sum(part)) <= 0.5 + 1e-6
-    assert len(epoch) == len(shuffled_epoch(found, 2, 7, number + 1))
+        folder_times = [
+            times[row]
+            for row in every_row(training)
+            if training.row_groups[row[0]].folder == folder
+        ]
+        assert {int(weight), int(weight) + 1}.issuperset(folder_times)
+        assert abs(sum(folder_times) - weight * sum(part)) <= 0.5 + 1e-6
+    assert len(epoch) == len(shuffled_epoch(training, 2, 7, number + 1))
 
 
 def test_a_fraction_has_different_rows_in_every_epoch():
-    found = training_set([[10, 10]], [0.5])
-    shares = [frozenset(rows(found, shuffled_epoch(found, 1, 0, epoch))) for epoch in range(40)]
+    training = training_set([[10, 10]], [0.5])
+    shares = [
+        frozenset(rows(training, shuffled_epoch(training, 1, 0, epoch))) for epoch in range(40)
+    ]
     assert all(len(share) == 10 for share in shares)
     assert len(set(shares)) > 30
-    assert frozenset.union(*shares) == set(every_row(found))
+    assert frozenset.union(*shares) == set(every_row(training))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +150,7 @@ def plain(item: TrainingItem) -> tuple:
 
 
 def objects(item: TrainingItem) -> tuple[str, ...]:
-    return tuple(each.name for each in item.graph.objects)
+    return tuple(thing.name for thing in item.graph.objects)
 
 
 def relations(item: TrainingItem) -> tuple[str, ...]:
@@ -160,8 +166,8 @@ def plain_step(step: TrainingStep) -> tuple:
     return texts, [plain(item) for item in images_of(step)]
 
 
-def first(found: StepStream, count: int, epoch: int = 0, step: int = 0) -> list[tuple]:
-    return [plain_step(step) for step in islice(found.steps(epoch, step), count)]
+def first(step_stream: StepStream, count: int, epoch: int = 0, step: int = 0) -> list[tuple]:
+    return [plain_step(step) for step in islice(step_stream.steps(epoch, step), count)]
 
 
 @settings(max_examples=5, deadline=None)
@@ -175,17 +181,17 @@ def test_resuming_from_a_step_gives_the_same_steps(
             *(plain_record(str(n), height=8 * n + 16) for n in range(5)),
         ]
         settings = {"batch": batch, "seed": seed, "shuffle": window}
-        found = stream(make_run(Path(folder), records, rows=rows), **settings)
-        step = choice.draw(st.integers(0, found.steps_per_epoch))
-        whole = first(found, 2 * found.steps_per_epoch + 1)
-        at = found.steps_per_epoch
-        assert first(found, at + 1 - step, 1, step) == whole[at + step :]
+        step_stream = stream(make_run(Path(folder), records, rows=rows), **settings)
+        step = choice.draw(st.integers(0, step_stream.steps_per_epoch))
+        uninterrupted = first(step_stream, 2 * step_stream.steps_per_epoch + 1)
+        at = step_stream.steps_per_epoch
+        assert first(step_stream, at + 1 - step, 1, step) == uninterrupted[at + step :]
 
 
 def test_a_worker_copies_the_embedded_images_of_its_own_share_alone(tmp_path):
     config = make_run(tmp_path, [plain_record(str(n)) for n in range(12)], embedded=True)
-    found = scan_training(data(config))
-    for _, row in iter_epoch(found, Epoch(found.row_groups)):
+    training = scan_training(data(config))
+    for _, row in iter_epoch(training, Epoch(training.row_groups)):
         assert not isinstance(row[IMAGE_COLUMN], dict)
     shares = [next(stream(config, rank=rank, world=4).epoch(0)) for rank in range(4)]
     assert [len(images_of(step)) for step in shares] == [1] * 4
@@ -206,13 +212,13 @@ def test_random_choices_stay_as_in_earlier_versions(config):
 
 def check_texts(part: StepPart, group: Sequence[TrainingItem]) -> None:
     """The names of the group come first, then sampled ones up to 6 objects and 3 relations."""
-    own = {name for item in group for name in objects(item)}
-    assert set(part.texts.objects[: len(own)]) == own
+    names = {name for item in group for name in objects(item)}
+    assert set(part.texts.objects[: len(names)]) == names
     assert part.texts.objects[-1] == NO_OBJECTS
-    assert len(set(part.texts.objects)) == len(part.texts.objects) == max(6, len(own)) + 1
-    own = {name for item in group for name in relations(item)}
-    assert set(part.texts.relations[: len(own)]) == own
-    assert len(set(part.texts.relations)) == len(part.texts.relations) == max(3, len(own))
+    assert len(set(part.texts.objects)) == len(part.texts.objects) == max(6, len(names)) + 1
+    predicates = {name for item in group for name in relations(item)}
+    assert set(part.texts.relations[: len(predicates)]) == predicates
+    assert len(set(part.texts.relations)) == len(part.texts.relations) == max(3, len(predicates))
 
 
 @pytest.mark.parametrize("group", [1, 3, 5, 13])
@@ -229,7 +235,7 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
         text_group=group,
         negative_texts=9,
     )
-    whole = [[part.texts for part in step] for step in islice(grouped().epoch(0), 2)]
+    single = [[part.texts for part in step] for step in islice(grouped().epoch(0), 2)]
     for world, accumulate in [(1, 1), (1, 3), (2, 1), (3, 2), (4, 1), (6, 2), (12, 1)]:
         workers = [
             grouped(rank=rank, world=world, accumulate=accumulate).epoch(0) for rank in range(world)
@@ -248,7 +254,7 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
                 first = at // group * group
                 assert (at + len(part.items) - 1) // group * group == first
                 check_texts(part, items[first : first + group])
-                assert part.texts == whole[number][first // group]
+                assert part.texts == single[number][first // group]
                 at += len(part.items)
 
 
@@ -281,11 +287,14 @@ def test_closed_labels_are_the_texts_and_flips_stay_within_them(tmp_path):
 
 @pytest.mark.parametrize("world", [2, 7])
 def test_a_validation_visits_all_images_in_the_same_order_whoever_computes_it(config, world):
-    whole, *shares = (
-        [plain_step(step) for step in stream(config, rank=rank, world=of, training=False).epoch(0)]
-        for rank, of in ((0, 1), *((rank, world) for rank in range(world)))
+    single, *shares = (
+        [
+            plain_step(step)
+            for step in stream(config, rank=rank, world=process_count, training=False).epoch(0)
+        ]
+        for rank, process_count in ((0, 1), *((rank, world) for rank in range(world)))
     )
-    for step, *parts in zip(whole, *shares, strict=True):
+    for step, *parts in zip(single, *shares, strict=True):
         assert [item[0] for part in parts for item in part[1]] == [item[0] for item in step[1]]
         assert all(part[0] == step[0] for part in parts if part[0])
 
@@ -298,19 +307,19 @@ def test_batches_that_cannot_be_divided_or_filled_are_refused(config):
 
 
 def test_shards_that_changed_after_the_scan_are_named(tmp_path):
-    found = stream(make_run(tmp_path, [plain_record(str(n)) for n in range(6)], rows=6))
+    step_stream = stream(make_run(tmp_path, [plain_record(str(n)) for n in range(6)], rows=6))
     make_run(tmp_path, [plain_record(str(n)) for n in range(3)], rows=3)
     (tmp_path / "data" / "train-000000000-000000003.parquet").rename(
-        found.training_set.row_groups[0].file
+        step_stream.training_set.row_groups[0].file
     )
     with pytest.raises(UserError, match=r"000000006\.parquet has changed"):
-        next(found.steps())
+        next(step_stream.steps())
 
 
 def test_relations_are_reworded_only_in_training(config):
     wordings = {"left of": ("to the left of", "on"), "under": ("below",)}
-    own = stream(config, wordings=wordings)
-    steps = list(islice(own.steps(), 40))
+    reworded = stream(config, wordings=wordings)
+    steps = list(islice(reworded.steps(), 40))
     parts = steps
     counter = Counter(
         pair
