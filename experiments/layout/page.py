@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,6 +95,14 @@ probability of a tenth and the share of its pairs that interact, in tenths of at
 ## Calibration
 
 {calibration}
+
+## Cost
+
+`sgpipe generate coco --set caption.captioner=null --set pair.candidates=layout --set tag.method=layout` on annotations of
+COCO's size, made by repeating images of its validation set, with blank images; local engine. The time counts everything:
+reading the annotations, candidates, confidences, shards. (Lines "cost" of layout.jsonl, one run, timed by hand.)
+
+{cost}
 
 ## Comparison
 
@@ -296,6 +304,7 @@ def write_page(folder: Path) -> None:
     text = PAGE_TEXT.format(
         quality=markdown_table(quality_rows(measured)),
         calibration=markdown_table(calibration_rows(measured)),
+        cost=markdown_table(cost_rows(row for row in rows if row["kind"] == "cost")),
         comparison=markdown_table(comparison_rows(compared)),
     )
     write_text(folder / PAGE, text)
@@ -328,6 +337,25 @@ def calibration_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         if row["method"] == "layout":
             for pairs, mean, share in row.get("calibration", ()):
                 table.append([row["data"], f"{pairs:,}", f"{mean:.3f}", f"{share:.3f}"])
+    return table
+
+
+def cost_rows(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Return the table of what whole runs took."""
+    table = [["images", "relations", "CPU-s", "CPU-ms an image", "s", "MB, all", "MB, largest"]]
+    for row in rows:
+        milliseconds = 1000 * row["CPU seconds"] / row["images"]
+        table.append(
+            [
+                f"{row['images']:,}",
+                f"{row['relations']:,}",
+                f"{row['CPU seconds']:.1f}",
+                f"{milliseconds:.2f}",
+                f"{row['seconds']} on {row['machine']}",
+                f"{row['MB of all processes']:,}",
+                f"{row['MB of the largest process']:,}",
+            ]
+        )
     return table
 
 
