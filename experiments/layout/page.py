@@ -98,8 +98,8 @@ probability of a tenth and the share of its pairs that interact, in tenths of at
 
 ## Cost
 
-`sgpipe generate coco --set caption.captioner=null --set pair.candidates=layout --set tag.method=layout` on annotations of
-COCO's size, made by repeating images of its validation set, with blank images; local engine. The time counts everything:
+`sgpipe generate coco` with `caption.captioner=null pair.candidates=layout tag.method=layout` on annotations of COCO's
+size, made by repeating images of its validation set, with blank images; local engine. The time counts everything:
 reading the annotations, candidates, confidences, shards. (Lines "cost" of layout.jsonl, one run, timed by hand.)
 
 {cost}
