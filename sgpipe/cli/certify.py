@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -94,9 +95,9 @@ def certify(
     from sgpipe.storage.judgements import CERTIFICATE
     from sgpipe.storage.run_folder import RunFiles, RunFolder, write_result_text
 
-    own = RunFiles(run).judgements
-    answers = cli.judged_file(run, judgements) or own
-    if out is None and answers.resolve() != own.resolve():
+    run_judgements = RunFiles(run).judgements
+    answers = cli.judged_file(run, judgements) or run_judgements
+    if out is None and answers.resolve() != run_judgements.resolve():
         raise UserError(f"pass --out, too: a certificate in {run} is one of its own judgements")
     if isinstance(run, Path) and RunFolder(run).is_locked:
         raise UserError(
@@ -114,21 +115,27 @@ def certify(
         prediction=prediction,
     )
     if certificate["sets"]:
-        write_result_text(out or own.parent / CERTIFICATE, json.dumps(certificate, indent=2) + "\n")
+        file = out or run_judgements.parent / CERTIFICATE
+        write_result_text(file, json.dumps(certificate, indent=2) + "\n")
     if certificate["plans_begun"] > 1:
         begun = f"{certificate['plans_begun']} plans of certificates have begun for this run"
         cli.say(f"NOTE: {begun}: each holds with its own confidence, not all of them together")
     if haste:
         cli.say(f"NOTE: {haste}")
-    if not cli.printed_json(
-        json_, {"certificate": certificate, "groups": groups, "open": unanswered}
-    ):
-        for line in (line for group in groups for line in group["lines"]):
-            cli.show(line)
-        if unanswered:
-            cli.say(
-                f"{count(unanswered, 'open question')}: answer them in `sgpipe view {run}`, on the"
-                " page Judge"
-            )
+    values = {"certificate": certificate, "groups": groups, "open": unanswered}
+    if not cli.printed_json(json_, values):
+        _show_progress(run, groups, unanswered)
     if not certificate["sets"]:
         raise typer.Exit(console.EXIT_FAILED)
+
+
+def _show_progress(run: Path, groups: Sequence[Mapping[str, Any]], unanswered: int) -> None:
+    """Print how far each group is, and where to answer the questions."""
+    for group in groups:
+        for line in group["lines"]:
+            cli.show(line)
+    if unanswered:
+        cli.say(
+            f"{count(unanswered, 'open question')}: answer them in `sgpipe view {run}`, on the"
+            " page Judge"
+        )

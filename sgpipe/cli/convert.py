@@ -61,12 +61,13 @@ def convert(
             model = convert_detector(
                 checkpoint, out, kind, tokenizer, 200 if queries is None else queries
             )
-            kept = sorted({".".join(name.split(".")[:2]) for name in model.kept})
-            parts = {"not_used_of_the_detector": list(model.unused), "not_from_the_detector": kept}
+            modules = sorted({".".join(name.split(".")[:2]) for name in model.kept})
+            parts["not_used_of_the_detector"] = list(model.unused)
+            parts["not_from_the_detector"] = modules
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
     if cli.printed_json(json_, {"out": str(out), **parts}):
         return
-    for what, names in parts.items():
-        console.output().print(f"weights {what.replace('_', ' ')}: {', '.join(names) or 'none'}")
+    for part, names in parts.items():
+        console.output().print(f"weights {part.replace('_', ' ')}: {', '.join(names) or 'none'}")
     console.output().print(f"wrote {out}")

@@ -92,7 +92,7 @@ class InputOptions(cli.InferenceOptions):
         cli.Place | None, cli.reads_stored("With --model: folder of shards, or their object store.")
     ] = None
 
-    def given(
+    def to_evaluate(
         self, annotations: Path | None, classes: Path | None = None, other: Path | None = None
     ) -> PredictionFiles | ModelRun:
         """Return what is evaluated; `other`: instead of predictions or model. Raises UserError: too
@@ -104,10 +104,9 @@ class InputOptions(cli.InferenceOptions):
             return PredictionFiles(other or self.predictions, annotations, classes)
         if self.predictions or not self.model or not self.data:
             raise UserError("pass --predictions and --annotations, or --model and --data")
-        how = {name: value for name, value in vars(self).items() if name != "predictions"}
-        return ModelRun(
-            **how | {"model": other or self.model, "annotations": annotations, "classes": classes}
-        )
+        values = vars(self) | {"model": other or self.model}
+        del values["predictions"]
+        return ModelRun(**values, annotations=annotations, classes=classes)
 
 
 def hico(
@@ -137,10 +136,16 @@ def hico(
     """
     from sgpipe.evaluation.benchmarks import score_hico
 
-    how = {"known_object": known_object, "pair_nms": pair_nms, "zero_shot": zero_shot}
-    report.run_and_report(
-        lambda other: score_hico(inputs.given(annotations, classes, other), setting=setting, **how)
-    )
+    def evaluate(other: Path | None) -> EvaluationResult:
+        return score_hico(
+            inputs.to_evaluate(annotations, classes, other),
+            setting=setting,
+            known_object=known_object,
+            pair_nms=pair_nms,
+            zero_shot=zero_shot,
+        )
+
+    report.run_and_report(evaluate)
 
 
 def vcoco(
@@ -164,7 +169,7 @@ def vcoco(
     from sgpipe.evaluation.benchmarks import score_vcoco
 
     report.run_and_report(
-        lambda other: score_vcoco(inputs.given(annotations, other=other), coco, possible)
+        lambda other: score_vcoco(inputs.to_evaluate(annotations, other=other), coco, possible)
     )
 
 
@@ -185,7 +190,7 @@ def openimages(
     from sgpipe.evaluation.benchmarks import score_open_images
 
     report.run_and_report(
-        lambda other: score_open_images(inputs.given(annotations, other=other), nms)
+        lambda other: score_open_images(inputs.to_evaluate(annotations, other=other), nms)
     )
 
 
@@ -207,7 +212,8 @@ def vg(
     """
     from sgpipe.evaluation.benchmarks import score_graphs
 
-    if (mode is None) if inputs.model is None else (mode not in (None, "sgdet")):
+    allowed = ("predcls", "sgcls", "sgdet") if inputs.model is None else (None, "sgdet")
+    if mode not in allowed:
         raise UserError(
             "pass --mode predcls, sgcls or sgdet: what the model was given; with --model it is"
             " sgdet"
@@ -217,7 +223,7 @@ def vg(
             "--plot: scene graphs are scored by recall, without precision-recall curves"
         )
     report.run_and_report(
-        lambda other: score_graphs(inputs.given(annotations, classes, other), mode or "sgdet")
+        lambda other: score_graphs(inputs.to_evaluate(annotations, classes, other), mode or "sgdet")
     )
 
 
@@ -254,18 +260,22 @@ def labels(
     from sgpipe.sources.vocabulary import load_predicate_synonyms
 
     ground_truth = cli.ground_truth_for(pred, truth, image_data, targets)
-    texts = load_predicate_synonyms(synonyms) if synonyms else None
+    words = load_predicate_synonyms(synonyms) if synonyms else None
 
     def evaluate(other: Path | None) -> EvaluationResult:
         run = other or pred
         quality = label_quality(
-            run, ground_truth, source=source, threshold=threshold, synonyms=texts, iou=iou
+            run, ground_truth, source=source, threshold=threshold, synonyms=words, iou=iou
         )
-        truths = {"truth": ground_truth.relations, "targets": ground_truth.required}
-        paths = {"pred": run, **truths, "synonyms": synonyms, "image_data": ground_truth.image_data}
-        return label_report(
-            quality, iou=iou, **{name: str(path) for name, path in paths.items() if path}
-        )
+        paths = {
+            "pred": run,
+            "truth": ground_truth.relations,
+            "targets": ground_truth.required,
+            "synonyms": synonyms,
+            "image_data": ground_truth.image_data,
+        }
+        texts = {name: str(path) for name, path in paths.items() if path}
+        return label_report(quality, iou=iou, **texts)
 
     report.run_and_report(evaluate)
 
@@ -293,12 +303,11 @@ def boxes(
     """
     from sgpipe.evaluation.box_quality import evaluate_boxes, own_threshold
 
-    known = truth or cli.ground_truth_for(run).relations
-    level = (
-        own_threshold(run) if threshold is None else threshold
-    )  # the same for what it is compared with
+    ground_truth = truth or cli.ground_truth_for(run).relations
+    if threshold is None:
+        threshold = own_threshold(run)  # the same for what it is compared with
     report.run_and_report(
-        lambda other: evaluate_boxes(other or run, known, level), per_class=per_class
+        lambda other: evaluate_boxes(other or run, ground_truth, threshold), per_class=per_class
     )
 
 

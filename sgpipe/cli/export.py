@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,10 +34,9 @@ class WrittenOptions:
         """Return the arguments of `export_run` and `push_run`. Raises UserError: the certificate is
         not valid.
         """
-        certificate = cli.certificate_of(run) if self.certified else None
-        return {name: value for name, value in vars(self).items() if name != "certified"} | {
-            "certificate": certificate
-        }
+        arguments = dict(vars(self))
+        is_certified = arguments.pop("certified")
+        return arguments | {"certificate": cli.certificate_of(run) if is_certified else None}
 
 
 def export(
@@ -78,24 +78,29 @@ def export(
     from sgpipe.export.run import export_run
     from sgpipe.records import ORIGINS
 
-    how: dict[str, Any] = {
-        "images_url": images_url,
-        "coordinates": coordinates,
-        "templates": templates,
-    }
-    how |= {
-        "seed": seed,
-        "parquet": parquet,
-        "origins": ORIGINS if origin is None else origin.split(","),
-    }
-    written = export_run(run, to, out, **how, **relations.as_arguments(run))
+    written = export_run(
+        run,
+        to,
+        out,
+        images_url=images_url,
+        coordinates=coordinates,
+        templates=templates,
+        seed=seed,
+        parquet=parquet,
+        origins=ORIGINS if origin is None else origin.split(","),
+        **relations.as_arguments(run),
+    )
     if written.note:
         cli.say(f"NOTE: {written.note}")
     if cli.printed_json(json_, vars(written) | {"root": str(out)}):
         return
     cli.show(f"wrote {count(len(written.files), 'file')} to {out}")
-    for what, number in written.left_out.items():
-        cli.show(f"left out: {what} ({number:,})")
+    _show_left_out(written.left_out)
+
+
+def _show_left_out(left_out: Mapping[str, int]) -> None:
+    for reason, number in left_out.items():
+        cli.show(f"left out: {reason} ({number:,})")
 
 
 def push(
@@ -126,23 +131,13 @@ def push(
       sgpipe push coco-relations/ --to anna/coco-relations --embed --threshold 0.2 --public
       sgpipe push tagger/ --to anna/tagger --license apache-2.0
     """
-    if console.QUIET not in os.environ:  # an upload may take hours
-        os.environ.pop(
-            "HF_HUB_DISABLE_PROGRESS_BARS", None
-        )  # set for commands that load models; read at import
-        import huggingface_hub
-
-        huggingface_hub.logging.set_verbosity_info()
+    if console.QUIET not in os.environ:
+        _show_progress_of_uploads()
     from sgpipe.export.push import push_model, push_run
-    from sgpipe.files.locations import info_of
     from sgpipe.files.model_cache import local_model
     from sgpipe.recipe import network_folder
-    from sgpipe.storage.manifest import MANIFEST
 
-    is_stored = not isinstance(source, Path)
-    if info_of(source / MANIFEST) is None and (
-        is_stored or (network_folder(source) / "config.json").is_file()
-    ):
+    if _is_model(source):
         if relations != WrittenOptions():
             raise UserError(
                 f"{source} is a model: only --public, --license and --evaluation are for models"
@@ -151,9 +146,9 @@ def push(
         pushed = push_model(
             folder, to, public=public, licence=licence, evaluations=evaluations or ()
         )
-    elif licence or evaluations:
-        raise UserError("--license and --evaluation are for models")
     else:
+        if licence or evaluations:
+            raise UserError("--license and --evaluation are for models")
         pushed = push_run(source, to, public=public, **relations.as_arguments(source))
     if cli.printed_json(json_, pushed.as_json()):
         return
@@ -162,5 +157,24 @@ def push(
     if pushed.exported is not None:
         if pushed.exported.note:
             cli.say(f"NOTE: {pushed.exported.note}")
-        for what, number in pushed.exported.left_out.items():
-            cli.show(f"left out: {what} ({number:,})")
+        _show_left_out(pushed.exported.left_out)
+
+
+def _show_progress_of_uploads() -> None:
+    """Undo what hides the progress of the hub in commands that load models; it may take hours."""
+    os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # read at import
+    import huggingface_hub
+
+    huggingface_hub.logging.set_verbosity_info()
+
+
+def _is_model(source: cli.Place) -> bool:
+    """Whether a folder or store contains a network instead of a run."""
+    from sgpipe.files.locations import info_of
+    from sgpipe.recipe import network_folder
+    from sgpipe.storage.manifest import MANIFEST
+
+    if info_of(source / MANIFEST) is not None:
+        return False
+    is_stored = not isinstance(source, Path)
+    return is_stored or (network_folder(source) / "config.json").is_file()

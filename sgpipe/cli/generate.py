@@ -6,7 +6,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,11 @@ from sgpipe.cli import options as cli
 from sgpipe.cli.recipe_options import RecipeOptions, SourceOptions
 from sgpipe.errors import UserError
 from sgpipe.utils import console
+
+if TYPE_CHECKING:
+    from sgpipe.evaluation.label_quality import LabelQuality
+    from sgpipe.files.locations import Location
+    from sgpipe.recipe import Recipe
 
 _RecipeName = Annotated[
     str | None, typer.Argument(help="Packaged recipe (default: miniworld) or YAML file.")
@@ -61,19 +66,16 @@ def generate(
       sgpipe generate photos --extend vg/ --tagger tagger/ --out vg-extended/
     """
     if out is None and (parent or extend):
-        raise UserError(
-            f"{'--from' if parent else '--extend'} needs --out, the folder of the new run"
-        )
-    loaded = options.applied_to(recipe, data, parent, extend, store=store)
+        option = "--from" if parent else "--extend"
+        raise UserError(f"{option} needs --out, the folder of the new run")
+    loaded = options.applied_to(recipe, data, parent, extend, store)
     out = out or Path(f"{loaded.name}-relations")
     # Modules that take long to import come as late as possible.
     from sgpipe.generation.metrics import print_summary
     from sgpipe.generation.run import generate as run
-    from sgpipe.records import TRAINING_CONFIDENCE
 
-    with redirect_stdout(
-        sys.stderr
-    ):  # Ray prints what happens to its machines; standard output is for results
+    # Ray prints what happens to its machines; standard output is for results.
+    with redirect_stdout(sys.stderr):
         summary = run(
             loaded,
             out,
@@ -82,22 +84,31 @@ def generate(
             parent=parent,
             metrics=metrics,
         )
-    from sgpipe.evaluation.label_quality import print_run_quality, run_quality
-
-    threshold = (
-        max(TRAINING_CONFIDENCE, loaded.tag.threshold) if loaded.tag.calibration is None else 0.0
-    )
-    quality = run_quality(summary.root, threshold) if loaded.engine.store is None else {}
-    if json_:
-        measured = {name: asdict(each.at_threshold) for name, each in quality.items()}
-        print(console.json_text(summary.as_json() | ({"quality": measured} if measured else {}), 2))
-    else:
+    quality = _measure_quality(loaded, summary.root)
+    values = summary.as_json()
+    if quality:
+        values["quality"] = {name: asdict(row.at_threshold) for name, row in quality.items()}
+    if not cli.printed_json(json_, values):
         print_summary(summary, console.output())
         if quality:
+            from sgpipe.evaluation.label_quality import print_run_quality
+
             print_run_quality(quality, console.output())
     cli.say_losses(summary.losses)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(console.EXIT_ALL_FAILED)
+
+
+def _measure_quality(recipe: Recipe, root: Location) -> dict[str, LabelQuality]:
+    """Compare the relations of a run on this machine with its ground truth, if it has any."""
+    from sgpipe.evaluation.label_quality import run_quality
+    from sgpipe.records import TRAINING_CONFIDENCE
+
+    if recipe.engine.store is not None:
+        return {}
+    if recipe.tag.calibration is not None:
+        return run_quality(root, 0.0)
+    return run_quality(root, max(TRAINING_CONFIDENCE, recipe.tag.threshold))
 
 
 def plan(
@@ -135,7 +146,9 @@ def plan(
 
     loaded = options.applied_to(recipe, data)
     with redirect_stdout(sys.stderr):
-        found = measure(loaded, console.Progress(), sample, began=STARTED)
-    values = (found.with_gpus(gpus) if gpus else found).as_json(machines, price, price_per_token)
+        measured = measure(loaded, console.Progress(), sample, began=STARTED)
+    if gpus:
+        measured = measured.with_gpus(gpus)
+    values = measured.as_json(machines, price, price_per_token)
     if not cli.printed_json(json_, values):
         print_plan(values, console.output())

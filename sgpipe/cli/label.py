@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from sgpipe.cli.recipe_options import settings_with_tagger
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count
+
+if TYPE_CHECKING:
+    from sgpipe.pipeline import Pipeline, SceneGraph
 
 _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
 
@@ -53,15 +56,11 @@ def label(
     """
     from sgpipe.files.hub import fetch_models, find_models, missing_models
     from sgpipe.recipe import hub_models, load_recipe, recipe_notes
-    from sgpipe.utils.atomic import atomic_write
-    from sgpipe.utils.config_file import parse_set
 
     files = list(_files(images, out))
-    settings = settings_with_tagger(recipe, tagger, parse_set(assign or []))
-    if boxes is not None and recipe == "photos":
-        settings = {"ground.detector": None, **settings}
-    own = any((detector, captioner, tagger, assign))
-    fetch_command = "" if own else f"sgpipe doctor --recipe {recipe} --fetch"
+    settings = _settings(recipe, tagger, assign or [], has_boxes=boxes is not None)
+    is_packaged = not any((detector, captioner, tagger, assign))
+    fetch_command = f"sgpipe doctor --recipe {recipe} --fetch" if is_packaged else ""
     skipped = () if boxes is None else ("detect",)
     models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
     changes = {key: value for key, value in models.items() if value is not None} | settings
@@ -81,30 +80,66 @@ def label(
     missing = missing_models(hub_models(pipeline.recipe, skipped))
     if missing:
         fetch_models(missing, fetch_command)
-    failed = 0
-    named = Counter[str]()
-    out.mkdir(parents=True, exist_ok=True)
-    for file, graph in zip(files, pipeline.label(files), strict=True):
-        named[file.name] += 1
-        number = "" if named[file.name] == 1 else f"-{named[file.name]}"
-        drawing = out / f"{file.name}.relations{number}.png"  # not the name of any image
-        failed += graph.error is not None
-        if graph.error is None:
-            with atomic_write(drawing) as temporary:
-                graph.draw(threshold).save(temporary, "PNG")
-        if json_:
-            print(console.json_text(graph.as_json()))
-            continue
-        triplets = graph.triplets(threshold)
-        counts = (
-            f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')} → {drawing}"
-        )
-        cli.show(console.single_line(f"{file}: {graph.error or counts}"))
-        for subject, predicate, object_, confidence in triplets:
-            score = "" if confidence is None else f"{confidence:.2f}  "
-            cli.show(f"  {score}{console.single_line(f'{subject} · {predicate} · {object_}')}")
+    failed = _label(pipeline, files, out, threshold, json_)
     if failed == len(files):
         raise typer.Exit(console.EXIT_ALL_FAILED)
+
+
+def _settings(
+    recipe: str, tagger: str | None, assign: list[str], *, has_boxes: bool
+) -> dict[str, Any]:
+    """Return the settings of --set, and those that --tagger and --boxes imply."""
+    from sgpipe.utils.config_file import parse_set
+
+    settings = settings_with_tagger(recipe, tagger, parse_set(assign))
+    if has_boxes and recipe == "photos":
+        settings = {"ground.detector": None, **settings}
+    return settings
+
+
+def _label(pipeline: Pipeline, files: list[Path], out: Path, threshold: float, json_: bool) -> int:
+    """Label, draw and print the images. Return how many cannot be labelled."""
+    failed = 0
+    out.mkdir(parents=True, exist_ok=True)
+    drawings = _drawings(files, out)
+    for file, drawing, graph in zip(files, drawings, pipeline.label(files), strict=True):
+        if graph.error is None:
+            _draw(graph, threshold, drawing)
+        else:
+            failed += 1
+        if json_:
+            print(console.json_text(graph.as_json()))
+        else:
+            _show(file, graph, threshold, drawing)
+    return failed
+
+
+def _drawings(files: list[Path], out: Path) -> Iterator[Path]:
+    """Yield the file that each image is drawn into, whose name is not that of any image."""
+    drawn = Counter[str]()
+    for file in files:
+        drawn[file.name] += 1
+        number = "" if drawn[file.name] == 1 else f"-{drawn[file.name]}"
+        yield out / f"{file.name}.relations{number}.png"
+
+
+def _draw(graph: SceneGraph, threshold: float, drawing: Path) -> None:
+    from sgpipe.utils.atomic import atomic_write
+
+    with atomic_write(drawing) as temporary:
+        graph.draw(threshold).save(temporary, "PNG")
+
+
+def _show(file: Path, graph: SceneGraph, threshold: float, drawing: Path) -> None:
+    """Print the relations in an image, or why there are none."""
+    triplets = graph.triplets(threshold)
+    objects = count(len(graph.objects), "object")
+    relations = count(len(triplets), "relation")
+    result = graph.error or f"{objects}, {relations} → {drawing}"
+    cli.show(console.single_line(f"{file}: {result}"))
+    for subject, predicate, object_, confidence in triplets:
+        score = "" if confidence is None else f"{confidence:.2f}  "
+        cli.show(f"  {score}{console.single_line(f'{subject} · {predicate} · {object_}')}")
 
 
 def _files(images: list[Path], out: Path) -> Iterator[Path]:
@@ -120,12 +155,12 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
             yield path
             continue
         folder = list_folder(FolderRoot(path))
-        inside = (path / name for name in folder.images)
-        files = [
-            file
-            for file in inside
-            if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)
-        ]
+        files = []
+        for name in folder.images:
+            file = path / name
+            is_drawing = _DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings
+            if not is_drawing:
+                files.append(file)
         if not files:
             raise UserError(no_images(path, folder.notes))
         for note in folder.notes:

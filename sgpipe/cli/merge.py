@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count
 
-_MERGE_NOTES = (
+if TYPE_CHECKING:
+    from sgpipe.storage.manifest import Manifest
+
+_NOTES = (
     ("different", "name", "of several images, whose sizes or files differ; all are kept"),
     ("replaced", "error row", "left out, as another run has the image"),
     ("failed", "error row", "kept, as no run has the image"),
@@ -71,32 +75,48 @@ def merge(
     counts = summary.counts
     cli.say_losses(summary.losses)
     matched: dict[str, int] = manifest.run["matched"]
-    united = {what: counts[f"{MERGED}{what}"] for what in UNITED}
-    if cli.printed_json(
-        json_, {"root": str(out), "shards": len(manifest.shards)} | matched | united
-    ):
-        return
-    counted = ", ".join(
-        f"{number:,} {what.replace('_', ' ')}" for what, number in united.items() if number
-    )
+    united = {column: counts[f"{MERGED}{column}"] for column in UNITED}
+    numbers = matched | united
+    values = {"root": str(out), "shards": len(manifest.shards)} | numbers
+    if not cli.printed_json(json_, values):
+        _show_merged(out, match, matched, united)
+        _say_notes(numbers)
+        _say_shared_splits(manifest)
+
+
+def _show_merged(
+    out: Path, match: str, matched: Mapping[str, int], united: Mapping[str, int]
+) -> None:
+    """Print how large the merged run is, and what became one in it."""
     size = (
         f"{count(matched['images'], 'image')}, {matched['shared']:,} of them in several runs (by"
         f" {match})"
     )
-    cli.show(f"{out}: {size}; {counted or 'nothing united'}")
+    parts = [
+        f"{number:,} {column.replace('_', ' ')}" for column, number in united.items() if number
+    ]
+    cli.show(f"{out}: {size}; {', '.join(parts) or 'nothing united'}")
     if not matched["shared"]:
         cli.say(
             "NOTE: no image is in two runs, so they are only put together; --match says how images"
             " are compared"
         )
-    numbers = matched | united
-    for what, noun, note in _MERGE_NOTES:
-        if numbers.get(what):
-            cli.say(f"NOTE: {count(numbers[what], noun)} {note}")
-    splits = {split for run in manifest.run["runs"].values() for split in run["images"]}
-    for split in sorted({*manifest.run["images"]} - splits):
-        place = manifest.run["images"][split]
+
+
+def _say_notes(numbers: Mapping[str, int]) -> None:
+    for column, noun, note in _NOTES:
+        if numbers.get(column):
+            cli.say(f"NOTE: {count(numbers[column], noun)} {note}")
+
+
+def _say_shared_splits(manifest: Manifest) -> None:
+    """Print which splits are new, as several runs have the id of one of their images."""
+    splits = set[str]()
+    for run in manifest.run["runs"].values():
+        splits.update(run["images"])
+    images = manifest.run["images"]
+    for split in sorted(images.keys() - splits):
         cli.say(
-            f"NOTE: split {split} has the images in {place}, and those with an id that the split"
-            " has already"
+            f"NOTE: split {split} has the images in {images[split]}, and those with an id that the"
+            " split has already"
         )

@@ -16,70 +16,76 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo, OptionInfo
 
 from sgpipe.errors import UserError
 from sgpipe.utils import console
+
+if TYPE_CHECKING:
+    from sgpipe.files.locations import Location
+    from sgpipe.storage.losses import Loss
+    from sgpipe.storage.run_folder import GroundTruth
+
+    Place = Any  # a Location, which many functions still declare as a Path
+else:
+    # A file, folder or URI of a store: `--help` shows the name of the type.
+    Place = type("path", (), {})
 
 # headings of `--help`
 DATA = "Data"
 MODELS = "Models"
 COMPUTE = "Compute"
 _OWN = "own"
-if TYPE_CHECKING:
-    from sgpipe.storage.losses import Loss
-
-    Place = Any
-else:
-    Place = type(
-        "path", (), {}
-    )  # a file, folder or URI of a store: `--help` shows the name of the type
-
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 
 
-def option(text: str, *names: str, panel: str | None = None, **settings: Any) -> Any:
+def option(text: str, *names: str, panel: str | None = None, **settings: Any) -> OptionInfo:
     """Return an option of typer; `names`: if they are not that of the parameter."""
-    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+    declared: OptionInfo = typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+    return declared
 
 
-def reads_file(text: str, panel: str | None = DATA) -> Any:
+def reads_file(text: str, panel: str | None = DATA) -> OptionInfo:
     return option(text, panel=panel, exists=True, dir_okay=False)
 
 
-def reads_stored(text: str, *, exists: bool = True) -> Any:
+def reads_stored(text: str, *, exists: bool = True) -> OptionInfo:
     """Return an option for a file or folder, also in an object store; `exists`: check it here."""
     return option(text, panel=DATA, parser=as_location, callback=stored if exists else None)
 
 
-def stored_argument(text: str, metavar: str | None = None, callback: Any = None) -> Any:
-    return typer.Argument(
+def stored_argument(
+    text: str, metavar: str | None = None, callback: Callable[[object], object] | None = None
+) -> ArgumentInfo:
+    declared: ArgumentInfo = typer.Argument(
         help=text, metavar=metavar, parser=as_location, callback=callback or stored
     )
+    return declared
 
 
-def reads_images(text: str) -> Any:
+def reads_images(text: str) -> OptionInfo:
     return option(text, panel=DATA, callback=stored)
 
 
-def reads_model(text: str, **settings: Any) -> Any:
+def reads_model(text: str, **settings: Any) -> OptionInfo:
     """Return an option for a model: a folder, or its name on the hub or at an endpoint."""
     return option(text, panel=MODELS, callback=maybe_path, **settings)
 
 
-def writes_file(text: str) -> Any:
+def writes_file(text: str) -> OptionInfo:
     return option(text, dir_okay=False, callback=local)
 
 
-def writes_folder(text: str) -> Any:
+def writes_folder(text: str) -> OptionInfo:
     return option(text, file_okay=False, callback=local)
 
 
-def maybe_path(value: Any) -> Any:
+def maybe_path(value: object) -> object:
     return value
 
 
-def as_location(text: str) -> Any:
+def as_location(text: str) -> Location:
     """Return a path, or the URI of a store, which `Path` would mangle."""
     if "://" not in text:
         return Path(text)
@@ -88,13 +94,15 @@ def as_location(text: str) -> Any:
     return location(text)
 
 
-def stored(value: Any) -> Any:
+def stored(value: object) -> object:
     """Check that paths exist; the callback of an option that also takes a URI, which is not
     contacted.
     """
-    for path in value if isinstance(value, list) else [value]:
-        if path is not None and "://" not in str(path) and not Path(path).exists():
-            raise typer.BadParameter(f"{path} does not exist.")
+    places = value if isinstance(value, list) else [value]
+    for place in places:
+        is_path = place is not None and "://" not in str(place)
+        if is_path and not Path(str(place)).exists():
+            raise typer.BadParameter(f"{place} does not exist.")
     return value
 
 
@@ -102,21 +110,20 @@ def local(path: Path | None) -> Path | None:
     """Refuse a place that cannot be written, also the URI of a store, of which `Path` keeps one
     slash.
     """
-    if path is not None:
-        scheme, colon, rest = str(path).partition(":/")
-        if colon and len(scheme) > 1 and scheme.isalnum():
-            raise typer.BadParameter(f"{scheme}://{rest} is not on this machine.")
-        nearest = next(
-            each for each in (path.absolute(), *path.absolute().parents) if each.exists()
-        )
-        if not os.access(nearest, os.W_OK) or (nearest != path.absolute() and nearest.is_file()):
-            raise typer.BadParameter(
-                f"{path} cannot be written: {nearest} is read-only, or a file."
-            )
+    if path is None:
+        return None
+    scheme, colon, rest = str(path).partition(":/")
+    if colon and len(scheme) > 1 and scheme.isalnum():
+        raise typer.BadParameter(f"{scheme}://{rest} is not on this machine.")
+    absolute = path.absolute()
+    nearest = next(place for place in (absolute, *absolute.parents) if place.exists())
+    is_below_file = nearest != absolute and nearest.is_file()
+    if is_below_file or not os.access(nearest, os.W_OK):
+        raise typer.BadParameter(f"{path} cannot be written: {nearest} is read-only, or a file.")
     return path
 
 
-def judged_file(run: Any, file: Path | None) -> Path | None:
+def judged_file(run: str | Location, file: Path | None) -> Path | None:
     """Return the file of judgements that is meant: "own" is the run's. Raises UserError: it is
     missing.
     """
@@ -132,20 +139,23 @@ def judged_file(run: Any, file: Path | None) -> Path | None:
 
 
 def ground_truth_for(
-    run: Any, truth: Any = None, image_data: Any = None, targets: Any = None
-) -> Any:
-    """Return the given `GroundTruth` of a run, or its own. Raises UserError: there is neither."""
+    run: Location,
+    truth: Location | None = None,
+    image_data: Location | None = None,
+    targets: Location | None = None,
+) -> GroundTruth:
+    """Return the given ground truth of a run, or its own. Raises UserError: there is neither."""
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
-    own = ground_truth_of(run) if truth is None else GroundTruth(truth)
-    if own is None:
+    known = ground_truth_of(run) if truth is None else GroundTruth(truth)
+    if known is None:
         raise UserError(
             f"{run} has no ground truth of its own: pass --truth or, to calibrate, --judgements"
         )
-    return GroundTruth(own.relations, targets or own.required, image_data or own.image_data)
+    return GroundTruth(known.relations, targets or known.required, image_data or known.image_data)
 
 
-def certificate_of(run: Any) -> dict[str, Any]:
+def certificate_of(run: str | Location) -> dict[str, Any]:
     """Return the certificate of a run after computing it again. Raises UserError: there is none, or
     it is not valid.
     """
@@ -155,20 +165,21 @@ def certificate_of(run: Any) -> dict[str, Any]:
     return check(run, RunFiles(run).judgements)
 
 
-def certified_threshold(runs: Iterable[Any]) -> float:
+def certified_threshold(runs: Iterable[str | Location]) -> float:
     """Return the confidence that the certificates of runs keep. Raises UserError: it is not one for
     all relations.
     """
-    kept = {
-        (each["predicate"], each["threshold"])
-        for run in runs
-        for each in certificate_of(run)["sets"]
-    }
-    if len(kept) != 1 or (only := min(kept, key=str))[0] is not None:
+    predicates = set[str | None]()
+    thresholds = set[float]()
+    for run in runs:
+        for certified in certificate_of(run)["sets"]:
+            predicates.add(certified["predicate"])
+            thresholds.add(certified["threshold"])
+    if predicates != {None} or len(thresholds) != 1:
         raise UserError(
             "--certified needs one threshold: no certificates by predicate or of several thresholds"
         )
-    return float(only[1])
+    return float(min(thresholds))
 
 
 def say(message: str) -> None:
@@ -191,7 +202,7 @@ def run_size(images: int, shards: int) -> str:
     return f"{console.count(images, 'image')} in {console.count(shards, 'shard')}"
 
 
-def printed_json(is_requested: bool, result: Any) -> bool:
+def printed_json(is_requested: bool, result: object) -> bool:
     """Print a result as JSON instead of text if that is requested, and return whether it is."""
     if is_requested:
         print(console.json_text(result, 2))
@@ -289,18 +300,17 @@ def command(function: Callable[..., None], *, writes_beside: bool = False) -> Ca
         if dataclasses.is_dataclass(parameter.annotation):
             groups[name] = parameter.annotation
             types = get_type_hints(groups[name], include_extras=True)
-            for own, each in inspect.signature(groups[name]).parameters.items():
-                parameters[own] = each.replace(annotation=types[own])
+            for field_name, field in inspect.signature(groups[name]).parameters.items():
+                parameters[field_name] = field.replace(annotation=types[field_name])
         else:
             parameters[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
     @functools.wraps(function)
-    def run(**values: Any) -> None:
+    def run(**values: object) -> None:
         _check_outputs(values, parameters, writes_beside)
         for name, group in groups.items():
-            values[name] = group(
-                **{field.name: values.pop(field.name) for field in dataclasses.fields(group)}
-            )
+            names = [field.name for field in dataclasses.fields(group)]
+            values[name] = group(**{name: values.pop(name) for name in names})
         function(**values)
 
     run.__doc__ = (function.__doc__ or "").replace(
@@ -312,33 +322,42 @@ def command(function: Callable[..., None], *, writes_beside: bool = False) -> Ca
 
 
 def _check_outputs(
-    values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], beside: bool
+    values: Mapping[str, object], parameters: Mapping[str, inspect.Parameter], beside: bool
 ) -> None:
-    """Raises UserError: an output is an input, another output, or belongs to a run."""
+    """Check what a command writes; `beside`: it may be what the command reads.
+
+    Raises:
+        UserError: an output is an input, another output, or belongs to a run.
+    """
     inputs: list[str | Path] = []
     outputs: list[Path] = []
-    names: dict[str, str] = {}
+    options: dict[str, str] = {}
     for name, value in values.items():
-        declared = getattr(parameters[name].annotation, "__metadata__", ())
-        callback = declared[0].callback if declared else None
-        if callback is local and value is not None:
-            place = os.path.realpath(value)
-            if place in names:
-                raise UserError(
-                    f"--{names[place]} and --{name} are the same file".replace("_", "-")
-                )
-            names[place] = name
+        callback = _callback(parameters[name])
+        if callback is not local:
+            inputs += _inputs(value, callback)
+        elif isinstance(value, Path):
+            option = f"--{name}".replace("_", "-")
+            same = options.setdefault(os.path.realpath(value), option)
+            if same != option:
+                raise UserError(f"{same} and {option} are the same file")
             outputs.append(value)
-        elif isinstance(value, Path | list) or callback in (stored, maybe_path):
-            inputs += [
-                each
-                for each in (value if isinstance(value, list) else [value])
-                if isinstance(each, str | Path)
-            ]
     if outputs:
         from sgpipe.storage.run_folder import check_output
 
         for path in outputs:
-            check_output(
-                path, () if beside else [each for each in inputs if "://" not in str(each)]
-            )
+            check_output(path, () if beside else inputs)
+
+
+def _callback(parameter: inspect.Parameter) -> object:
+    """Return the callback of an option, by which its kind is known."""
+    declared = getattr(parameter.annotation, "__metadata__", ())
+    return declared[0].callback if declared else None
+
+
+def _inputs(value: object, callback: object) -> list[str | Path]:
+    """Return the paths among the values of an option that is not an output."""
+    if callback not in (stored, maybe_path) and not isinstance(value, Path | list):
+        return []
+    places = value if isinstance(value, list) else [value]
+    return [place for place in places if isinstance(place, str | Path) and "://" not in str(place)]

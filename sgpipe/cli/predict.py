@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils.console import count
+
+if TYPE_CHECKING:
+    from sgpipe.evaluation.benchmarks import ModelRun
+    from sgpipe.inference.predictions import Task, WriteSummary
 
 _Benchmark = Literal["hico", "vcoco", "openimages", "vg"]
 
@@ -43,39 +47,19 @@ def predict(
     """
     if out.suffix not in (".json", ".parquet"):
         raise UserError(f"--out {out}: expected a file that ends in .json or .parquet")
-    parquet = out.suffix == ".parquet"
-    if parquet and form in ("vg", "vcoco"):
+    is_parquet = out.suffix == ".parquet"
+    if is_parquet and form in ("vg", "vcoco"):
         raise UserError(
             f"--form {form} needs every score of a pair, which .parquet lacks: write .json"
         )
-    import rlip_model.evaluation.hico_classes as hico
     from sgpipe.evaluation.benchmarks import ModelRun
-    from sgpipe.evaluation.inputs import hoia_schema_of
-    from sgpipe.inference import predictions as files
-    from sgpipe.inference.predictor import predict as predict_images
-    from sgpipe.sources.hoi import HICO
     from sgpipe.stages.detect import load_detector
 
     if form is None:
-        form = "openimages" if parquet and load_detector(model).config.subject_class else "hico"
-    graphs = form in ("vg", "openimages")
+        has_any_subject = is_parquet and load_detector(model).config.subject_class
+        form = "openimages" if has_any_subject else "hico"
     run = ModelRun(model=model, data=data, classes=classes, **vars(inference))
-    config = run.config(
-        "scene graph" if graphs else "zero-shot hoi" if zero_shot and form == "hico" else "hoi"
-    )
-    named = config.classes
-    predictions = predict_images(config, run.row_groups())
-    possible = hico.possible_interactions() if form == "hico" and named == HICO.classes else None
-    if form == "vg":
-        written = files.write_graphs(predictions, out, named, limit)
-    elif form == "vcoco":
-        written = files.write_vcoco(predictions, out, named)
-    elif parquet:
-        written = files.write_parquet(predictions, out, named, limit, possible)
-    else:
-        schema = run.hoia_schema() or hoia_schema_of(named)
-        key = "rel_prediction" if graphs else "hoi_prediction"
-        written = files.write_hoia(predictions, out, schema, key, limit, possible)
+    written = _predict_and_write(run, out, form, _task(form, zero_shot), limit)
     if not written.images:
         raise UserError(f"no image could be read: {written.reason}")
     if cli.printed_json(json_, {"out": str(out), **asdict(written)}):
@@ -84,3 +68,35 @@ def predict(
     if written.failed:
         failed = count(written.failed, "image")
         cli.show(f"NOTE: {failed} could not be read; first error: {written.reason}")
+
+
+def _task(form: _Benchmark, zero_shot: bool) -> Task:
+    if form in ("vg", "openimages"):
+        return "scene graph"
+    return "zero-shot hoi" if zero_shot and form == "hico" else "hoi"
+
+
+def _predict_and_write(
+    run: ModelRun, out: Path, form: _Benchmark, task: Task, limit: int
+) -> WriteSummary:
+    """Run a model and write what it predicts in the form of a benchmark, or as Parquet."""
+    from rlip_model.evaluation.hico_classes import possible_interactions
+    from sgpipe.evaluation.inputs import hoia_schema_of
+    from sgpipe.inference import predictions as files
+    from sgpipe.inference.predictor import predict as predict_images
+    from sgpipe.sources.hoi import HICO
+
+    config = run.config(task)
+    classes = config.classes
+    predictions = predict_images(config, run.row_groups())
+    if form == "vg":
+        return files.write_graphs(predictions, out, classes, limit)
+    if form == "vcoco":
+        return files.write_vcoco(predictions, out, classes)
+    is_hico = form == "hico" and classes == HICO.classes
+    possible = possible_interactions() if is_hico else None
+    if out.suffix == ".parquet":
+        return files.write_parquet(predictions, out, classes, limit, possible)
+    schema = run.hoia_schema() or hoia_schema_of(classes)
+    key = "hoi_prediction" if form == "hico" else "rel_prediction"
+    return files.write_hoia(predictions, out, schema, key, limit, possible)

@@ -9,7 +9,7 @@ from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 
 if TYPE_CHECKING:
-    from sgpipe.recipe import Recipe, SourceConfig
+    from sgpipe.recipe import Recipe, SourceConfig, TagConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,54 +39,79 @@ class SourceOptions:
     certified: cli.Certified = False
 
     def applied_to(self, source: SourceConfig, extend: str | None = None) -> SourceConfig:
-        """Return the source, or the run `extend` as one, with these settings. Raises UserError: one
-        needs another.
+        """Return a source with these settings.
+
+        Args:
+            source: of the recipe.
+            extend: a run, which is the source instead.
+
+        Raises:
+            UserError: an option needs or excludes another.
         """
-        from sgpipe.files.image_roots import check_images, located
-        from sgpipe.files.locations import absolute_location, content_id
-        from sgpipe.recipe import WHOLE
-        from sgpipe.sources.annotated import infer_split
-        from sgpipe.sources.opening import open_parent
+        from sgpipe.files.locations import absolute_location
         from sgpipe.utils.config_file import changed
 
         if extend is not None:
-            if any((self.root, self.dataset, self.annotations, self.captions, self.split)):
-                omitted = "--root, --dataset, --annotations, --captions, --split"
-                raise UserError(f"--extend takes the run's data: omit {omitted}")
-            moved = {
-                shard.split: {"images": self.images}
-                for shard in open_parent(extend).manifest.shards
-            }
-            least = cli.certified_threshold([extend]) if self.certified else source.threshold
-            values = {"format": "run", "run": absolute_location(extend), "threshold": least}
-            source = type(source).model_validate(values | {"splits": moved if self.images else {}})
+            source = self._extended(source, extend)
         elif self.certified:
             raise UserError("--certified says what --extend keeps of a run: pass --extend, too")
-        if self.dataset is not None and source.format != "hub":
-            raise UserError(
-                "--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID"
-            )
-        needy = (self.annotations, self.captions, None if self.dataset else self.split)
-        if self.images is None and any(option is not None for option in needy):
-            raise UserError("--annotations, --captions and --split need --images")
+        self._check_needs(source)
+        hub_split = self.split if self.dataset else None
         source = changed(
             source,
             root=self.root,
-            hub=changed(
-                source.hub, dataset=self.dataset, split=self.split if self.dataset else None
-            ),
+            hub=changed(source.hub, dataset=self.dataset, split=hub_split),
             ground_truth=self.truth and absolute_location(self.truth),
             image_data=self.image_data and absolute_location(self.image_data),
         )
         if self.images is None or extend is not None:
             return source
-        name = self.split or WHOLE
-        if self.split is None and self.annotations is not None and source.format != "folder":
-            check_images(located(self.images, source.root))  # what is missing names no split
-            content_id(source.path(self.annotations))
-            name = infer_split(self.annotations, self.images)
         split = {"annotations": self.annotations, "images": self.images, "captions": self.captions}
-        return changed(source, splits={name: split})
+        return changed(source, splits={self._split_name(source, self.images): split})
+
+    def _extended(self, source: SourceConfig, run: str) -> SourceConfig:
+        """Return a run as the source. Raises UserError: other data is given, too."""
+        from sgpipe.files.locations import absolute_location
+        from sgpipe.sources.opening import open_parent
+
+        if any((self.root, self.dataset, self.annotations, self.captions, self.split)):
+            omitted = "--root, --dataset, --annotations, --captions, --split"
+            raise UserError(f"--extend takes the run's data: omit {omitted}")
+        shards = open_parent(run).manifest.shards
+        moved = {shard.split: {"images": self.images} for shard in shards}
+        values = {
+            "format": "run",
+            "run": absolute_location(run),
+            "threshold": cli.certified_threshold([run]) if self.certified else source.threshold,
+            "splits": moved if self.images else {},
+        }
+        return type(source).model_validate(values)
+
+    def _check_needs(self, source: SourceConfig) -> None:
+        """Raises UserError: an option is given without the one that it belongs to."""
+        if self.dataset is not None and source.format != "hub":
+            raise UserError(
+                "--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID"
+            )
+        image_split = None if self.dataset else self.split
+        belong_to_images = (self.annotations, self.captions, image_split)
+        if self.images is None and any(option is not None for option in belong_to_images):
+            raise UserError("--annotations, --captions and --split need --images")
+
+    def _split_name(self, source: SourceConfig, images: str) -> str:
+        """Return the split of --images: as given, or as its annotations and folder are named."""
+        from sgpipe.files.image_roots import check_images, located
+        from sgpipe.files.locations import content_id
+        from sgpipe.recipe import WHOLE
+        from sgpipe.sources.annotated import infer_split
+
+        if self.split:
+            return self.split
+        if self.annotations is None or source.format == "folder":
+            return WHOLE
+        check_images(located(images, source.root))  # what is missing names no split
+        content_id(source.path(self.annotations))
+        return infer_split(self.annotations, images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,58 +135,80 @@ class RecipeOptions:
         data: SourceOptions,
         parent: str | None = None,
         extend: str | None = None,
-        **how: Any,
+        store: str | None = None,
     ) -> Recipe:
-        """Return the recipe, or that of a parent or extended run, changed so; `how`: its engine.
-        Raises UserError.
+        """Return a recipe with these settings.
+
+        Args:
+            recipe: its name or file; None: that of the parent or the extended run, or miniworld.
+            data: the images to label.
+            parent: a run whose stages are taken over.
+            extend: a run that gets more relations.
+            store: the object store that shards go to.
+
+        Raises:
+            UserError: a setting is not valid, or excludes another.
         """
-        from sgpipe.recipe import load_recipe
         from sgpipe.utils.config_file import changed, parse_set
 
         settings = settings_with_tagger(recipe, self.tagger, parse_set(self.assign or []))
         if data.images and recipe is None and parent is not None:
             settings = {"source.root": None, **settings}
-        if parent is not None and extend is not None:
-            raise UserError(
-                "--from takes stages over from a run, --extend relations: pass one of them"
-            )
-        if recipe is None and (parent or extend):
-            from sgpipe.generation.identity import extended_recipe, parent_recipe
-
-            if self.captioner is not None:
-                settings = {"caption.captioner": self.captioner, **settings}
-            loaded = (
-                extended_recipe(extend, settings)
-                if extend
-                else parent_recipe(str(parent), settings)
-            )
-        else:
-            loaded = load_recipe(recipe or "miniworld", settings)
+        loaded = self._loaded(recipe, parent, extend, settings)
         caption = changed(loaded.caption, captioner=self.captioner)
-        tag = loaded.tag
-        if self.threshold is not None:
-            if self.precision is not None:
-                raise UserError("--threshold and --precision both choose the relations; pass one")
-            tag = tag.model_copy(update={"precision": None})
-        replaces_layout = (
-            self.tagger and loaded.tag.method == "layout" and "tag.method" not in settings
-        )
+        if data.captions:
+            caption = caption.model_copy(update={"captioner": None})
         return changed(
             loaded,
             limit=self.limit,
             seed=self.seed,
             source=data.applied_to(loaded.source, extend),
             detect=changed(loaded.detect, detector=self.detector),
-            caption=caption.model_copy(update={"captioner": None}) if data.captions else caption,
-            tag=changed(
-                tag,
-                threshold=self.threshold,
-                method="auto" if replaces_layout else None,
-                tagger=self.tagger,
-                calibration=self.calibration,
-                precision=self.precision,
-            ),
-            engine=changed(loaded.engine, address=self.ray_address, **how),
+            caption=caption,
+            tag=self._tag(loaded.tag, "tag.method" in settings),
+            engine=changed(loaded.engine, address=self.ray_address, store=store),
+        )
+
+    def _loaded(
+        self,
+        recipe: str | None,
+        parent: str | None,
+        extend: str | None,
+        settings: dict[str, Any],
+    ) -> Recipe:
+        """Return the recipe to change, with the settings of --set."""
+        from sgpipe.recipe import load_recipe
+
+        if parent is not None and extend is not None:
+            raise UserError(
+                "--from takes stages over from a run, --extend relations: pass one of them"
+            )
+        if recipe is not None or not (parent or extend):
+            return load_recipe(recipe or "miniworld", settings)
+        from sgpipe.generation.identity import extended_recipe, parent_recipe
+
+        if self.captioner is not None:
+            settings = {"caption.captioner": self.captioner, **settings}
+        if extend:
+            return extended_recipe(extend, settings)
+        return parent_recipe(str(parent), settings)
+
+    def _tag(self, tag: TagConfig, is_method_set: bool) -> TagConfig:
+        """Return how relations are predicted, with these settings."""
+        from sgpipe.utils.config_file import changed
+
+        if self.threshold is not None:
+            if self.precision is not None:
+                raise UserError("--threshold and --precision both choose the relations; pass one")
+            tag = tag.model_copy(update={"precision": None})
+        replaces_layout = self.tagger and tag.method == "layout" and not is_method_set
+        return changed(
+            tag,
+            threshold=self.threshold,
+            method="auto" if replaces_layout else None,
+            tagger=self.tagger,
+            calibration=self.calibration,
+            precision=self.precision,
         )
 
 
@@ -173,5 +220,7 @@ def settings_with_tagger(
     """
     from sgpipe.recipe import TagConfig
 
+    if not tagger or recipe != "photos":
+        return settings
     replaced = {"tag.method": "auto", "tag.prior": None, "tag.threshold": TagConfig().threshold}
-    return replaced | settings if tagger and recipe == "photos" else settings
+    return replaced | settings

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sgpipe.cli import options as cli
 from sgpipe.utils import console
+
+if TYPE_CHECKING:
+    from sgpipe.cli.reproduction import Reproduction, Task
 
 
 def reproduce(
@@ -41,27 +44,14 @@ def reproduce(
       sgpipe reproduce rlipv2 --scale miniature --out small/
       sgpipe reproduce rlipv2 --scale one-gpu --data downloads/ --out rlipv2/
     """
-    from rich.table import Table
-
     from sgpipe.cli import reproduction as steps
 
     loaded = steps.load_reproduction(paper, scale, assign or [])
     tasks = steps.make_tasks(loaded, data or Path("DATA"), out, until)
-    root: Any = ctx.find_root().command
     if dry_run:
-        shown = [
-            {**vars(task.step), "command": task.command, "missing": task.missing} for task in tasks
-        ]
-        if not cli.printed_json(json_, {"note": loaded.note, "steps": shown}):
-            cli.show(f"{loaded.title}. {loaded.note}")
-            for number, task in enumerate(tasks, 1):
-                cli.show(f"[{number}/{len(tasks)}] {task.step.name}: {task.step.gives}")
-                cli.show(
-                    "\n".join(
-                        [f"  {task.command}", *(f"  missing: {file}" for file in task.missing)]
-                    )
-                )
+        _show_steps(loaded, tasks, json_)
         return
+    root: Any = ctx.find_root().command
 
     def run(words: Sequence[str]) -> int:
         quiet = ["--quiet"] if console.QUIET in os.environ else []
@@ -72,12 +62,32 @@ def reproduce(
 
     state = steps.reproduce(loaded, tasks, out, run, console.Progress())
     if not cli.printed_json(json_, {"out": str(out), "note": loaded.note, "steps": state}):
-        titles, rows = steps.figures(loaded, tasks, state)
-        table = Table(
-            *titles, title=f"{loaded.title}: percent, here and published", caption=loaded.note
-        )
-        for row in rows:
-            table.add_row(*row)
-        if rows:
-            console.output().print(table)
+        _show_figures(loaded, *steps.figures(loaded, tasks, state))
         cli.show(f"wrote {out / steps.REPORT}")
+
+
+def _show_steps(paper: Reproduction, tasks: Sequence[Task], json_: bool) -> None:
+    """Print the commands, and what is missing for each."""
+    steps = [
+        {**vars(task.step), "command": task.command, "missing": task.missing} for task in tasks
+    ]
+    if cli.printed_json(json_, {"note": paper.note, "steps": steps}):
+        return
+    cli.show(f"{paper.title}. {paper.note}")
+    for number, task in enumerate(tasks, 1):
+        cli.show(f"[{number}/{len(tasks)}] {task.step.name}: {task.step.gives}")
+        cli.show(f"  {task.command}")
+        for file in task.missing:
+            cli.show(f"  missing: {file}")
+
+
+def _show_figures(paper: Reproduction, titles: list[str], rows: list[list[str]]) -> None:
+    from rich.table import Table
+
+    if not rows:
+        return
+    title = f"{paper.title}: percent, here and published"
+    table = Table(*titles, title=title, caption=paper.note)
+    for row in rows:
+        table.add_row(*row)
+    console.output().print(table)

@@ -118,20 +118,22 @@ def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = N
     names = [step.name for step in paper.steps]
     if until is not None and until not in names:
         raise UserError(f"--until {until}: the steps are {', '.join(names)}")
-    tasks: list[Task] = []
-    for step in paper.steps[: None if until is None else names.index(until) + 1]:
-        task = _task(paper, step, step.run, step.needs, data, out)
-        if (
-            step.instead is not None
-            and not (other := _task(paper, step, step.instead, (), data, out)).missing
-        ):
-            task = other
-        tasks.append(task)
+    number = len(names) if until is None else names.index(until) + 1
+    tasks = [_task_of(paper, step, data, out) for step in paper.steps[:number]]
     needed = set[Path]()
     for task in reversed(tasks):
         if task.step.figure or task.step.name == until or task.out in needed:
             needed |= {task.out, *task.reads}
     return [task for task in tasks if task.out in needed]
+
+
+def _task_of(paper: Reproduction, step: Step, data: Path, out: Path) -> Task:
+    """Return a step at its places, by the other command if the user has all files of that."""
+    if step.instead is not None:
+        other = _task(paper, step, step.instead, (), data, out)
+        if not other.missing:
+            return other
+    return _task(paper, step, step.run, step.needs, data, out)
 
 
 def _task(
@@ -140,17 +142,20 @@ def _task(
     for name, value in paper.values.items():
         text = text.replace(f"{{{name}}}", str(value))
     words = text.split()
-    written = next(
+    output = next(
         words[at + 1] for at, word in enumerate(words) if word in ("--out", "--json-file")
     )
-    found = [match.groups() for word in words if (match := _PLACE.search(word))]
-    own = out / written.removeprefix("{out}/")
-    reads = {out / rest.split("/")[0] for place, rest in found if place == "out"} - {own}
-    files = [
-        data / rest
-        for place, rest in [*found, *(("data", name) for name in needs)]
-        if place == "data"
-    ]
+    task_out = out / output.removeprefix("{out}/")
+    reads = set[Path]()
+    files: list[Path] = []
+    for word in words:
+        match = _PLACE.search(word)
+        if match and match[1] == "out":
+            reads.add(out / match[2].split("/")[0])
+        elif match and match[1] == "data":
+            files.append(data / match[2])
+    reads.discard(task_out)
+    files += [data / name for name in needs]
     places = {
         "data": data,
         "out": out,
@@ -161,7 +166,13 @@ def _task(
         _PLACE.sub(lambda match: f"{places[match[1]]}/{match[2]}", word, count=1) for word in words
     ]
     return Task(
-        step, f"sgpipe {text}", shlex.join(["sgpipe", *words]), tuple(words), own, reads, files
+        step=step,
+        written=f"sgpipe {text}",
+        command=shlex.join(["sgpipe", *words]),
+        words=tuple(words),
+        out=task_out,
+        reads=reads,
+        files=files,
     )
 
 
@@ -216,14 +227,7 @@ def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[P
     """Return the state of each finished step, and what is made, again or for the first time. Raises
     UserError.
     """
-    file = out / STATE
-    state = dict[str, Any]()
-    if file.is_file():
-        try:
-            found = TypeAdapter(dict[str, FinishedStep]).validate_json(file.read_bytes())
-            state = {name: step.model_dump() for name, step in found.items()}
-        except ValueError:
-            raise UserError(f"{file} is damaged: delete it, and every step runs again") from None
+    state = _finished_steps(out / STATE)
     redone: set[Path] = set()  # what changes, so that what reads it does
     for task in tasks:
         before = state.get(task.step.name, {}).get("command", task.written)
@@ -234,10 +238,23 @@ def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[P
             )
         if task.step.name not in state or not task.out.exists() or task.reads & redone:
             redone.add(task.out)
-    missing = sorted({each for task in tasks if task.out in redone for each in task.missing})
+    missing = set[str]()
+    for task in tasks:
+        if task.out in redone:
+            missing.update(task.missing)
     if missing:
-        raise UserError(f"{count(len(missing), 'input')} missing: {', '.join(missing)}")
+        raise UserError(f"{count(len(missing), 'input')} missing: {', '.join(sorted(missing))}")
     return state, redone
+
+
+def _finished_steps(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        steps = TypeAdapter(dict[str, FinishedStep]).validate_json(file.read_bytes())
+    except ValueError:
+        raise UserError(f"{file} is damaged: delete it, and every step runs again") from None
+    return {name: step.model_dump() for name, step in steps.items()}
 
 
 def figures(
@@ -246,15 +263,21 @@ def figures(
     """Return titles and rows of the table: what was measured beside what was published, in
     percent.
     """
-    columns = list(dict.fromkeys(name for row in paper.published.values() for name in row))
+    columns: list[str] = []
+    for published in paper.published.values():
+        columns += [name for name in published if name not in columns]
     rows = []
     for task in tasks:
         if task.step.figure:
-            known = paper.published.get(task.step.published or "", {})
-            shown = [f"{known[name]:.2f}" if name in known else "–" for name in columns]
-            value = state[task.step.name]["figure"]
-            rows.append([task.step.gives, "–" if value is None else f"{value:.2f}", *shown])
+            measured = state[task.step.name]["figure"]
+            published = paper.published.get(task.step.published or "", {})
+            cells = [_percent(measured), *(_percent(published.get(name)) for name in columns)]
+            rows.append([task.step.gives, *cells])
     return ["", "here", *columns], rows
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def write_report(
@@ -266,24 +289,33 @@ def write_report(
         (task.step.gives, task.command, duration(state[task.step.name]["seconds"]))
         for task in tasks
     ]
-    plots = []
-    for task in (task for task in tasks if (task.out / METRICS).exists()):
-        trained = [row for row in read_metrics(task.out) if row["event"] == "step"]
-        points = [(float(row["step"]), row["loss"]) for row in trained]
-        texts = [f"step {row['step']:,}: {row['loss']:.3f}" for row in trained]
-        if points:
-            name = f"{task.step.name}: {task.step.gives}"
-            x_end = points[-1][0]
-            y_end = round_end(max(loss for _, loss in points))
-            plots.append(
-                Plot(name, "step", "loss", [Line(points, texts)], x_end=x_end, y_end=y_end)
-            )
+    curves = [_training_curve(task) for task in tasks if (task.out / METRICS).exists()]
     values = {
         "title": paper.title,
         "note": paper.note,
         "titles": titles,
         "rows": rows,
         "steps": steps,
-        "plots": plots,
+        "plots": [curve for curve in curves if curve is not None],
     }
     write_result_text(file, render("reproduction", values))
+
+
+def _training_curve(task: Task) -> Plot | None:
+    """Plot the loss by step; None: there is no step yet."""
+    steps = [row for row in read_metrics(task.out) if row["event"] == "step"]
+    if not steps:
+        return None
+    return Plot(
+        f"{task.step.name}: {task.step.gives}",
+        "step",
+        "loss",
+        [
+            Line(
+                [(float(row["step"]), row["loss"]) for row in steps],
+                [f"step {row['step']:,}: {row['loss']:.3f}" for row in steps],
+            )
+        ],
+        x_end=float(steps[-1]["step"]),
+        y_end=round_end(max(row["loss"] for row in steps)),
+    )

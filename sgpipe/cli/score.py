@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count
+
+if TYPE_CHECKING:
+    from sgpipe.generation.scoring import Scorer
+
+_BY_FREQUENCY = "select predicate from predicates order by relations desc, predicate limit ?"
+
+
+class _Method(NamedTuple):
+    """The column that scores go to, what decides them, and what loads the model."""
+
+    column: str
+    identity: dict[str, Any]
+    make_scorer: Callable[[], Scorer]
 
 
 def score(
@@ -46,42 +59,63 @@ def score(
       sgpipe score coco-relations/ --out scored/ --model ViT-B-32 --weights laion2b_s34b_b79k
       sgpipe score coco-relations/ --out judged/ --by vlm --model Qwen/Qwen2.5-VL-3B-Instruct
     """
-    from sgpipe.files.model_cache import local_model
-    from sgpipe.generation import scoring
-    from sgpipe.recipe import TagConfig
-    from sgpipe.storage.index import open_run
-    from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE
-    from sgpipe.utils.hashing import model_sha256
+    from sgpipe.generation.scoring import score_run
 
-    make: Callable[[], Any]
     if by == "vlm":
         if weights is not None:
             raise UserError("--weights is for --by clip")
-        if model is None:
-            raise UserError(
-                "--by vlm needs --model: an image-text-to-text model, or with --endpoint its name"
-                " there"
-            )
-        name = local_model(model) if endpoint is None else model
-        config = TagConfig(method="vlm", tagger=name, endpoint=endpoint, device=device)
-        column = VLM_SCORE
-        identity = scoring.vlm_identity(config)
-        make = partial(scoring.vlm_scorer, config, out)
+        method = _by_vlm(out, model, endpoint, device)
     else:
         if endpoint is not None:
             raise UserError("--endpoint is for --by vlm")
-        name = local_model(model or "ViT-B-32")
-        by_frequency = "select predicate from predicates order by relations desc, predicate limit ?"
-        with open_run(run) as database:
-            predicates = [predicate for (predicate,) in database.rows(by_frequency, [contrasts])]
-        named = model_sha256(name if weights is None else f"{name}:{weights}")
-        column = CLIP_SCORE
-        identity = {"model": named, "contrasts": predicates}
-        make = partial(scoring.RelationRanker, name, weights, predicates, device)
-    counts = scoring.score_run(run, out, column, make, identity, console.Progress(), images)
+        method = _by_clip(run, model or "ViT-B-32", weights, contrasts, device)
+    counts = score_run(
+        run,
+        out,
+        method.column,
+        method.make_scorer,
+        method.identity,
+        console.Progress(),
+        images,
+    )
     if cli.printed_json(json_, counts):
         return
     scored = f"{count(counts['scored'], 'relation')} scored"
     console.output().print(
         f"{scored}, {counts['unscored']:,} without an image or a box with an area"
+    )
+
+
+def _by_vlm(out: Path, model: str | None, endpoint: str | None, device: str) -> _Method:
+    """Return how a vision-language model scores; `out` keeps the answers of one at an endpoint."""
+    from sgpipe.files.model_cache import local_model
+    from sgpipe.generation.scoring import vlm_identity, vlm_scorer
+    from sgpipe.recipe import TagConfig
+    from sgpipe.storage.shards import VLM_SCORE
+
+    if model is None:
+        raise UserError(
+            "--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there"
+        )
+    name = local_model(model) if endpoint is None else model
+    config = TagConfig(method="vlm", tagger=name, endpoint=endpoint, device=device)
+    return _Method(VLM_SCORE, vlm_identity(config), partial(vlm_scorer, config, out))
+
+
+def _by_clip(run: Path, model: str, weights: str | None, contrasts: int, device: str) -> _Method:
+    """Return how CLIP scores, which compares with the most frequent predicates of the run."""
+    from sgpipe.files.model_cache import local_model
+    from sgpipe.generation.scoring import RelationRanker
+    from sgpipe.storage.index import open_run
+    from sgpipe.storage.shards import CLIP_SCORE
+    from sgpipe.utils.hashing import model_sha256
+
+    model = local_model(model)
+    with open_run(run) as database:
+        predicates = [predicate for (predicate,) in database.rows(_BY_FREQUENCY, [contrasts])]
+    model_hash = model_sha256(model if weights is None else f"{model}:{weights}")
+    return _Method(
+        column=CLIP_SCORE,
+        identity={"model": model_hash, "contrasts": predicates},
+        make_scorer=partial(RelationRanker, model, weights, predicates, device),
     )

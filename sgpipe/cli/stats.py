@@ -10,6 +10,8 @@ from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count
 
+_TARGET_PRECISION = 0.8
+
 
 def stats(
     *,
@@ -56,8 +58,7 @@ def stats(
       sgpipe stats coco-relations/ --html report.html --sheet sheet.png
       sgpipe stats vg/ --doubts 50
     """
-    from sgpipe.calibration import load_calibration, probability_for
-    from sgpipe.records import TRAINING_CONFIDENCE
+    from sgpipe.calibration import load_calibration
     from sgpipe.stats import audit, measures, report
     from sgpipe.storage.index import open_run
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
@@ -69,34 +70,44 @@ def stats(
         raise UserError(
             "--estimate-total needs --judgements, in which two people answered a recall plan"
         )
-    if calibration is not None and precision is not None:
-        threshold = probability_for(calibration, precision, threshold)
-    least = TRAINING_CONFIDENCE if threshold is None else threshold
-    target = 0.8 if precision is None else precision
+    threshold = _min_confidence(threshold, calibration, precision)
     probabilities = None if calibration is None else load_calibration(calibration)
-    before = measures.measure(compare, least, probabilities) if compare else None
+    before = measures.measure(compare, threshold, probabilities) if compare else None
     with open_run(run) as database:
         ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
-        found = audit.audit(
+        audited = audit.audit(
             database,
-            least,
+            threshold,
             ground_truth,
             judgements,
-            target,
+            _TARGET_PRECISION if precision is None else precision,
             before,
             probabilities,
             estimate_total,
             doubts,
         )
-        if not cli.printed_json(json_, found.as_dict()):
-            report.print_audit(found, console.output())
-        sampled = (database, shown, least, images, probabilities)
+        if not cli.printed_json(json_, audited.as_dict()):
+            report.print_audit(audited, console.output())
         if html is not None:
-            drawn, lost = report.write_report(html, found, report.open_samples(*sampled), least)
+            samples = report.open_samples(database, shown, threshold, images, probabilities)
+            drawn, lost = report.write_report(html, audited, samples, threshold)
             cli.say(f"wrote {html} with {count(drawn, 'image')} in its gallery{_missing(lost)}")
         if sheet is not None:
-            drawn, lost = report.write_sheet(database, sheet, report.open_samples(*sampled), least)
+            samples = report.open_samples(database, shown, threshold, images, probabilities)
+            drawn, lost = report.write_sheet(database, sheet, samples, threshold)
             cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
+
+
+def _min_confidence(
+    threshold: float | None, calibration: cli.Place | None, precision: float | None
+) -> float:
+    """Return the given or default confidence, or the one that a calibration expects so precise."""
+    from sgpipe.calibration import probability_for
+    from sgpipe.records import TRAINING_CONFIDENCE
+
+    if calibration is not None and precision is not None:
+        return probability_for(calibration, precision, threshold)
+    return TRAINING_CONFIDENCE if threshold is None else threshold
 
 
 def _missing(lost: int) -> str:

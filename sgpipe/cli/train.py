@@ -15,14 +15,15 @@ from sgpipe.utils import console
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
-    from sgpipe.training.recipe import DataConfig
-
+    from sgpipe.training.recipe import DataConfig, TrainRecipe
 
 LAYOUT = "layout"  # what `train` makes without a recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsOptions:
+    """The data of a training, instead of that of the recipe."""
+
     data: Annotated[
         list[str] | None, cli.option("Shards: FOLDER, FOLDER@WEIGHT. Repeatable.", panel=cli.DATA)
     ] = None
@@ -41,18 +42,17 @@ class ShardsOptions:
         from sgpipe.training.recipe import shards_options
         from sgpipe.utils.config_file import changed
 
-        judged = [
-            {**option, "judged": True}
-            for option in shards_options(self.judgements or (), self.images)
-        ]
-        shards = (
-            shards_options(self.data, self.images)
-            if self.data
-            else [each.model_dump() for each in data.train]
-        )
+        judged = shards_options(self.judgements or (), self.images)
+        for shards in judged:
+            shards["judged"] = True
+        train: list[dict[str, Any]] | None = None
+        if self.data:
+            train = [*shards_options(self.data, self.images), *judged]
+        elif judged:
+            train = [*(shards.model_dump() for shards in data.train), *judged]
         settings = changed(
             data,
-            train=[*shards, *judged] if self.data or judged else None,
+            train=train,
             val=shards_options(self.val, self.images) if self.val else None,
             calibration=self.calibration,
             precision=self.precision,
@@ -113,27 +113,25 @@ def train(
       sgpipe train tagger --data vg/ --judgements run/ --init detector/ --out tagger/
       sgpipe train one-gpu/tagger --data vg/ --init detector/ --plan
     """
-    from sgpipe.training.metrics import print_training
     from sgpipe.training.recipe import load_train_recipe
     from sgpipe.utils.config_file import changed, parse_set
 
     if out is None and not plan:
         raise UserError("pass --out, the folder for the model, or --plan")
     if recipe == LAYOUT and out is not None:
-        others: dict[str, Any] = {
+        networks_only = {
             "--init": init,
             "--miniature": miniature,
             "--steps": steps,
             "--batch": batch,
             "--set": assign,
-        }
-        others |= {
             "--workers": workers,
             "--gpus": gpus,
             "--ray-address": ray_address,
             "--plan": plan,
         }
-        _train_layout(out, shards, others, limit=limit, seed=seed, epochs=epochs, json_=json_)
+        _refuse_options_of_networks(networks_only, shards)
+        _train_layout(out, shards.data, limit=limit, seed=seed, epochs=epochs, json_=json_)
         return
     if epochs is not None and steps is not None:
         raise UserError("--epochs and --steps both say when the training ends; pass one of them")
@@ -149,14 +147,25 @@ def train(
         optimisation=optimisation,
         workers=changed(loaded.workers, count=workers, gpus=gpus, address=ray_address),
     )
+    if out is None or plan:
+        _plan(loaded, json_)
+    else:
+        _train(loaded, out, json_)
+
+
+def _plan(recipe: TrainRecipe, json_: bool) -> None:
     from sgpipe.training import run  # it imports PyTorch
 
-    if out is None or plan:
-        training = run.plan_training(loaded, console.Progress())
-        if not cli.printed_json(json_, asdict(training)):
-            run.print_training_plan(training, console.output())
-        return
-    summary = run.train(loaded, out, console.Progress())
+    training = run.plan_training(recipe, console.Progress())
+    if not cli.printed_json(json_, asdict(training)):
+        run.print_training_plan(training, console.output())
+
+
+def _train(recipe: TrainRecipe, out: Path, json_: bool) -> None:
+    from sgpipe.training import run  # it imports PyTorch
+    from sgpipe.training.metrics import print_training
+
+    summary = run.train(recipe, out, console.Progress())
     network = out / summary.network.name
     if cli.printed_json(json_, {**asdict(summary), "out": str(out), "network": str(network)}):
         return
@@ -164,29 +173,34 @@ def train(
     print_training(summary, f"saved the model; use it with {option} {network}", console.output())
 
 
+def _refuse_options_of_networks(options: Mapping[str, object], shards: ShardsOptions) -> None:
+    """Raises UserError: an option is given that a layout model does not use."""
+    unused = dict(options)
+    for name, value in vars(shards).items():
+        if name != "data":
+            unused[f"--{name}"] = value
+    for name, value in unused.items():
+        if value:
+            raise UserError(
+                f"train layout takes --data, --out, --limit, --seed and --epochs: omit {name}"
+            )
+
+
 def _train_layout(
     out: Path,
-    shards: ShardsOptions,
-    others: Mapping[str, Any],
+    data: list[str] | None,
     *,
     limit: int | None,
     seed: int | None,
     epochs: int | None,
     json_: bool,
 ) -> None:
-    """Train a layout model; `others`: options that are only for networks."""
     from sgpipe.training.layout import train_layout
 
-    of_shards = {f"--{name}": value for name, value in vars(shards).items() if name != "data"}
-    unused = [name for name, value in {**others, **of_shards}.items() if value]
-    if unused:
-        raise UserError(
-            f"train layout takes --data, --out, --limit, --seed and --epochs: omit {unused[0]}"
-        )
-    if not shards.data:
+    if not data:
         raise UserError("train layout needs --data, a run or import with relations")
     trained = train_layout(
-        shards.data, out, console.Progress(), limit=limit, seed=seed or 0, epochs=epochs
+        data, out, console.Progress(), limit=limit, seed=seed or 0, epochs=epochs
     )
     if cli.printed_json(json_, {**asdict(trained), "out": str(out)}):
         return

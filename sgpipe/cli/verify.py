@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,27 +38,28 @@ def verify(
     if not verification.problems:
         _check_certificate(run, verification, repair)
     if not cli.printed_json(json_, verification.as_json()):
-        for problem in verification.problems:
-            cli.show(f"{problem.file}: {problem.problem}")
-        for done in verification.repairs:
-            cli.show(f"{verification.root}: repaired: {done}")
-        size = cli.run_size(verification.images, verification.shards)
-        running = " so far; a run is in progress" if verification.at_work else ""
-        if not verification.problems:
-            cli.show(f"{verification.root}: {size}, no problems found{running}")
-        elif not verification.repaired:
-            advice = (
-                "--repair drops what is damaged"
-                if isinstance(run, Path)
-                else "restore it from a copy"
-            )
-            problems = count(len(verification.problems), "problem")
-            cli.show(f"{verification.root}: {problems} in {size}{running}; {advice}")
+        _show(verification, is_local=isinstance(run, Path))
     if not verification.ok:
         raise typer.Exit(console.EXIT_FAILED)
 
 
-def _check_certificate(run: Any, verification: Verification, repair: bool) -> None:
+def _show(verification: Verification, *, is_local: bool) -> None:
+    """Print the problems and repairs, and a summary."""
+    for problem in verification.problems:
+        cli.show(f"{problem.file}: {problem.problem}")
+    for repair in verification.repairs:
+        cli.show(f"{verification.root}: repaired: {repair}")
+    size = cli.run_size(verification.images, verification.shards)
+    running = " so far; a run is in progress" if verification.at_work else ""
+    if not verification.problems:
+        cli.show(f"{verification.root}: {size}, no problems found{running}")
+    elif not verification.repaired:
+        advice = "--repair drops what is damaged" if is_local else "restore it from a copy"
+        problems = count(len(verification.problems), "problem")
+        cli.show(f"{verification.root}: {problems} in {size}{running}; {advice}")
+
+
+def _check_certificate(run: cli.Place, verification: Verification, repair: bool) -> None:
     """Add what is wrong with the certificate of a run; `repair`: delete one that is not valid."""
     from sgpipe.storage.judgements import CERTIFICATE
     from sgpipe.storage.run_folder import RunFiles

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count, single_line
+
+if TYPE_CHECKING:
+    from sgpipe.storage.index import Index
+    from sgpipe.view.pages import Viewer
 
 _LONGEST_NAME = 200
 
@@ -41,44 +45,66 @@ def view(
       sgpipe view coco-relations/ earlier-relations/ --as anna
       sgpipe view s3://bucket/coco --read-only --no-browser
     """
-    import getpass
-    import secrets
-    import socket
-
     from sgpipe.files.locations import absolute_location
-    from sgpipe.storage.index import Index
     from sgpipe.storage.judgements import JudgementLog
-    from sgpipe.view import app
     from sgpipe.view.pages import Viewer
+
+    judge = _judge(name)
+    index = _open(run)
+    other_index = None if other is None else _open(other)
+    viewer = Viewer(
+        title=str(index.run.get("name") or absolute_location(run).name),
+        index=index,
+        judgements=JudgementLog(index.files.judgements, index.fingerprint),
+        other=other_index,
+        name=judge,
+        read_only=read_only,
+        images=images,
+    )
+    _serve(viewer, host, port, no_browser)
+    file = viewer.judgements.file
+    cli.say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
+
+
+def _judge(name: str | None) -> str:
+    """Return the name in judgements. Raises UserError: the given one is empty."""
+    import getpass
 
     if name is None:
         with suppress(OSError, KeyError):  # in a container, the user may have none
             name = getpass.getuser()
     elif not single_line(name):
         raise UserError(f"--as {name!r} is not a name")
-    judge = single_line(name or "", _LONGEST_NAME) or "anonymous"
-    opened = []
-    for root in (run, other) if other is not None else (run,):
-        opened.append(index := Index(root, console.Progress()))
-        cli.say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
-        for problem in index.problems:
-            cli.say(f"left out: {problem}")
-    judgements = JudgementLog(opened[0].files.judgements, opened[0].fingerprint)
-    title = str(opened[0].run.get("name") or absolute_location(run).name)
-    viewer = Viewer(
-        title, opened[0], judgements, opened[1] if other else None, judge, read_only, images
-    )
+    return single_line(name or "", _LONGEST_NAME) or "anonymous"
+
+
+def _open(run: cli.Place) -> Index:
+    """Index a run, and print how large it is and what cannot be read."""
+    from sgpipe.storage.index import Index
+
+    index = Index(run, console.Progress())
+    cli.say(f"{run}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
+    for problem in index.problems:
+        cli.say(f"left out: {problem}")
+    return index
+
+
+def _serve(viewer: Viewer, host: str | None, port: int, no_browser: bool) -> None:
+    """Serve the pages until Ctrl-C; on an address that others reach, behind a token."""
+    import secrets
+    import socket
+
+    from sgpipe.view import app
+
     address = app.listen(host or app.LOCAL, port)
     token = secrets.token_urlsafe(24) if host else None
     names = {address.host, socket.gethostname(), socket.getfqdn()}
     url = address.url(token)
     cli.show(url)
     if token is not None:
-        may_judge = "" if read_only else " and judge relations"
+        may_judge = "" if viewer.read_only else " and judge relations"
         cli.say(f"keep this address secret: whoever has it can see the run{may_judge}")
     cli.say("Ctrl-C ends the server")
     if not no_browser:
         app.open_browser(url)
     app.serve(app.create_app(viewer, names, token), address)
-    file = viewer.judgements.file
-    cli.say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
