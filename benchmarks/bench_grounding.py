@@ -40,7 +40,7 @@ from sgpipe.recipe import MiniworldConfig, load_recipe
 from sgpipe.records import TRAINING_CONFIDENCE, Box, Record
 from sgpipe.sources.miniworld import MiniworldFiles
 from sgpipe.sources.vocabulary import packaged_synonyms
-from sgpipe.stages.pair import HeadMatcher
+from sgpipe.stages.matching import HeadMatcher
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.config_file import recipe_folder

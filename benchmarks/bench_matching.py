@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.measure import report
 from sgpipe.recipe import ParseConfig
 from sgpipe.sources.vocabulary import load_synonyms, packaged_synonyms
-from sgpipe.stages.pair import HeadMatcher, Matcher, SubstringMatcher
+from sgpipe.stages.matching import HeadMatcher, Matcher, SubstringMatcher
 from sgpipe.stages.parse.stage import CaptionParser
 
 Mentions = dict[str, list[tuple[str, str]]]

@@ -36,7 +36,8 @@ from sgpipe.sources.annotated import clip_objects
 from sgpipe.sources.coco import coco_source, load_coco_instances
 from sgpipe.sources.fields import FieldError
 from sgpipe.sources.vocabulary import loose_words, packaged_synonyms
-from sgpipe.stages.pair import HeadMatcher, implied_triplets, split_words
+from sgpipe.stages.matching import HeadMatcher, split_words
+from sgpipe.stages.pair import implied_triplets
 from sgpipe.stages.parse.stage import ParseStage
 from sgpipe.stages.tag.layout.equivalents import EQUIVALENTS, says
 from sgpipe.stages.tag.layout.evidence import CaptionEvidence

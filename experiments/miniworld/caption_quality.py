@@ -30,7 +30,7 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Record
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.caption.stage import CaptionStage
-from sgpipe.stages.pair import HeadMatcher
+from sgpipe.stages.matching import HeadMatcher
 from sgpipe.stages.parse.stage import CaptionParser
 from sgpipe.utils.lemmas import verb_lemma
 

@@ -21,7 +21,7 @@ from sgpipe.files.locations import Location
 from sgpipe.sources import fields
 from sgpipe.sources.annotated import require_format
 from sgpipe.sources.vocabulary import PredicateSynonyms, category_names, packaged_synonyms
-from sgpipe.stages.pair import HeadMatcher, normalise_predicate
+from sgpipe.stages.matching import HeadMatcher, normalise_predicate
 from sgpipe.storage.shards import VLM_SCORE, flat, iter_tables, lengths
 from sgpipe.utils.boxes import iou as box_iou
 from sgpipe.utils.boxes import xywh_to_xyxy

@@ -45,7 +45,7 @@ from sgpipe.evaluation.result import (
 from sgpipe.files.locations import Location
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.vocabulary import PredicateSynonyms
-from sgpipe.stages.pair import normalise_predicate
+from sgpipe.stages.matching import normalise_predicate
 from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.utils.console import count, single_line
 

@@ -22,7 +22,7 @@ from sgpipe.records import (
     Triplet,
 )
 from sgpipe.sources.vocabulary import packaged_synonyms
-from sgpipe.stages.pair import HeadMatcher, normalise_predicate, noun_lemmas
+from sgpipe.stages.matching import HeadMatcher, normalise_predicate, noun_lemmas
 from sgpipe.storage.health_rules import CLAIMS
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 

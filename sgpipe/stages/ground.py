@@ -24,7 +24,8 @@ from sgpipe.records import Box, Record
 from sgpipe.sources.vocabulary import category_names, loose_words
 from sgpipe.stages.base import ImageStage
 from sgpipe.stages.detect import Prepared, check_prompted, load_prompted
-from sgpipe.stages.pair import HeadMatcher, locate_head, split_words, synonyms_of
+from sgpipe.stages.matching import HeadMatcher, locate_head, split_words
+from sgpipe.stages.pair import synonyms_of
 from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.rules import analyse, load_model, nouns
 from sgpipe.utils.boxes import clip_box

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT
-from sgpipe.stages.pair import normalise_predicate
+from sgpipe.stages.matching import normalise_predicate
 from sgpipe.stats.precision import PrecisionEstimate, estimate_clustered
 from sgpipe.storage.judgements import MOST_QUESTIONS, BlindQuestion, JudgementLog, RecallPlan
 from sgpipe.utils.console import count, single_line

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from sgpipe.records import Record, Relation, deduplicate
-from sgpipe.stages.pair import normalise_predicate, told_triplets
+from sgpipe.stages.matching import normalise_predicate
+from sgpipe.stages.pair import told_triplets
 from sgpipe.stats.report import Values
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count

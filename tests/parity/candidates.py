@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.records import Box, Pair, Record, Relation, Triplet, deduplicate
+from sgpipe.stages.matching import SubstringMatcher
 from sgpipe.stages.pair import (
     Prior,
-    SubstringMatcher,
     assign_categories,
     candidate_pairs,
     collect_prior,

@@ -34,7 +34,7 @@ from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.base import ImageStage
 from sgpipe.stages.checkpoint import loading
 from sgpipe.stages.endpoint import Refusal
-from sgpipe.stages.pair import HeadMatcher
+from sgpipe.stages.matching import HeadMatcher
 from sgpipe.stages.score.clip import ClipScorer
 from sgpipe.stages.score.scorer import NO_AREA, VlmScorer
 from sgpipe.stages.tag.layout.prior import LayoutPrior

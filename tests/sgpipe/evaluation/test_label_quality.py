@@ -21,7 +21,7 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.graphs import NO_MATCH, Vocabulary, best_pairs, class_meanings
 from sgpipe.evaluation.label_quality import LabelQuality, label_quality, label_report
 from sgpipe.records import Box, Pair, Record, Relation
-from sgpipe.stages.pair import normalise_predicate
+from sgpipe.stages.matching import normalise_predicate
 from sgpipe.storage.run_folder import GroundTruth
 from tests.sgpipe.stats.runs import invoke, make_shards
 

@@ -14,7 +14,8 @@ from sgpipe.miniworld.relations import SPLITS, Statement
 from sgpipe.records import from_table
 from sgpipe.sources.coco import read_coco
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.stages.pair import HeadMatcher, read_prior
+from sgpipe.stages.matching import HeadMatcher
+from sgpipe.stages.pair import read_prior
 
 
 @pytest.fixture(scope="module")

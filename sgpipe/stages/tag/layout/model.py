@@ -24,7 +24,7 @@ from thinc.api import NumpyOps
 
 from sgpipe.errors import UserError, first_line
 from sgpipe.sources.vocabulary import packaged_synonyms
-from sgpipe.stages.pair import HeadMatcher
+from sgpipe.stages.matching import HeadMatcher
 from sgpipe.stages.tag.layout.geometry import describe
 from sgpipe.stages.tag.layout.scene import UNKNOWN, FloatArray, ImageLayout, IntArray, Rows, Scene
 from sgpipe.utils.atomic import write_text

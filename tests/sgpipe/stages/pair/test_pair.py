@@ -21,14 +21,8 @@ from sgpipe.recipe import PairConfig, ParseConfig
 from sgpipe.records import Attribute, Box, Caption, Pair, Record, Triplet
 from sgpipe.sources.vocabulary import loose_words, packaged_synonyms
 from sgpipe.stages import pair as pairing
-from sgpipe.stages.pair import (
-    HeadMatcher,
-    PairStage,
-    SubstringMatcher,
-    candidate_pairs,
-    collect_prior,
-    read_prior,
-)
+from sgpipe.stages.matching import HeadMatcher, SubstringMatcher
+from sgpipe.stages.pair import PairStage, candidate_pairs, collect_prior, read_prior
 from sgpipe.stages.parse.stage import ParseStage
 
 COCO = HeadMatcher(packaged_synonyms("coco"))
