@@ -24,7 +24,7 @@ from sgpipe.files.image_roots import absolute
 from sgpipe.files.locations import Location, absolute_location, location, opened_ahead
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.judgements import JudgementLog, RelationKey
-from sgpipe.storage.manifest import Manifest, run_images
+from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, flat, lengths, open_shard
 from sgpipe.training.recipe import DataConfig, ShardsConfig
@@ -49,10 +49,13 @@ _Rows = dict[_Place, np.ndarray]  # [rows of the row group]: a bool each
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A folder of shards (absolute, or a URI), its passes in an epoch, and where the images of each
-    split are.
+    """A folder of shards.
 
-    `judged`: relations that people judged, by split and image id; None: use those of the shards.
+    Attributes:
+        root: an absolute path, or a URI
+        weight: its passes in an epoch
+        images: the image folder of each split
+        judged: relations that people judged; None: use those of the shards
     """
 
     root: str
@@ -62,7 +65,12 @@ class ShardFolder:
 
 
 class JudgedRelation(NamedTuple):
-    """A relation that people judged; `share`: of the visits of its image in which it is used."""
+    """A relation that people judged.
+
+    Attributes:
+        right: whether it is correct
+        share: of the visits of its image in which it is used
+    """
 
     subject: int
     object: int
@@ -81,57 +89,68 @@ def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelatio
     stands for as many relations as its stratum has for each; others, for as many as one of a plan
     does on average.
 
-    Raises UserError: there is no run, or nothing in it was judged.
+    Raises:
+        UserError: there is no run, or nothing in it was judged
     """
     files = RunFiles(run)
     log = JudgementLog(files.judgements, str(files.manifest.run.get("fingerprint", "")))
+    judgements = _agreed_judgements(log)
+    if not judgements:
+        problem = f": {log.problems[0]}" if log.problems else ""
+        raise UserError(
+            f"{run}: nobody has judged its relations{problem}; do it in `sgpipe view {run}`"
+        )
+    largest = max(weight for _, weight in judgements.values())
+    images = dict[tuple[str, str], list[JudgedRelation]]()
+    for key, (right, weight) in judgements.items():
+        relation = JudgedRelation(key.subject, key.object, key.predicate, right, weight / largest)
+        images.setdefault((key.split, key.image_id), []).append(relation)
+    return images, log.problems
+
+
+def _agreed_judgements(log: JudgementLog) -> dict[RelationKey, tuple[bool, float]]:
+    """Return whether each judged relation is right, and how many relations it stands for."""
+    weights = _judgement_weights(log)
+    originals: dict[RelationKey, tuple[bool, float]] = {}
+    corrections: dict[RelationKey, tuple[bool, float]] = {}
+    for state in log.current():
+        remaining = state.resolve()
+        if remaining is None:
+            continue
+        weight = weights.get(state.key, 1.0)
+        originals[state.key] = (state.key in remaining, weight)
+        corrections |= dict.fromkeys(sorted(remaining), (True, weight))
+    # `originals` first for the order, and last because what people say of a relation itself counts
+    return originals | corrections | originals
+
+
+def _judgement_weights(log: JudgementLog) -> dict[RelationKey, float]:
+    """Return how many relations each judgement of a random plan stands for; the mean is 1."""
     weights: dict[RelationKey, float] = {}
     for plan in log.plans.values():
         if plan.kind == "doubts":  # no random sample: each stands for itself
             continue
-        asked = log.judged(plan.plan)
-        strata = {
-            question.key: question.stratum for question in plan.questions if question.key in asked
-        }
+        judged = log.judged(plan.plan)
+        questions = [question for question in plan.questions if question.key in judged]
+        strata = {question.key: question.stratum for question in questions}
         sizes = Counter(strata.values())
-        each = {
+        represented = {
             key: plan.strata[stratum].relations / sizes[stratum] for key, stratum in strata.items()
         }
-        mean = sum(each.values()) / max(len(each), 1)
-        weights |= {key: weight / mean for key, weight in each.items()}
-    as_they_are: dict[RelationKey, tuple[bool, float]] = {}
-    as_they_become: dict[RelationKey, tuple[bool, float]] = {}
-    for state in log.current():
-        left = state.resolve()
-        if left is None:
-            continue
-        weight = weights.get(state.key, 1.0)
-        as_they_are[state.key] = (state.key in left, weight)
-        as_they_become |= dict.fromkeys(sorted(left), (True, weight))
-    found = (
-        as_they_are | as_they_become | as_they_are
-    )  # in this order; what people say of a relation itself counts
-    if not found:
-        why = f": {log.problems[0]}" if log.problems else ""
-        raise UserError(
-            f"{run}: nobody has judged its relations{why}; do it in `sgpipe view {run}`"
-        )
-    most = max(weight for _, weight in found.values())
-    images = dict[tuple[str, str], list[JudgedRelation]]()
-    for key, (right, weight) in found.items():
-        judged_relation = JudgedRelation(
-            key.subject, key.object, key.predicate, right, weight / most
-        )
-        images.setdefault((key.split, key.image_id), []).append(judged_relation)
-    return images, log.problems
+        mean = sum(represented.values()) / max(len(represented), 1)
+        weights |= {key: number / mean for key, number in represented.items()}
+    return weights
 
 
 @dataclass(frozen=True)
 class UsableRowGroup:
-    """The `group`-th row group of a shard of the `folder`-th folder, of which `rows` usable rows
-    are used.
+    """A row group of a shard.
 
-    `usable`: a bit per row of the row group, packed as by numpy: 1 for these.
+    Attributes:
+        folder: number of its folder
+        group: its number in the file
+        rows: number of its usable rows that are used
+        usable: a bit per row, packed as by numpy: 1 for usable rows
     """
 
     folder: int
@@ -141,8 +160,10 @@ class UsableRowGroup:
     usable: bytes = b""
 
     def usable_rows(self, rows: int) -> list[int]:
-        """Return the indices of usable rows. Raises UserError if the shard has fewer `rows` now
-        than were scanned.
+        """Return the indices of usable rows.
+
+        Raises:
+            UserError: the shard has fewer `rows` now than were scanned
         """
         indices = np.flatnonzero(np.unpackbits(np.frombuffer(self.usable, np.uint8)))
         if indices.max(initial=-1) >= rows:
@@ -157,9 +178,13 @@ class TrainingSet:
     """Where the usable rows are, and which names occur in them.
 
     A row is usable if it is not an error row and has a usable relation: one between objects that
-    are not crowds, with a confidence of at least the threshold or without confidence. objects,
-    relations: class names of the objects of all rows but error rows, and predicates of the usable
-    relations, counted as often as an epoch visits them. notes: one line each for what is left out.
+    are not crowds, with a confidence of at least the threshold or without confidence.
+
+    Attributes:
+        objects: class names of the objects of all rows but error rows, counted as often as an epoch
+            visits them
+        relations: predicates of the usable relations, counted likewise
+        notes: one line each for what is left out
     """
 
     folders: tuple[ShardFolder, ...]
@@ -176,59 +201,75 @@ class TrainingSet:
 
 
 class TrainingFilter:
-    """The usable rows and relations of a table of a run, see `TrainingSet`; with `judged`, only
-    judged relations.
+    """The usable rows and relations of a table of a run, see `TrainingSet`.
 
-    ok `[rows]`: False for error rows. usable_rows: their indices in the table, in order. objects,
-    relations: the frequency of class names and of predicates. is_scored: whether a relation that is
-    not judged has a confidence.
-
-    Raises UserError: a relation refers to an object that its image does not have.
+    Attributes:
+        ok: `[rows]`, False for error rows
+        usable_rows: indices in the table, in order
+        objects: frequency of class names
+        relations: frequency of predicates; with judgements, of judged relations only
+        is_scored: whether a relation that is not judged has a confidence
     """
 
     def __init__(
         self, path: Location, table: pa.Table, threshold: float, judged: Judged | None
     ) -> None:
-        image, objects = flat(table["objects"])
-        counts = lengths(table["objects"])
+        """Raises UserError: a relation refers to an object that its image does not have."""
+        rows, objects = flat(table["objects"])
         self.ok = pc.equal(table["status"], "ok").to_numpy()
-        crowd = pc.fill_null(pc.struct_field(objects, "iscrowd"), False).to_numpy(
-            zero_copy_only=False
-        )
-        self.objects = _frequencies(objects, "category", ~crowd & self.ok[image])
+        is_crowd = _numpy(pc.fill_null(pc.struct_field(objects, "iscrowd"), False))
+        self.objects = _frequencies(objects, "category", ~is_crowd & self.ok[rows])
         self.is_scored = False
         if judged is None:
-            rows, relations = flat(table["relations"])
-            confidence = pc.struct_field(relations, "confidence").to_numpy(
-                zero_copy_only=False
-            )  # NaN: none
-            self.is_scored = not np.isnan(confidence).all()
-            usable = ~(confidence < threshold) & self.ok[rows]
-            for field in ("subject", "object"):
-                ends = pc.fill_null(pc.struct_field(relations, field), -1).to_numpy(
-                    zero_copy_only=False
-                )
-                bad = np.flatnonzero((ends < 0) | (ends >= counts[rows]))
-                if len(bad):
-                    of = f"shard {path}: image {table['image_id'][int(rows[bad[0]])]}"
-                    raise UserError(
-                        f"{of} has a relation with object {ends[bad[0]]}, which does not exist"
-                    )
-                usable &= ~crowd[(np.cumsum(counts) - counts)[rows] + ends]
-            self.relations = _frequencies(relations, "predicate", usable)
-            self.usable_rows = np.unique(rows[usable])
+            self._use_relations(path, table, threshold, is_crowd)
         else:
-            keys = zip(*(table[name].to_pylist() for name in ("split", "image_id")), strict=True)
-            usable_ends = [
-                {*np.flatnonzero(~own)} for own in np.split(crowd, np.cumsum(counts)[:-1])
+            self._use_judgements(table, judged, is_crowd)
+
+    def _use_relations(
+        self, path: Location, table: pa.Table, threshold: float, is_crowd: np.ndarray
+    ) -> None:
+        counts = lengths(table["objects"])
+        first_object = np.cumsum(counts) - counts
+        rows, relations = flat(table["relations"])
+        confidence = _numpy(pc.struct_field(relations, "confidence"))  # NaN: none
+        self.is_scored = not np.isnan(confidence).all()
+        usable = ~(confidence < threshold) & self.ok[rows]
+        for role in ("subject", "object"):
+            ends = _numpy(pc.fill_null(pc.struct_field(relations, role), -1))
+            missing = np.flatnonzero((ends < 0) | (ends >= counts[rows]))
+            if len(missing):
+                image = table["image_id"][int(rows[missing[0]])]
+                raise UserError(
+                    f"shard {path}: image {image} has a relation with object"
+                    f" {ends[missing[0]]}, which does not exist"
+                )
+            usable &= ~is_crowd[first_object[rows] + ends]
+        self.relations = _frequencies(relations, "predicate", usable)
+        self.usable_rows = np.unique(rows[usable])
+
+    def _use_judgements(self, table: pa.Table, judged: Judged, is_crowd: np.ndarray) -> None:
+        """Use judged relations between objects that are not crowds."""
+        splits = table["split"].to_pylist()
+        image_ids = table["image_id"].to_pylist()
+        crowds_of_rows = np.split(is_crowd, np.cumsum(lengths(table["objects"]))[:-1])
+        predicates = Counter[str]()
+        usable_rows = []
+        for row in np.flatnonzero(self.ok).tolist():
+            objects = set(np.flatnonzero(~crowds_of_rows[row]).tolist())
+            relations = [
+                relation
+                for relation in judged.get((splits[row], image_ids[row]), ())
+                if {relation.subject, relation.object} <= objects
             ]
-            of_rows = [
-                judged.get(key, ()) if ok else () for key, ok in zip(keys, self.ok, strict=True)
-            ]
-            pairs = zip(of_rows, usable_ends, strict=False)
-            known = [[each for each in own if {*each[:2]} <= ends] for own, ends in pairs]
-            self.relations = Counter(each.predicate for own in known for each in own)
-            self.usable_rows = np.flatnonzero(np.array([bool(own) for own in known], bool))
+            predicates.update(relation.predicate for relation in relations)
+            if relations:
+                usable_rows.append(row)
+        self.relations = predicates
+        self.usable_rows = np.array(usable_rows, dtype=int)
+
+
+def _numpy(column: pa.Array) -> np.ndarray:
+    return column.to_numpy(zero_copy_only=False)
 
 
 def _frequencies(items: pa.Array, field: str, mask: np.ndarray) -> Mapping[str, int]:
@@ -237,7 +278,11 @@ def _frequencies(items: pa.Array, field: str, mask: np.ndarray) -> Mapping[str, 
 
 
 def scan_training(data: DataConfig) -> TrainingSet:
-    """Scan the shards to train on. Raises UserError: see `scan`."""
+    """Scan the shards to train on.
+
+    Raises:
+        UserError: as `scan`
+    """
     threshold = choose_threshold(data.calibration, data.threshold, data.precision)
     closed = data.labels == "full"
     return scan(
@@ -251,8 +296,10 @@ def scan_training(data: DataConfig) -> TrainingSet:
 
 
 def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | None:
-    """Scan the shards to validate on, if any. Raises UserError: see `scan`; or their class lists
-    differ.
+    """Scan the shards to validate on, if any.
+
+    Raises:
+        UserError: as `scan`, or their class lists differ
     """
     if not data.val:
         return None
@@ -274,77 +321,117 @@ def scan(
     limit: int | None = None,
     limit_seed: int | None = None,
 ) -> TrainingSet:
-    """Read the annotations of every row group with one in memory at a time: once, or twice if a
-    limit chooses rows.
+    """Read the annotations of every row group with one in memory at a time.
 
-    threshold, calibration: minimum confidence of a relation; the file for the tagger of shards with
-    confidences.
-    closed: use the closed class lists of the datasets, which must agree. limit: number of usable
-    rows of all folders but judged ones, after the limits of folders.
+    They are read once, or twice if a limit chooses rows.
 
-    Raises UserError: a folder is not a run, a shard is damaged, a split does not exist or has no
-    usable row, an image folder is unknown, the calibration is of another tagger, or `closed` lists
-    differ, or lack a name that occurs.
+    Args:
+        threshold: minimum confidence of a relation
+        calibration: the file for the tagger of shards with confidences
+        closed: use the closed class lists of the datasets, which must agree
+        limit: number of usable rows of all folders but judged ones, after the limits of folders
+        limit_seed: chooses them at random; None: the first ones
+
+    Raises:
+        UserError: a folder is not a run, a shard is damaged, a split does not exist or has no
+            usable row, an image folder is unknown, the calibration is of another tagger, or
+            `closed` lists differ, or lack a name that occurs
     """
     threshold = stored(threshold)
     if not configs:
         raise UserError("data.train is not set (--data)")
-    is_limited = limit or any(config.limit for config in configs)
-    kept = _choose_rows(configs, threshold, limit, limit_seed) if is_limited else None
-    folders = list[ShardFolder]()
-    row_groups = list[UsableRowGroup]()
-    notes = list[str]()
-    rows = 0
-    objects = defaultdict[str, float](float)
-    relations = defaultdict[str, float](float)
+    selected = None
+    if limit or any(config.limit for config in configs):
+        selected = _choose_rows(configs, threshold, limit, limit_seed)
+    totals = _Totals()
     labels: DatasetClasses | None = None
     for config in configs:
-        folder = ScannedFolder(len(folders), config)
-        folders.append(folder.folder)
-        unused = sum(map(len, (folder.folder.judged or {}).values()))
-        is_scored = False
-        with closing(folder.row_groups(threshold, kept)) as found:
-            for place, filtered in found:
-                is_scored |= filtered.is_scored
-                unused -= sum(filtered.relations.values())
-                for total, names in ((objects, filtered.objects), (relations, filtered.relations)):
-                    for name, times in names.items():
-                        total[name] += config.weight * times
-                rows += len(filtered.ok)
-                usable = len(filtered.usable_rows)
-                if usable:
-                    bits = np.packbits(np.bincount(filtered.usable_rows) > 0).tobytes()
-                    row_groups.append(UsableRowGroup(*place, usable, bits))
+        folder = ScannedFolder(len(totals.folders), config)
+        is_scored = totals.add(folder, threshold, selected)
         if calibration is not None and is_scored:
             load_calibration(calibration).check_run(folder.manifest.run, config.shards)
-        if config.judged:
-            name = f"judged relations of {config.shards}"
-            why = "their images are not used, or lack the objects"
-            if not any(group.folder == folder.number for group in row_groups):
-                raise UserError(f"no {name} can be used: {'; '.join([why, *folder.problems[:1]])}")
-            notes += [f"left out {unused:,} {name}: {why}"] if unused > 0 else []
-            notes += folder.problems
         if closed:
-            own = folder.closed_labels(objects, relations)
-            if labels not in (None, own):
+            folder_labels = folder.closed_labels(totals.objects, totals.relations)
+            if labels not in (None, folder_labels):
                 raise UserError(
                     f"{config.shards} has other classes than {configs[0].shards}; train on them"
                     " separately"
                 )
-            labels = own
-    left_out = rows - sum(row_group.rows for row_group in row_groups)
-    if left_out:
-        why = f"error rows, or no relation with confidence >= {threshold:.4g}"
-        notes.insert(0, f"left out {left_out:,} of {count(rows, 'row')}: {why}")
-    vocabularies = LabelVocabulary.from_counts(objects), LabelVocabulary.from_counts(relations)
-    return TrainingSet(
-        tuple(folders), tuple(row_groups), threshold, *vocabularies, labels, tuple(notes)
-    )
+            labels = folder_labels
+    return totals.training_set(threshold, labels)
+
+
+class _Totals:
+    """What the folders that were scanned contain together.
+
+    Attributes:
+        rows: number of rows, also of those that are not usable
+        objects, relations: frequencies of names, times the weights of folders
+        notes: on judged relations
+    """
+
+    def __init__(self) -> None:
+        self.folders: list[ShardFolder] = []
+        self.row_groups: list[UsableRowGroup] = []
+        self.rows = 0
+        self.objects = defaultdict[str, float](float)
+        self.relations = defaultdict[str, float](float)
+        self.notes: list[str] = []
+
+    def add(self, folder: ScannedFolder, threshold: float, selected: _Rows | None) -> bool:
+        """Read the annotations of a folder; return whether any relation has a confidence."""
+        self.folders.append(folder.folder)
+        weight = folder.config.weight
+        is_scored = False
+        used_relations = 0
+        usable_rows = 0
+        with closing(folder.row_groups(threshold, selected)) as row_groups:
+            for place, filtered in row_groups:
+                is_scored |= filtered.is_scored
+                used_relations += sum(filtered.relations.values())
+                _add_frequencies(self.objects, filtered.objects, weight)
+                _add_frequencies(self.relations, filtered.relations, weight)
+                self.rows += len(filtered.ok)
+                rows = len(filtered.usable_rows)
+                usable_rows += rows
+                if rows:
+                    bits = np.packbits(np.bincount(filtered.usable_rows) > 0).tobytes()
+                    self.row_groups.append(UsableRowGroup(*place, rows, bits))
+        if folder.folder.judged is not None:
+            unused = sum(map(len, folder.folder.judged.values())) - used_relations
+            self.notes += folder.judgement_notes(usable_rows, unused)
+        return is_scored
+
+    def training_set(self, threshold: float, labels: DatasetClasses | None) -> TrainingSet:
+        notes = self.notes
+        left_out = self.rows - sum(row_group.rows for row_group in self.row_groups)
+        if left_out:
+            why = f"error rows, or no relation with confidence >= {threshold:.4g}"
+            notes = [f"left out {left_out:,} of {count(self.rows, 'row')}: {why}", *notes]
+        return TrainingSet(
+            folders=tuple(self.folders),
+            row_groups=tuple(self.row_groups),
+            threshold=threshold,
+            objects=LabelVocabulary.from_counts(self.objects),
+            relations=LabelVocabulary.from_counts(self.relations),
+            closed_labels=labels,
+            notes=tuple(notes),
+        )
+
+
+def _add_frequencies(
+    total: defaultdict[str, float], frequencies: Mapping[str, int], weight: float
+) -> None:
+    for name, frequency in frequencies.items():
+        total[name] += weight * frequency
 
 
 class ScannedFolder:
-    """A folder of shards while it is scanned; `number`: its index. `problems`: of its judgements,
-    one line each.
+    """A folder of shards while it is scanned.
+
+    Attributes:
+        number: its index
+        problems: of its judgements, one line each
     """
 
     def __init__(self, number: int, config: ShardsConfig) -> None:
@@ -352,67 +439,100 @@ class ScannedFolder:
         self.number = number
         self.config = config
         self.manifest = Manifest.load(config.shards)
-        there = sorted({shard.split for shard in self.manifest.shards})
-        splits = there if config.splits is None else list(dict.fromkeys(config.splits))
-        if not splits or {*splits} - {*there}:
-            asked = ", ".join(splits) or "any split"
-            known = ", ".join(there) or "no shards yet"
-            raise UserError(f"{config.shards} has no shards of {asked}: there are {known}")
-        self.shards = {
-            split: [shard for shard in self.manifest.shards if shard.split == split]
-            for split in splits
-        }
-        places = {
-            split: config.images or self.manifest.image_roots.locations.get(split)
-            for split in self.shards
-        }
-        images = {
-            split: absolute(os.path.expanduser(place)) for split, place in places.items() if place
-        }
-        judged, self.problems = (
-            judged_relations(str(config.shards)) if config.judged else (None, [])
-        )
-        self.folder = ShardFolder(
-            str(absolute_location(config.shards)), config.weight, images, judged
-        )
+        self.shards = self._shards_of_splits()
+        images = {}
+        for split in self.shards:
+            root = config.images or self.manifest.image_roots.locations.get(split)
+            if root:
+                images[split] = absolute(os.path.expanduser(root))
+        judged = None
+        self.problems: list[str] = []
+        if config.judged:
+            judged, self.problems = judged_relations(str(config.shards))
+        root = str(absolute_location(config.shards))
+        self.folder = ShardFolder(root, config.weight, images, judged)
+
+    def _shards_of_splits(self) -> dict[str, list[ShardEntry]]:
+        """Return the shards of each split to read."""
+        available: dict[str, list[ShardEntry]] = {}
+        for shard in sorted(self.manifest.shards, key=lambda shard: shard.split):
+            available.setdefault(shard.split, []).append(shard)
+        splits = list(available) if self.config.splits is None else self.config.splits
+        if not splits or not available.keys() >= {*splits}:
+            asked = ", ".join(dict.fromkeys(splits)) or "any split"
+            known = ", ".join(available) or "no shards yet"
+            raise UserError(f"{self.config.shards} has no shards of {asked}: there are {known}")
+        return {split: available[split] for split in splits}
+
+    def judgement_notes(self, usable_rows: int, unused: int) -> list[str]:
+        """Return notes on judged relations, of which `unused` are left out.
+
+        Raises:
+            UserError: none can be used
+        """
+        name = f"judged relations of {self.config.shards}"
+        why = "their images are not used, or lack the objects"
+        if not usable_rows:
+            raise UserError(f"no {name} can be used: {'; '.join([why, *self.problems[:1]])}")
+        notes = [f"left out {unused:,} {name}: {why}"] if unused > 0 else []
+        return notes + self.problems
 
     def row_groups(
-        self, threshold: float, only: _Rows | None
+        self, threshold: float, selected: _Rows | None
     ) -> Generator[tuple[_Place, TrainingFilter], None, None]:
-        """Return the row groups, one in memory at a time; `only`: those rows of them. Raises
-        UserError: see `scan`.
+        """Yield the row groups, one in memory at a time.
+
+        Args:
+            selected: rows to which the row groups are reduced; None: all
+
+        Raises:
+            UserError: as `scan`
         """
-        wanted = {(number, file) for number, file, _ in only or ()}
-        for split, entries in self.shards.items():
+        for split in self.shards:
             has_usable = False
-            paths = [location(self.folder.root) / entry.file for entry in entries]
-            paths = [path for path in paths if only is None or (self.number, str(path)) in wanted]
-            with closing(opened_ahead(paths)) as contents:
-                for path in paths:
-                    with open_shard(path, COLUMNS, next(contents)) as file:
-                        if IMAGE_COLUMN not in file.schema_arrow.names:
-                            run_images(self.folder.root, split, self.folder.images.get(split))
-                        for group in range(file.num_row_groups):
-                            place = self.number, str(path), group
-                            if only is not None and not only.get(place, np.zeros(0, bool)).any():
-                                continue
-                            table = file.read_row_group(group, columns=list(COLUMNS))
-                            rows = table if only is None else table.filter(only[place])
-                            filtered = TrainingFilter(path, rows, threshold, self.folder.judged)
-                            if only is not None:
-                                filtered.usable_rows = np.flatnonzero(only[place])[
-                                    filtered.usable_rows
-                                ]
-                            has_usable |= len(filtered.usable_rows) > 0
+            with closing(self._split_row_groups(split, threshold, selected)) as row_groups:
+                for place, filtered in row_groups:
+                    has_usable |= len(filtered.usable_rows) > 0
+                    yield place, filtered
+            if selected is None and not has_usable and self.folder.judged is None:
+                raise UserError(
+                    f"no image of split {split} of {self.config.shards} is without an error and has"
+                    f" a relation with confidence >= {threshold:.4g}; see `sgpipe stats`, or lower"
+                    " data.threshold or data.precision"
+                )
+
+    def _split_row_groups(
+        self, split: str, threshold: float, selected: _Rows | None
+    ) -> Generator[tuple[_Place, TrainingFilter], None, None]:
+        paths = [location(self.folder.root) / shard.file for shard in self.shards[split]]
+        if selected is not None:
+            files = {file for number, file, _ in selected if number == self.number}
+            paths = [path for path in paths if str(path) in files]
+        with closing(opened_ahead(paths)) as contents:
+            for path, content in zip(paths, contents, strict=True):
+                with open_shard(path, COLUMNS, content) as shard:
+                    if IMAGE_COLUMN not in shard.schema_arrow.names:
+                        run_images(self.folder.root, split, self.folder.images.get(split))
+                    for group in range(shard.num_row_groups):
+                        place = (self.number, str(path), group)
+                        if selected is None:
+                            table = shard.read_row_group(group, columns=list(COLUMNS))
+                            yield place, self._filter(path, table, threshold)
+                        elif place in selected and selected[place].any():
+                            table = shard.read_row_group(group, columns=list(COLUMNS))
+                            filtered = self._filter(path, table.filter(selected[place]), threshold)
+                            rows = np.flatnonzero(selected[place])
+                            filtered.usable_rows = rows[filtered.usable_rows]
                             yield place, filtered
-            if only is None and not has_usable and self.folder.judged is None:
-                what = f"is without an error and has a relation with confidence >= {threshold:.4g}"
-                hint = "see `sgpipe stats`, or lower data.threshold or data.precision"
-                raise UserError(f"no image of split {split} of {self.config.shards} {what}; {hint}")
+
+    def _filter(self, path: Location, table: pa.Table, threshold: float) -> TrainingFilter:
+        return TrainingFilter(path, table, threshold, self.folder.judged)
 
     def closed_labels(self, objects: Iterable[str], relations: Iterable[str]) -> DatasetClasses:
-        """Return the class lists of the dataset. Raises UserError: there are none, or they lack one
-        of these names.
+        """Return the class lists of the dataset.
+
+        Raises:
+            UserError: there are none, or they lack one of these names
         """
         shards = self.config.shards
         lists = self.manifest.run.get("labels")
@@ -421,17 +541,17 @@ class ScannedFolder:
                 f"{shards} has no closed class lists; train on it with data.labels=sampled"
             )
         labels = DatasetClasses(tuple(lists["objects"]), tuple(lists["relations"]))
-        for kind, names, known in (
-            ("object", objects, labels.objects),
-            ("relation", relations, labels.relations),
-        ):
-            unknown = sorted(set(names) - set(known))
-            if unknown:
-                which = (
-                    f"{kind} {unknown[0]!r} is not one of the {len(known)} classes of its dataset"
-                )
-                raise UserError(f"{shards}: {which}; train on it with data.labels=sampled")
+        self._check_classes("object", objects, labels.objects)
+        self._check_classes("relation", relations, labels.relations)
         return labels
+
+    def _check_classes(self, kind: str, names: Iterable[str], classes: Sequence[str]) -> None:
+        unknown = sorted(set(names) - set(classes))
+        if unknown:
+            raise UserError(
+                f"{self.config.shards}: {kind} {unknown[0]!r} is not one of the {len(classes)}"
+                " classes of its dataset; train on it with data.labels=sampled"
+            )
 
 
 def _choose_rows(
@@ -443,34 +563,43 @@ def _choose_rows(
     depend on the sizes of row groups, those of a lower limit are among them, and a row is hardly
     ever replaced because others became usable.
     """
-    kept: _Rows = {}
+    selected: _Rows = {}
     usable: _Rows = {}
-
-    def keep(places: Sequence[_Place], limit: int | None, seed: int | None) -> None:
-        if limit is None or not places:
-            return
-        all_kept = np.concatenate([kept[place] for place in places])
-        all_usable = np.concatenate([usable[place] for place in places]) & all_kept
-        order = np.arange(len(all_usable))
-        if seed is not None:  # numpy promises that a permutation of a RandomState never changes
-            order = np.random.RandomState(np.random.MT19937(seed)).permutation(len(all_usable))
-        last = int(np.searchsorted(all_usable[order].cumsum(), limit))
-        all_kept[order[last + 1 :]] = False
-        ends = np.cumsum([len(kept[place]) for place in places])
-        kept.update(zip(places, np.split(all_kept, ends[:-1]), strict=True))
-
     for number, config in enumerate(configs):
-        before = len(kept)
-        found = 0
-        own = config.limit or config.judged
-        most, seed = (config.limit, config.limit_seed) if own else (limit, limit_seed)
+        limits_itself = config.limit or config.judged
+        folder_limit = config.limit if limits_itself else limit
+        folder_seed = config.limit_seed if limits_itself else limit_seed
+        enough_rows = None  # after which no further shard is fetched
+        if folder_limit and folder_seed is None:
+            enough_rows = folder_limit
+        places = []
+        usable_rows = 0
         with closing(ScannedFolder(number, config).row_groups(threshold, None)) as row_groups:
             for place, filtered in row_groups:
-                kept[place] = np.ones(len(filtered.ok), bool)
+                places.append(place)
+                selected[place] = np.ones(len(filtered.ok), bool)
                 usable[place] = np.isin(np.arange(len(filtered.ok)), filtered.usable_rows)
-                found += len(filtered.usable_rows)
-                if most and seed is None and found >= most:
-                    break  # no further shard is fetched
-        keep(list(kept)[before:], config.limit, config.limit_seed)
-    keep([place for place in kept if not configs[place[0]].judged], limit, limit_seed)
-    return kept
+                usable_rows += len(filtered.usable_rows)
+                if enough_rows is not None and usable_rows >= enough_rows:
+                    break
+        _apply_limit(selected, usable, places, config.limit, config.limit_seed)
+    places = [place for place in selected if not configs[place[0]].judged]
+    _apply_limit(selected, usable, places, limit, limit_seed)
+    return selected
+
+
+def _apply_limit(
+    selected: _Rows, usable: _Rows, places: Sequence[_Place], limit: int | None, seed: int | None
+) -> None:
+    """Keep the selected rows of these row groups up to the `limit`-th usable one."""
+    if limit is None or not places:
+        return
+    all_selected = np.concatenate([selected[place] for place in places])
+    all_usable = np.concatenate([usable[place] for place in places]) & all_selected
+    order = np.arange(len(all_usable))
+    if seed is not None:  # numpy promises that a permutation of a RandomState never changes
+        order = np.random.RandomState(np.random.MT19937(seed)).permutation(len(all_usable))
+    last = int(np.searchsorted(all_usable[order].cumsum(), limit))
+    all_selected[order[last + 1 :]] = False
+    ends = np.cumsum([len(selected[place]) for place in places])
+    selected.update(zip(places, np.split(all_selected, ends[:-1]), strict=True))
