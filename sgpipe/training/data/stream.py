@@ -36,15 +36,14 @@ from sgpipe.files.locations import is_uri, location
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
-from sgpipe.training.data.scan import COLUMNS, TrainingSet, UsableRowGroup
+from sgpipe.training.data.scan import COLUMNS, JudgedRelation, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch, prefetch_generator, start_early
 
 _FETCHED = 8  # row groups of a store at once
-
-
 _FAILURES_BEFORE_REFUSAL = 32
+_IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height")
 
 
 def generator(*key: object) -> random.Random:
@@ -54,8 +53,12 @@ def generator(*key: object) -> random.Random:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Visits to `rows` usable rows of row groups, `window` of them shuffled together by `key`;
-    None: in their order.
+    """Visits to usable rows of row groups.
+
+    Attributes:
+        visits: row groups, each with the number of rows to use
+        window: number of visits whose rows are shuffled together
+        key: of the shuffle; None: in their order
     """
 
     visits: tuple[UsableRowGroup, ...]
@@ -73,20 +76,21 @@ class Epoch:
         return list(accumulate(rows, initial=0))
 
     def order(self, window: int, usable: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-        """Return the rows of a window in order, as (index of the visit in the window, row of its
-        table); `usable`: such rows of each visit.
+        """Return the rows of a window in order, as (index of the visit, row of its table).
+
+        Args:
+            usable: usable rows of each visit
         """
         if self.key is None:
             return [(visit, row) for visit, rows in enumerate(usable) for row in rows]
         rng = generator("window", self.key, window)
         visits = self.visits[window * self.window :]
-        drawn = [
-            (index, row)
-            for index, (visit, rows) in enumerate(zip(visits, usable, strict=False))
-            for row in (rows if visit.rows == len(rows) else rng.sample(rows, visit.rows))
-        ]
-        rng.shuffle(drawn)
-        return drawn
+        order: list[tuple[int, int]] = []
+        for index, (visit, rows) in enumerate(zip(visits, usable, strict=False)):
+            chosen = rows if visit.rows == len(rows) else rng.sample(rows, visit.rows)
+            order += [(index, row) for row in chosen]
+        rng.shuffle(order)
+        return order
 
 
 def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int) -> Epoch:
@@ -96,89 +100,97 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
     another one in each epoch, a third time.
     """
     rng = generator("visits", seed, epoch)
-    visits = []
+    visits: list[UsableRowGroup] = []
     for index, folder in enumerate(training_set.folders):
-        own = [row_group for row_group in training_set.row_groups if row_group.folder == index]
-        rng.shuffle(own)
-        whole = int(folder.weight)
-        # Rounded so that the sum is the fraction of all rows.
-        ends = [
-            round(end * (folder.weight - whole))
-            for end in accumulate((each.rows for each in own), initial=0)
-        ]
-        parts = [
-            replace(each, rows=end - start)
-            for each, (start, end) in zip(own, pairwise(ends), strict=True)
-        ]
-        visits += own * whole + [part for part in parts if part.rows]
+        row_groups = [group for group in training_set.row_groups if group.folder == index]
+        rng.shuffle(row_groups)
+        passes = int(folder.weight)
+        visits += row_groups * passes
+        visits += _fraction(row_groups, folder.weight - passes)
     rng.shuffle(visits)
     return Epoch(tuple(visits), window, f"{seed} {epoch}")
+
+
+def _fraction(row_groups: Sequence[UsableRowGroup], share: float) -> list[UsableRowGroup]:
+    """Return the row groups with a share of their rows, rounded so that the sum is that of all."""
+    totals = accumulate((group.rows for group in row_groups), initial=0)
+    ends = [round(total * share) for total in totals]
+    parts = []
+    for group, (start, end) in zip(row_groups, pairwise(ends), strict=True):
+        if end > start:
+            parts.append(replace(group, rows=end - start))
+    return parts
 
 
 def iter_epoch(
     training_set: TrainingSet, epoch: Epoch, position: int = 0
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of an epoch from a position on, with the index of the folder; images remain in
-    Arrow.
+    """Yield the rows of an epoch from a position on, each with the index of its folder.
 
-    Raises UserError, StoreError: a shard is lost or changed.
+    Images remain in Arrow.
+
+    Raises:
+        UserError, StoreError: a shard is lost or changed
     """
     window = bisect_right(epoch.ends, position) - 1
     groups = epoch.visits[window * epoch.window :]
     skipped = position - epoch.ends[window]
-    in_store = any(
-        is_uri(folder.root) for folder in training_set.folders
-    )  # threads read one window in advance
+    in_store = any(is_uri(folder.root) for folder in training_set.folders)
+    threads = _FETCHED if in_store else 0  # they read one window in advance
 
     def read(group: UsableRowGroup) -> pa.Table:
         return read_row_group(location(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
 
-    with prefetch(read, groups, _FETCHED if in_store else 0, epoch.window + 1) as read_tables:
+    with prefetch(read, groups, threads, epoch.window + 1) as read_tables:
         for start in range(0, len(groups), epoch.window):
-            own = groups[start : start + epoch.window]
+            visits = groups[start : start + epoch.window]
             tables = list(islice(read_tables, epoch.window))
-            usable = [
-                group.usable_rows(len(table)) for group, table in zip(own, tables, strict=True)
-            ]
-            plain = [table.select(COLUMNS) for table in tables]
-            for visit, index in epoch.order(window, usable)[skipped:]:
-                values = plain[visit].slice(index, 1).to_pylist()[0]
-                if IMAGE_COLUMN in tables[visit].column_names:
-                    values[IMAGE_COLUMN] = tables[visit][IMAGE_COLUMN][index]
-                yield own[visit].folder, values
-            window = window + 1
+            usable = []
+            for visit, table in zip(visits, tables, strict=True):
+                usable.append(visit.usable_rows(len(table)))
+            tables_without_images = [table.select(COLUMNS) for table in tables]
+            for index, row in epoch.order(window, usable)[skipped:]:
+                values = tables_without_images[index].slice(row, 1).to_pylist()[0]
+                if IMAGE_COLUMN in tables[index].column_names:
+                    values[IMAGE_COLUMN] = tables[index][IMAGE_COLUMN][row]
+                yield visits[index].folder, values
+            window += 1
             skipped = 0
 
 
 def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
-    """Return objects but crowds (id: index in the row; box: xywh in pixels), and sure relations
-    between them.
+    """Return objects but crowds, and sure relations between them.
+
+    The id of an object is its index in the row; boxes are xywh in pixels.
     """
     objects = tuple(
         SceneObject(index, item["category"], tuple(item["bbox"]))
         for index, item in enumerate(values["objects"] or ())
         if not item["iscrowd"]
     )
-    kept = {item.object_id for item in objects}
-    relations = tuple(
-        SceneRelation(
-            item["subject"], item["object"], item["predicate"], item["confidence"], item["origin"]
-        )
-        for item in values["relations"] or ()
-        if item["subject"] in kept
-        and item["object"] in kept
-        and (item["confidence"] is None or item["confidence"] >= threshold)
-    )
-    return SceneAnnotation(values["image_id"], objects, relations)
+    known = {item.object_id for item in objects}
+    relations = []
+    for item in values["relations"] or ():
+        subject = item["subject"]
+        object_ = item["object"]
+        confidence = item["confidence"]
+        is_sure = confidence is None or confidence >= threshold
+        if is_sure and subject in known and object_ in known:
+            relation = SceneRelation(
+                subject, object_, item["predicate"], confidence, item["origin"]
+            )
+            relations.append(relation)
+    return SceneAnnotation(values["image_id"], objects, tuple(relations))
 
 
 @dataclass(frozen=True)
 class TrainingItem:
     """An image of a folder of the training set, before it is read.
 
-    `embedded`: its file in Arrow, if the shard contains it, as only one worker needs it. `graph`
-    has the names after a flip, if it is to be flipped. `rng` makes all further random choices about
-    the image.
+    Attributes:
+        embedded: its file in Arrow, if the shard contains it, as only one worker needs it
+        graph: with the names after a flip, if the image is to be flipped
+        rng: makes all further random choices about the image
     """
 
     folder: int
@@ -200,43 +212,46 @@ class StepPart:
     items: tuple[TrainingItem, ...]
 
 
-TrainingStep: TypeAlias = tuple[
-    StepPart, ...
-]  # a worker's share of a step, computed one after another
+# A worker's share of a step, computed one after another.
+TrainingStep: TypeAlias = tuple[StepPart, ...]
 
 
 @dataclass(frozen=True)
 class StepStream:
     """The steps of all epochs.
 
-    batch: images per step, over all workers. most_relations: only the first ones of an image are
-    used; with closed class lists all, as published. training: False: visit all images once per
-    epoch, in the order of the shards, unchanged. accumulate: parts into which a worker cuts its
-    share, besides those of different groups.
+    Attributes:
+        batch: images per step, over all workers
+        max_relations: only the first ones of an image are used; with closed class lists all, as
+            published
+        training: False: visit all images once per epoch, in the order of the shards, unchanged
+        accumulate: parts into which a worker cuts its share, besides those of different groups
 
-    Raises UserError: the batch cannot be divided evenly between the workers, or an epoch has fewer
-    images than a batch.
+    Raises:
+        UserError: the batch cannot be divided evenly between the workers, or an epoch has fewer
+            images than a batch
     """
 
     training_set: TrainingSet
     data: DataConfig
     batch: int
     seed: int
-    most_relations: int
+    max_relations: int
     rank: int = 0
     world_size: int = 1
     training: bool = True
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        if self.training:
-            check_batch(self.batch, self.world_size, self.accumulate)
-            if not self.steps_per_epoch:
-                own = count(len(self._order(0)), "image")
-                raise UserError(
-                    f"an epoch has only {own}, less than a batch of {self.batch}: lower"
-                    " optimisation.batch"
-                )
+        if not self.training:
+            return
+        check_batch(self.batch, self.world_size, self.accumulate)
+        if not self.steps_per_epoch:
+            images = count(len(self._order(0)), "image")
+            raise UserError(
+                f"an epoch has only {images}, less than a batch of {self.batch}: lower"
+                " optimisation.batch"
+            )
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -250,7 +265,11 @@ class StepStream:
         return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch)
 
     def steps(self, epoch: int = 0, step: int = 0) -> Iterator[TrainingStep]:
-        """Endless steps, starting at a step of an epoch. Raises UserError: see `iter_epoch`."""
+        """Yield endless steps, starting at a step of an epoch.
+
+        Raises:
+            UserError: as `iter_epoch`
+        """
         while True:
             yield from self.epoch(epoch, step)
             epoch = epoch + 1
@@ -269,115 +288,127 @@ class StepStream:
 
     def _step(self, epoch: int, index: int, rows: list[tuple[int, dict[str, Any]]]) -> TrainingStep:
         first = index * self.batch
-        # "picture" is part of the seed: another word would change every training.
-        items = [
-            self._item(*row, generator("picture", self.seed, epoch, first + n))
-            for n, row in enumerate(rows)
-        ]
+        items = []
+        for number, (folder, values) in enumerate(rows, first):
+            # "picture" is part of the seed: another word would change every training.
+            rng = generator("picture", self.seed, epoch, number)
+            items.append(self._item(folder, values, rng))
         texts: dict[int, tuple[Texts, Texts]] = {}
         parts = []
         for part in cut(len(rows), self.group, self.rank, self.world_size, self.accumulate):
             group = min(part.start, len(rows) - 1) // self.group
             if group not in texts:
                 members = items[group * self.group : (group + 1) * self.group]
-                texts[group] = self._choose(
-                    members, epoch, index * -(-self.batch // self.group) + group
-                )
-            parts.append(StepPart(*texts[group], tuple(items[n] for n in part)))
+                number = index * -(-self.batch // self.group) + group
+                texts[group] = self._choose(members, epoch, number)
+            parts.append(StepPart(*texts[group], tuple(items[position] for position in part)))
         return tuple(parts)
 
     def _choose(
         self, group: Sequence[TrainingItem], epoch: int, number: int
     ) -> tuple[Texts, Texts]:
-        """Return the texts of a group, the `number`-th of the epoch, and how the network reads
-        them.
-        """
+        """Return the texts of the `number`-th group, and how the network reads them."""
         rng = generator("texts", self.seed, epoch, number)
-        training_set = self.training_set
-        data = self.data
-        if training_set.closed_labels is not None:
-            texts = Texts(
-                (*training_set.closed_labels.objects, NO_OBJECTS),
-                training_set.closed_labels.relations,
-            )
+        closed = self.training_set.closed_labels
+        if closed is not None:
+            texts = Texts((*closed.objects, NO_OBJECTS), closed.relations)
         else:
-            strategies = data.object_strategy, data.relation_strategy
             sampling = NegativeSampling(
-                training_set.objects, training_set.relations, data.negative_texts, *strategies
+                self.training_set.objects,
+                self.training_set.relations,
+                self.data.negative_texts,
+                self.data.object_strategy,
+                self.data.relation_strategy,
             )
             names = [item.graph.names() for item in group]
-            objects, predicates = ([name[kind] for name in names] for kind in (0, 1))
+            objects = [objects for objects, _ in names]
+            predicates = [predicates for _, predicates in names]
             texts = batch_texts(objects, predicates, sampling, rng, whole=True)
-        wordings = data.wordings if self.training else {}
+        return texts, self._reworded(texts, rng)
+
+    def _reworded(self, texts: Texts, rng: random.Random) -> Texts:
+        """Return the texts with relations in random wordings that are not other relations."""
+        if not self.training:
+            return texts
         relations = list(texts.relations)
-        for index, text in enumerate(
-            texts.relations
-        ):  # in a random wording that is not another relation's text
-            others = [wording for wording in wordings.get(text, ()) if wording not in relations]
-            if others:
-                relations[index] = rng.choice([text, *others])
-        return texts, Texts(texts.objects, tuple(relations))
+        for index, text in enumerate(texts.relations):
+            wordings = self.data.wordings.get(text, ())
+            new = [wording for wording in wordings if wording not in relations]
+            if new:
+                relations[index] = rng.choice([text, *new])
+        return Texts(texts.objects, tuple(relations))
 
     def _item(self, folder: int, values: dict[str, Any], rng: random.Random) -> TrainingItem:
-        labels = self.training_set.closed_labels
-        judged = self.training_set.folders[folder].judged
         graph = scene_graph(values, self.training_set.threshold)
+        judged = self.training_set.folders[folder].judged
         if judged is not None:
-            kept = {item.object_id for item in graph.objects}
-            relations = tuple(
-                SceneRelation(
-                    each.subject, each.object, each.predicate, origin="person", right=each.right
-                )
-                for each in judged[values["split"], values["image_id"]]
-                if rng.random() < each.share and {each.subject, each.object} <= kept
-            )
-            graph = replace(graph, relations=relations, judged=True)
-        weights: Mapping[Any, float] = self.data.origins if self.training else {}
-        if weights:
-            chances = (
-                max(weights.get(name, 1.0) for name in relation.origin.split("+"))
-                for relation in graph.relations
-            )
-            pairs = zip(graph.relations, chances, strict=True)
-            graph = replace(
-                graph, relations=tuple(each for each, chance in pairs if rng.random() < chance)
-            )
-        if labels is None:
-            graph = replace(graph, relations=graph.relations[: self.most_relations])
-        augment = self.data.augment if self.training else None
-        flip = rng.random() < (augment.flip if augment else 0)
-        if flip:
+            graph = _with_judgements(graph, judged[values["split"], values["image_id"]], rng)
+        if self.training and self.data.origins:
+            graph = _sample_origins(graph, self.data.origins, rng)
+        if self.training_set.closed_labels is None:
+            graph = replace(graph, relations=graph.relations[: self.max_relations])
+        chance = rng.random()
+        flip = False
+        if self.training and self.data.augment and chance < self.data.augment.flip:
             flipped = graph.with_flipped_texts()
-            names = flipped.names()  # a closed list may have "left of", but not "right of"
-            flip = labels is None or (
-                {*names[0]} <= {*labels.objects} and {*names[1]} <= {*labels.relations}
-            )
-            graph = flipped if flip else graph
-        image = Record(
-            *(
-                values[name]
-                for name in ("image_id", "dataset", "split", "file_name", "width", "height")
-            )
-        )
+            if self._has_names(flipped):
+                graph = flipped
+                flip = True
+        image = Record(*(values[name] for name in _IMAGE_FIELDS))
         return TrainingItem(folder, image, values.get(IMAGE_COLUMN), graph, flip, rng)
+
+    def _has_names(self, graph: SceneAnnotation) -> bool:
+        """Return whether the texts can have all names: a closed list may lack "right of"."""
+        closed = self.training_set.closed_labels
+        if closed is None:
+            return True
+        objects, predicates = graph.names()
+        return {*objects} <= {*closed.objects} and {*predicates} <= {*closed.relations}
+
+
+def _with_judgements(
+    graph: SceneAnnotation, judgements: Sequence[JudgedRelation], rng: random.Random
+) -> SceneAnnotation:
+    """Return the objects with a random choice of judged relations, by their shares."""
+    objects = {item.object_id for item in graph.objects}
+    relations = []
+    for judged in judgements:
+        if rng.random() < judged.share and {judged.subject, judged.object} <= objects:
+            relation = SceneRelation(
+                judged.subject, judged.object, judged.predicate, origin="person", right=judged.right
+            )
+            relations.append(relation)
+    return replace(graph, relations=tuple(relations), judged=True)
+
+
+def _sample_origins(
+    graph: SceneAnnotation, shares: Mapping[Any, float], rng: random.Random
+) -> SceneAnnotation:
+    """Keep a random share of the relations of each origin; of several, the largest counts."""
+    relations = []
+    for relation in graph.relations:
+        share = max(shares.get(origin, 1.0) for origin in relation.origin.split("+"))
+        if rng.random() < share:
+            relations.append(relation)
+    return replace(graph, relations=tuple(relations))
 
 
 def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1) -> list[range]:
-    """Return a worker's parts of a step, none with images of two groups: as many as others', the
-    last ones empty.
+    """Return a worker's parts of a step, none with images of two groups.
+
+    All workers have equally many parts; the last ones may be empty.
     """
-    every: list[list[range]] = []
     share = -(-images // world_size)
+    parts: list[list[range]] = []
     for worker in range(world_size):
-        start, stop = (min(end * share, images) for end in (worker, worker + 1))
-        starts = {
-            *range(start, stop, -(-share // accumulate)),
-            *range(-(-start // group) * group, stop, group),
-        }
-        every.append([range(*ends) for ends in pairwise([*sorted(starts), stop])])
-    own = every[rank]
+        start = min(worker * share, images)
+        stop = min((worker + 1) * share, images)
+        starts = {*range(start, stop, -(-share // accumulate))}
+        starts |= {*range(-(-start // group) * group, stop, group)}
+        parts.append([range(*ends) for ends in pairwise([*sorted(starts), stop])])
     end = min((rank + 1) * share, images)
-    return own + [range(end, end)] * (max(map(len, every)) - len(own))
+    missing = max(map(len, parts)) - len(parts[rank])
+    return parts[rank] + [range(end, end)] * missing
 
 
 def check_batch(batch: int, workers: int, accumulate: int = 1) -> None:
@@ -388,21 +419,26 @@ def check_batch(batch: int, workers: int, accumulate: int = 1) -> None:
         raise UserError(f"a batch of {batch} cannot be divided evenly {by}; {hint}")
 
 
+_FutureExample: TypeAlias = Future[TrainingExample | None]
+
+
 @dataclass(frozen=True)
 class ShardFeed:
     """Feeds `rlip_model.training.loop.Trainer` from shards with the steps of `stream`.
 
-    most_pairs: number of pairs of an R-Tagger, which also learns from unrelated pairs; None: a
-    detector, which learns from the first relations of an image. pinned: in memory that a GPU copies
-    at once.
+    Attributes:
+        max_pairs: number of pairs of an R-Tagger, which also learns from unrelated pairs; None: a
+            detector, which learns from the first relations of an image
+        pinned: in memory that a GPU copies at once
 
-    Raises UserError while batches are read: no image can be read, or shards have changed since the
-    scan.
+    Raises:
+        UserError: while batches are read: no image can be read, or shards have changed since the
+            scan
     """
 
     stream: StepStream
     validation_set: TrainingSet | None = None
-    most_pairs: int | None = None
+    max_pairs: int | None = None
     pinned: bool = False
 
     @property
@@ -412,14 +448,13 @@ class ShardFeed:
     def read(
         self, epoch: int = 0, step: int = 0
     ) -> AbstractContextManager[Iterator[list[TrainingBatch]]]:
-        """Return the parts of endless steps, starting at a step of an epoch; use it in a `with`
-        statement.
-        """
+        """Return the parts of endless steps from a step of an epoch, for a `with` statement."""
         return prefetch_generator(self._batches(self.stream, self.stream.steps(epoch, step)))
 
     def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
-        """This worker's share of the validation images, if any: as many batches as others', some
-        perhaps empty.
+        """Return this worker's share of the validation images, if any.
+
+        All workers have equally many batches; some may be empty.
         """
         if self.validation_set is None:
             return None
@@ -432,26 +467,22 @@ class ShardFeed:
     def _batches(
         self, stream: StepStream, steps: Iterator[TrainingStep]
     ) -> Generator[list[TrainingBatch], None, None]:
-        """Return the parts of each step, while threads, on which they do not depend, read the next
-        steps.
-        """
+        """Yield the parts of each step, while threads read the images of the next steps."""
         data = stream.data
         reader = ImageReader(stream.training_set, stream.world_size)
         pool = ThreadPoolExecutor(data.threads, thread_name_prefix="images")
 
-        def start(
-            step: TrainingStep,
-        ) -> list[tuple[StepPart, list[Future[TrainingExample | None]]]]:
+        def start(step: TrainingStep) -> list[tuple[StepPart, list[_FutureExample]]]:
             example = partial(self.example, data, reader)
-            return [
-                (part, [pool.submit(example, item, part.texts) for item in part.items])
-                for part in step
-            ]
+            started = []
+            for part in step:
+                futures = [pool.submit(example, item, part.texts) for item in part.items]
+                started.append((part, futures))
+            return started
 
-        def collated(
-            part: StepPart, futures: Sequence[Future[TrainingExample | None]]
-        ) -> TrainingBatch:
-            readable = [example for future in futures if (example := future.result()) is not None]
+        def collated(part: StepPart, futures: Sequence[_FutureExample]) -> TrainingBatch:
+            examples = [future.result() for future in futures]
+            readable = [example for example in examples if example is not None]
             batch = collate(readable, part.network_texts, skipped=len(futures) - len(readable))
             return batch.pinned() if self.pinned and stream.training else batch
 
@@ -464,8 +495,10 @@ class ShardFeed:
     def example(
         self, data: DataConfig, reader: ImageReader, item: TrainingItem, texts: Texts
     ) -> TrainingExample | None:
-        """Return the training example of an image and its annotations; None: unreadable. Raises as
-        `reader`.
+        """Return the training example of an image and its annotations; None: unreadable.
+
+        Raises:
+            UserError: as `ImageReader.open`
         """
         image = reader.open(item)
         if image is None:
@@ -475,13 +508,16 @@ class ShardFeed:
         sides = data.short_side, data.long_side
         pixel_values, targets = prepare(image, targets, data.augment, *sides, item.rng, item.flip)
         height, width = pixel_values.shape[1:]
-        if self.most_pairs is None:
-            triplets = targets.labelled_triplets(width, height, self.stream.most_relations)
+        if self.max_pairs is None:
+            triplets = targets.labelled_triplets(width, height, self.stream.max_relations)
         else:
-            most_pairs = self.most_pairs
-            first = data.related_first
             triplets = tagger_triplets(
-                targets, width, height, most_pairs, item.rng, related_first=first
+                targets,
+                width,
+                height,
+                self.max_pairs,
+                item.rng,
+                related_first=data.related_first,
             )
         boxes = LabelledBoxes(*targets.boxes_and_labels(width, height, texts.objects))
         return TrainingExample(
@@ -490,9 +526,7 @@ class ShardFeed:
 
 
 class ImageReader:
-    """Reads the images of a training set, which `world_size` workers share; safe to use from
-    several threads.
-    """
+    """Reads the images that `world_size` workers share; safe to use from several threads."""
 
     def __init__(self, training_set: TrainingSet, world_size: int = 1) -> None:
         self._roots = [folder.root for folder in training_set.folders]
@@ -500,32 +534,35 @@ class ImageReader:
             ImageRoots(folder.images, IndexFolder(location(folder.root)))
             for folder in training_set.folders
         ]
-        self._most_failures = max(1, min(_FAILURES_BEFORE_REFUSAL, training_set.rows // world_size))
+        self._max_failures = max(1, min(_FAILURES_BEFORE_REFUSAL, training_set.rows // world_size))
         self._failures = 0
         self._has_read = False
         self._lock = Lock()
 
     def open(self, item: TrainingItem) -> Image.Image | None:
-        """Return the RGB image, of the annotated size; None: unreadable. Raises UserError: so are
-        all first ones.
+        """Return the RGB image, of the annotated size; None: unreadable.
+
+        Raises:
+            UserError: none of the first images can be read
         """
         stored = item.embedded.as_py() if item.embedded is not None else None
+        content = stored["bytes"] if stored else None
         try:
-            image = open_row_image(
-                self._images[item.folder], item.image, stored and stored["bytes"]
-            )
+            image = open_row_image(self._images[item.folder], item.image, content)
         except ImageError as error:
-            with self._lock:
-                self._failures += 1
-                if not self._has_read and self._failures >= self._most_failures:
-                    place = self._images[item.folder].locations.get(
-                        item.image.split, self._roots[item.folder]
-                    )
-                    images = (
-                        f"the first {count(self._most_failures, 'image')} cannot be read from"
-                        f" {place}"
-                    )
-                    raise UserError(f"{images} ({error}); if they moved, pass --images") from None
+            self._count_failure(item, error)
             return None
         self._has_read = True
         return image
+
+    def _count_failure(self, item: TrainingItem, error: ImageError) -> None:
+        with self._lock:
+            self._failures += 1
+            is_too_many = not self._has_read and self._failures >= self._max_failures
+        if is_too_many:
+            root = self._roots[item.folder]
+            place = self._images[item.folder].locations.get(item.image.split, root)
+            raise UserError(
+                f"the first {count(self._max_failures, 'image')} cannot be read from {place}"
+                f" ({error}); if they moved, pass --images"
+            ) from None

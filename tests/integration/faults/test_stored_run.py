@@ -185,7 +185,7 @@ def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: Stor
 
     def steps(place: Path | str, epoch: int, step: int) -> list[object]:
         settings = data(ShardsConfig(shards=place), val=(), limit=11, limit_seed=3)
-        stream = StepStream(scan_training(settings), settings, batch=2, seed=7, most_relations=5)
+        stream = StepStream(scan_training(settings), settings, batch=2, seed=7, max_relations=5)
         with closing(stream.steps(epoch, step)) as stream_steps:
             return [
                 [

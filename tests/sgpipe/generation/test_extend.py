@@ -435,7 +435,7 @@ def test_relations_count_by_the_weight_of_their_origin_in_training(extended):
     data = DataConfig.model_validate(
         {"train": [{"shards": str(extended)}], "origins": {"tagger": 0.25}}
     )
-    stream = StepStream(scan_training(data), data, batch=COUNT, seed=0, most_relations=100)
+    stream = StepStream(scan_training(data), data, batch=COUNT, seed=0, max_relations=100)
 
     def labels(epochs: int) -> Counter[str]:
         items = (

@@ -18,11 +18,11 @@ def config(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), make_records(60), rows=7)
 
 
-def feed(*configs, batch=4, most_pairs=None, rank=0, world=1, accumulate=1, **changes) -> ShardFeed:
+def feed(*configs, batch=4, max_pairs=None, rank=0, world=1, accumulate=1, **changes) -> ShardFeed:
     settings = data(*configs, **changes)
     training_set = scan_training(settings)
     stream = StepStream(training_set, settings, batch, 0, 10, rank, world, accumulate=accumulate)
-    return ShardFeed(stream, scan_validation(settings, training_set), most_pairs)
+    return ShardFeed(stream, scan_validation(settings, training_set), max_pairs)
 
 
 def training(
@@ -56,9 +56,9 @@ def plain_steps(steps: list[list[TrainingBatch]]) -> list[list[tuple]]:
     return [[plain(batch) for batch in step] for step in steps]
 
 
-@pytest.mark.parametrize("most_pairs", [None, 3])
-def test_resuming_from_a_step_gives_the_same_batches(config, most_pairs):
-    fed = feed(config, most_pairs=most_pairs)
+@pytest.mark.parametrize("max_pairs", [None, 3])
+def test_resuming_from_a_step_gives_the_same_batches(config, max_pairs):
+    fed = feed(config, max_pairs=max_pairs)
     uninterrupted = training(fed, fed.steps_per_epoch + 4)
     assert plain_steps(training(fed, 2, epoch=1, step=2)) == plain_steps(uninterrupted[-2:])
 
@@ -66,7 +66,7 @@ def test_resuming_from_a_step_gives_the_same_batches(config, most_pairs):
 def test_a_tagger_learns_from_unrelated_pairs_too(tmp_path):
     config = make_run(tmp_path, [plain_record(str(n)) for n in range(4)])
     [[related]] = training(feed(config, augment=None), 1)
-    [[pairs]] = training(feed(config, augment=None, most_pairs=3, related_first=True), 1)
+    [[pairs]] = training(feed(config, augment=None, max_pairs=3, related_first=True), 1)
     for one, more in zip(related.triplets, pairs.triplets, strict=True):
         assert (len(one), len(more)) == (1, 2)
         assert torch.equal(more.subject_boxes[1], one.object_boxes[0])

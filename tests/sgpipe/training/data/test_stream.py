@@ -132,7 +132,7 @@ def stream(
     batch=4,
     seed=0,
     training=True,
-    most_relations=10,
+    max_relations=10,
     accumulate=1,
     scanned=None,
     **changes,
@@ -140,7 +140,7 @@ def stream(
     settings = data(*configs, **changes)
     scanned = scanned or scan_training(settings)
     return StepStream(
-        scanned, settings, batch, seed, most_relations, rank, world, training, accumulate
+        scanned, settings, batch, seed, max_relations, rank, world, training, accumulate
     )
 
 
