@@ -79,15 +79,17 @@ def check_equal(case: Case) -> str:
     """
     values, places, weights = (tensor.double() for tensor in case)
     expected = with_gradients(sample_by_grid, (values, places, weights))
-    found = with_gradients(sample, case)
+    results = with_gradients(sample, case)
     of_grid = sample_by_grid(case[0], SHAPES, *case[1:])
-    largest, theirs = (float((answer - expected[0]).abs().max()) for answer in (found[0], of_grid))
+    largest, theirs = (
+        float((answer - expected[0]).abs().max()) for answer in (results[0], of_grid)
+    )
     inside = [torch.ones(()), _between_middles(case[1]), torch.ones(())]
-    pairs = zip(found[1:], expected[1:], inside, strict=True)
+    pairs = zip(results[1:], expected[1:], inside, strict=True)
     relative = [float(((a - b) * counted).norm() / b.norm()) for a, b, counted in pairs]
     if max(largest, *relative) > LARGEST:
         raise AssertionError(f"answers differ: {largest}, gradients: {relative}")
-    gradients = ", ".join(f"{each:.0e}" for each in relative)
+    gradients = ", ".join(f"{difference:.0e}" for difference in relative)
     return f"{largest:.0e} (of grid_sample in float32: {theirs:.0e}); gradients {gradients}"
 
 
@@ -153,14 +155,14 @@ def main() -> None:
     )
     differences = {"encoder": check_equal(encoder), "decoder, 200 queries": check_equal(decoder)}
 
-    def measure(what: str, run: Callable[[Way], Callable[[], object]]) -> float:
+    def measure(label: str, run: Callable[[Way], Callable[[], object]]) -> float:
         times = medians({"grid": run(sample_by_grid), "bags": run(sample)}, options.rounds)
         figures = (
             f"{times['grid'] * 1e3:,.1f}",
             f"{times['bags'] * 1e3:,.1f}",
             f"{times['grid'] / times['bags']:.1f}",
         )
-        table.add_row(what, *figures)
+        table.add_row(label, *figures)
         return times["bags"]
 
     forward = 0.0

@@ -197,9 +197,9 @@ def _measured(folder: Path, out: Path, limit: int, units: int) -> dict[str, floa
     command = [sys.executable, "-m", "benchmarks.bench_driver", "--label", str(folder), str(out)]
     command += ["--images", str(limit), "--units", str(units)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    said = (line for line in done.stdout.splitlines() if line.startswith("{"))  # not what Ray says
-    found: dict[str, float] = json.loads(next(said))
-    return found
+    rows = (line for line in done.stdout.splitlines() if line.startswith("{"))  # not what Ray says
+    figures: dict[str, float] = json.loads(next(rows))
+    return figures
 
 
 def measure(images: int, share: float, units: int) -> Iterator[list[str]]:
@@ -211,13 +211,13 @@ def measure(images: int, share: float, units: int) -> Iterator[list[str]]:
         libraries = _measured(folder, out, UNIT, 1)["peak"]
         for name, done in (("begun", 0.0), (f"resumed at {share:.0%}", share)):
             finish_some(out, images, done)
-            found = _measured(folder, out, images, units)
-            above = found["peak"] - libraries
+            figures = _measured(folder, out, images, units)
+            above = figures["peak"] - libraries
             cells = [
-                f"{found['plan']:.1f}",
-                f"{found['first']:.1f}",
-                f"{found['shards']:,}",
-                f"{found['all']:.0f}",
+                f"{figures['plan']:.1f}",
+                f"{figures['first']:.1f}",
+                f"{figures['shards']:,}",
+                f"{figures['all']:.0f}",
             ]
             yield [name, *cells, f"{above:,.0f}", f"{libraries:,.0f}"]
 

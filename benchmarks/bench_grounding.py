@@ -86,14 +86,15 @@ def measure(files: MiniworldFiles, work: Path, title: str) -> list[Table | str]:
     names = {category["id"]: category["name"] for category in instances["categories"]}
     half = sorted(names.values())[::2]
     annotated = work / "half.json"
-    kept = [
+    half_annotations = [
         annotation
         for annotation in instances["annotations"]
         if names[annotation["category_id"]] in half
     ]
     classes = [category for category in instances["categories"] if category["name"] in half]
     annotated.write_text(
-        json.dumps({**instances, "annotations": kept, "categories": classes}), encoding="utf-8"
+        json.dumps({**instances, "annotations": half_annotations, "categories": classes}),
+        encoding="utf-8",
     )
     split = {"annotations": str(annotated), "images": str(files.world / IMAGES)}
     given: dict[str, Any] = {"source.format": "coco", "source.splits": {"all": split}}
@@ -133,14 +134,14 @@ def measure(files: MiniworldFiles, work: Path, title: str) -> list[Table | str]:
     alone, both = (
         list(iter_records(runs[name])) for name in ("half given", "half given, and grounded")
     )
-    same = all(
+    is_equal = all(
         one.objects == other.objects[: len(one.objects)]
         for one, other in zip(alone, both, strict=True)
     )
     added = count_boxes(runs["half given, and grounded"], objects, origins=("grounded",))
     remark = (
         f"Half given ({', '.join(half)}): the given boxes are"
-        f" {'the same bit for bit' if same else 'CHANGED'} with grounding; it adds {added.boxes:,}"
+        f" {'the same bit for bit' if is_equal else 'CHANGED'} with grounding; it adds {added.boxes:,}"
         f" boxes, of which {added.correct:,} are correct."
     )
     unknown = work / "unknown.json"  # annotations that know nothing but the images
@@ -148,14 +149,14 @@ def measure(files: MiniworldFiles, work: Path, title: str) -> list[Table | str]:
     unknown.write_text(
         json.dumps({**instances, "annotations": [], "categories": none}), encoding="utf-8"
     )
-    told = {
+    all_images = {
         "annotations": str(unknown),
         "images": str(files.world / IMAGES),
         "captions": str(files.world / CAPTIONS),
     }
     stated = {
         "source.format": "coco",
-        "source.splits": {"all": told},
+        "source.splits": {"all": all_images},
         "caption.captioner": None,
         "tag.method": "all",
     }
@@ -198,13 +199,15 @@ def compare(boxes: Sequence[Box], truth: Sequence[tuple[str, Sequence[float]]]) 
     """Compare the boxes of an image with its objects."""
     left = list(truth)
     for box in sorted(boxes, key=lambda box: -(1.0 if box.score is None else box.score)):
-        same = [at for at, (name, _) in enumerate(left) if name == box.category]
-        theirs = xywh_to_xyxy(np.array([left[at][1] for at in same], float).reshape(-1, 4))
-        overlaps = iou(xywh_to_xyxy(np.array([box.bbox] * len(same), float).reshape(-1, 4)), theirs)
-        if len(same) and overlaps.max() >= 0.5:
-            del left[same[int(overlaps.argmax())]]
-    found = len(truth) - len(left)
-    return Counts(len(boxes), found, len(truth), found)
+        candidates = [at for at, (name, _) in enumerate(left) if name == box.category]
+        theirs = xywh_to_xyxy(np.array([left[at][1] for at in candidates], float).reshape(-1, 4))
+        overlaps = iou(
+            xywh_to_xyxy(np.array([box.bbox] * len(candidates), float).reshape(-1, 4)), theirs
+        )
+        if len(candidates) and overlaps.max() >= 0.5:
+            del left[candidates[int(overlaps.argmax())]]
+    matched = len(truth) - len(left)
+    return Counts(len(boxes), matched, len(truth), matched)
 
 
 def _word_table(runs: Mapping[str, Path], objects: Objects, classes: set[str]) -> Table:
@@ -212,18 +215,18 @@ def _word_table(runs: Mapping[str, Path], objects: Objects, classes: set[str]) -
     a box.
     """
     matcher = HeadMatcher(packaged_synonyms("coco"))
-    found = [Counter[tuple[str, str]]() for _ in runs]
-    there = Counter[tuple[str, str]]()
+    counters = [Counter[tuple[str, str]]() for _ in runs]
+    totals = Counter[tuple[str, str]]()
     images = Counter[tuple[str, str]]()
-    for counter, run in zip(found, runs.values(), strict=True):
+    for counter, run in zip(counters, runs.values(), strict=True):
         for record in iter_records(run):
             for word, counts in _of_words(
                 record, objects.get(record.file_name, ()), matcher, classes
             ):
                 counter[word] += counts.found
-                if counter is found[0]:
+                if counter is counters[0]:
                     images[word] += 1
-                    there[word] += counts.objects
+                    totals[word] += counts.objects
     title = (
         "Words that are no names of the 15 classes, in images whose captions have no other word for"
         " the class"
@@ -237,8 +240,10 @@ def _word_table(runs: Mapping[str, Path], objects: Objects, classes: set[str]) -
         title=title,
     )
     for word, number in images.most_common():
-        shares = (f"{counter[word] / there[word]:.0%}" if there[word] else "" for counter in found)
-        table.add_row(*word, f"{number}", f"{there[word]}", *shares)
+        shares = (
+            f"{counter[word] / totals[word]:.0%}" if totals[word] else "" for counter in counters
+        )
+        table.add_row(*word, f"{number}", f"{totals[word]}", *shares)
     return table
 
 
@@ -259,12 +264,14 @@ def _of_words(
         for name in matcher.classes(phrase, head)[:1]:
             named.setdefault(name, set()).add(head if phrase not in classes else phrase)
     for name, words in sorted(named.items()):
-        [word, *others] = sorted(words)
-        if not others and word not in classes and name in classes:
-            own = [each for each in truth if each[0] == name]
+        [word, *further_words] = sorted(words)
+        if not further_words and word not in classes and name in classes:
+            objects_of_class = [
+                object_of_image for object_of_image in truth if object_of_image[0] == name
+            ]
             yield (
                 (word, name),
-                compare([box for box in record.objects if box.category == name], own),
+                compare([box for box in record.objects if box.category == name], objects_of_class),
             )
 
 

@@ -147,12 +147,16 @@ def main() -> None:
     table = Table(*columns, title=title)
     for setting in SETTINGS:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found = pool.submit(
+            evaluated = pool.submit(
                 measure, setting, arguments.images, arguments.queries, arguments.seed
             ).result()
-        means = (f"{found.summary[name]:.4f}" for name in ("mAP", "mAP rare", "mAP non-rare"))
-        times = (f"{found.took.wall:.1f}", f"{found.took.cpu:.1f}", f"{found.peak / 1e6:,.0f}")
-        table.add_row(setting, *times, str(found.classes), *means)
+        means = (f"{evaluated.summary[name]:.4f}" for name in ("mAP", "mAP rare", "mAP non-rare"))
+        times = (
+            f"{evaluated.took.wall:.1f}",
+            f"{evaluated.took.cpu:.1f}",
+            f"{evaluated.peak / 1e6:,.0f}",
+        )
+        table.add_row(setting, *times, str(evaluated.classes), *means)
     report(
         __doc__,
         table,

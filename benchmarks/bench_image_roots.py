@@ -122,10 +122,10 @@ def label(drawn: Path, roots: dict[str, ImagePlace]) -> tuple[dict[str, float], 
     recipe = with_model_folders(load_recipe("coco", settings | SMALL))
     index = open_source(recipe.source, "val", drawn / "index.arrow")
     indexes = IndexFolder(drawn, whole=True)
-    made = {name: {"val": image_root(location, indexes)} for name, location in roots.items()}
+    image_roots = {name: {"val": image_root(location, indexes)} for name, location in roots.items()}
     runners = {
-        name: StageRunner(build_stages(recipe, each, index.meta["categories"]))
-        for name, each in made.items()
+        name: StageRunner(build_stages(recipe, roots_of_split, index.meta["categories"]))
+        for name, roots_of_split in image_roots.items()
     }
     seconds = dict.fromkeys(roots, 0.0)
     relations = 0
@@ -167,8 +167,8 @@ def main() -> None:
     table = Table(
         "images in", "s", "ratio to the folder", title=f"{options.images:,} synthetic images"
     )
-    for name, each in seconds.items():
-        table.add_row(name, f"{each:.1f}", f"{each / seconds['folder']:.2f}")
+    for name, taken in seconds.items():
+        table.add_row(name, f"{taken:.1f}", f"{taken / seconds['folder']:.2f}")
     report(
         __doc__,
         table,

@@ -38,7 +38,7 @@ PREDICATES = ["on", "holding", "left of", "right of", "near", "behind", "wearing
 def scene(number: int, detected: bool) -> Record:
     """A random image, as annotated or as detected."""
     rng = random.Random(f"scene {number}")
-    own = random.Random(f"detected {number}")
+    detector_rng = random.Random(f"detected {number}")
     objects = [
         Box(
             rng.choice(CLASSES),
@@ -59,23 +59,23 @@ def scene(number: int, detected: bool) -> Record:
     if detected:
         for box in objects:
             x, y, w, h = box.bbox
-            box.bbox = (x, y, w + own.uniform(-2, 2), h + own.uniform(-2, 2))
+            box.bbox = (x, y, w + detector_rng.uniform(-2, 2), h + detector_rng.uniform(-2, 2))
             box.origin = "detector"
-            box.score = own.random()
-        order = own.sample(range(len(objects)), len(objects))
+            box.score = detector_rng.random()
+        order = detector_rng.sample(range(len(objects)), len(objects))
         record.objects = [objects[index] for index in order]
         new = {index: place for place, index in enumerate(order)}
-        kept = [relation for relation in relations if own.random() < 0.7]
+        remaining = [relation for relation in relations if detector_rng.random() < 0.7]
         record.relations = [
-            Relation(new[r.subject], new[r.object], r.predicate, own.random(), "tagger")
-            for r in kept
+            Relation(new[r.subject], new[r.object], r.predicate, detector_rng.random(), "tagger")
+            for r in remaining
         ]
         record.relations += [
             Relation(
-                own.randrange(len(objects)),
-                own.randrange(len(objects)),
-                own.choice(PREDICATES),
-                own.random(),
+                detector_rng.randrange(len(objects)),
+                detector_rng.randrange(len(objects)),
+                detector_rng.choice(PREDICATES),
+                detector_rng.random(),
                 "tagger",
             )
             for _ in range(4)
@@ -97,16 +97,16 @@ def make_run(root: Path, images: int, detected: bool) -> None:
     )
     order = np.random.default_rng(0).permutation(images) if detected else np.arange(images)
     for start in range(0, images, ROWS):
-        own = order[start : start + ROWS]
-        rows = scenes.take(own % SCENES)
+        numbers = order[start : start + ROWS]
+        rows = scenes.take(numbers % SCENES)
         for name, values in (
-            ("image_id", map(str, own)),
-            ("file_name", (f"{number:012}.jpg" for number in own)),
+            ("image_id", map(str, numbers)),
+            ("file_name", (f"{number:012}.jpg" for number in numbers)),
         ):
             rows = rows.set_column(
                 SCHEMA.names.index(name), SCHEMA.field(name), pa.array(list(values))
             )
-        stop = start + len(own)
+        stop = start + len(numbers)
         entry = ShardEntry("train", start, stop, shard_name("train", start, stop), "", 0)
         manifest.commit(write_copy(root, entry, rows, count_rows(rows)))
 
@@ -178,12 +178,12 @@ def main() -> None:
             ["merge", *(str(small / kind) for kind in ("detected", "annotated"))],
             args.kills,
         )
-        same = (
+        is_equal = (
             "the same files" if digest(small / "killed") == digest(small / "out") else "OTHER FILES"
         )
     remark = (
         f"Killed {times} times, {later} of them after the first shard, with the runs in the other"
-        f" order: {same}."
+        f" order: {is_equal}."
     )
     report(__doc__ or "", table, remark)
 

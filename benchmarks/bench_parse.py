@@ -76,13 +76,13 @@ PLACES = (
 def make_captions(count: int) -> list[str]:
     """Distinct generated captions."""
     choose = random.Random(0)
-    made: dict[str, None] = {}
-    while len(made) < count:
+    captions: dict[str, None] = {}
+    while len(captions) < count:
         kind, person, verb, thing, place = map(
             choose.choice, (KINDS, PEOPLE, VERBS, THINGS, PLACES)
         )
-        made[f"A {kind} {person} {verb} a {thing} {place}."] = None
-    return list(made)
+        captions[f"A {kind} {person} {verb} a {thing} {place}."] = None
+    return list(captions)
 
 
 def read_captions(path: Path) -> list[str]:
@@ -133,9 +133,9 @@ def main() -> None:
     parser = CaptionParser(ParseConfig(batch_size=BATCH))
     slim = load_model()
     learned = CaptionParser(ParseConfig(parser="learned", batch_size=BATCH))
-    whole = spacy.load(f"{slim.meta['lang']}_{slim.meta['name']}")
+    complete = spacy.load(f"{slim.meta['lang']}_{slim.meta['name']}")
     rows: dict[str, Callable[[list[str]], object]] = {
-        "spaCy, complete model": lambda texts: list(whole.pipe(texts, batch_size=BATCH)),
+        "spaCy, complete model": lambda texts: list(complete.pipe(texts, batch_size=BATCH)),
         "spaCy, tagger and parser": lambda texts: list(slim.pipe(texts, batch_size=BATCH)),
         "sgpipe, rules": lambda texts: parse_uncached(parser, texts),
         "sgpipe, learned": lambda texts: parse_uncached(learned, texts),

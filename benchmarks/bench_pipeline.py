@@ -70,19 +70,19 @@ def main() -> None:
         records = list(iter_records(out))
         images = next(out.rglob("*.jpg")).parent
         decoding = 2 * decoding_seconds(records, {records[0].split: images})
-    whole = sum(summary["seconds"].values())
+    total = sum(summary["seconds"].values())
     table = Table(
         "stage", "seconds of all actors", "share", title=f"{options.images:,} synthetic images"
     )
     for stage, seconds in summary["seconds"].items():
-        table.add_row(stage, f"{seconds:.1f}", f"{seconds / whole:.0%}")
+        table.add_row(stage, f"{seconds:.1f}", f"{seconds / total:.0%}")
     report(
         __doc__,
         table,
         f"{utilization.capitalize()}. The command took {elapsed:.0f} s, including image generation,"
         " startup and the summary.",
         f"Decoding each image twice, once for each model, takes {decoding:.1f} CPU seconds,"
-        f" {decoding / whole:.0%} of the stages' time: this would be the limit if the models cost"
+        f" {decoding / total:.0%} of the stages' time: this would be the limit if the models cost"
         " nothing. All stages run in the same actors, one for each core, and the last unit of one"
         " ends a little before the other's.",
     )

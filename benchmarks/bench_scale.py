@@ -114,14 +114,14 @@ class Looks:
 def _group() -> list[int]:
     """The processes of this one's session; Ray leaves its own in it."""
     session = os.getsid(0)
-    found = []
+    processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if os.getsid(int(entry.name)) == session:
-                found.append(int(entry.name))
+                processes.append(int(entry.name))
         except ProcessLookupError:
             continue
-    return found
+    return processes
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -208,25 +208,25 @@ def measure(images: int, actors: int) -> list[str]:
         folder = Path(temporary)
         make_annotations(folder, images)
         reading = _measured(folder, 1, actors)["peak"]
-        found = _measured(folder, images, actors)
+        figures = _measured(folder, images, actors)
         out = folder / "out"
         bytes_each = sum(path.stat().st_size for path in (out / "data").iterdir()) / images
         manifest = (out / "manifest.jsonl").stat().st_size
         shards = len(list((out / "data").iterdir()))
-    points = found["points"]
+    points = figures["points"]
     ends = [round(k * (len(points) - 1) / 4) for k in range(5)]
     parts = [_cost(points[start], points[stop]) for start, stop in pairwise(ends)]
-    whole = _cost(points[0], points[-1])
+    cost = _cost(points[0], points[-1])
     rate = (points[-1][0] - points[0][0]) / (points[-1][1] - points[0][1])
     cells = [
         f"{images:,}",
         f"{rate:,.0f}",
-        f"{whole:.3f}",
+        f"{cost:.3f}",
         " · ".join(f"{part:.3f}" for part in parts),
     ]
     return [
         *cells,
-        f"{found['peak']:,.0f}",
+        f"{figures['peak']:,.0f}",
         f"{reading:,.0f}",
         f"{bytes_each:,.0f}",
         f"{manifest / shards:,.0f}",

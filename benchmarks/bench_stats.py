@@ -102,13 +102,13 @@ def _objects(rng: np.random.Generator, rows: int) -> pa.Array:
     )
 
 
-def _captions(rng: np.random.Generator, rows: int, each: int) -> pa.Array:
-    total = rows * each
+def _captions(rng: np.random.Generator, rows: int, per_row: int) -> pa.Array:
+    total = rows * per_row
     words = rng.integers(0, 1000, (total, 2))
     empty = pa.ListArray.from_arrays(np.zeros(total + 1, np.int32), pa.array([], pa.int32()))
     return _lists(
         rows,
-        each,
+        per_row,
         text=pa.array([f"A thing {a} is standing next to the thing {b}." for a, b in words]),
         scope=_same("image", total),
         boxes=empty,
@@ -169,9 +169,9 @@ def _same(value: str, total: int) -> pa.Array:
     return pa.array([value] * total)
 
 
-def _lists(rows: int, each: int, **columns: pa.Array) -> pa.Array:
+def _lists(rows: int, per_row: int, **columns: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(
-        np.arange(0, rows * each + 1, each),
+        np.arange(0, rows * per_row + 1, per_row),
         pa.StructArray.from_arrays(list(columns.values()), list(columns)),
     )
 

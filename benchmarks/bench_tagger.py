@@ -77,13 +77,13 @@ class Case:
 def make_predicates(count: int) -> list[str]:
     """Distinct texts with as many words as relations of Visual Genome."""
     choose = random.Random(0)
-    made = dict[str, None]()
+    predicates = dict[str, None]()
     lengths = list(SHARES_OF_WORDS)
     shares = list(SHARES_OF_WORDS.values())
-    made[" ".join(WORDS[: max(lengths)])] = None
-    while len(made) < count:
-        made[" ".join(choose.sample(WORDS, choose.choices(lengths, shares)[0]))] = None
-    return list(made)
+    predicates[" ".join(WORDS[: max(lengths)])] = None
+    while len(predicates) < count:
+        predicates[" ".join(choose.sample(WORDS, choose.choices(lengths, shares)[0]))] = None
+    return list(predicates)
 
 
 def make_case() -> Case:

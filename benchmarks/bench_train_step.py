@@ -183,10 +183,10 @@ def alone(way: str, threads: int) -> dict[str, float]:
         "--threads",
         str(threads),
     ]
-    found: dict[str, float] = json.loads(
+    figures: dict[str, float] = json.loads(
         subprocess.run(command, check=True, capture_output=True, text=True).stdout
     )
-    return found
+    return figures
 
 
 def check_equal(ours: Sequence[dict[str, float]], reference: Sequence[dict[str, float]]) -> float:
@@ -214,16 +214,16 @@ def main() -> None:
         return
     runs: dict[str, list[dict[str, float]]] = {"reference": [], "ours": []}
     for _ in range(options.rounds):
-        for way, found in runs.items():
-            found.append(alone(way, options.threads))
+        for way, figures in runs.items():
+            figures.append(alone(way, options.threads))
     difference = check_equal(runs["ours"], runs["reference"])
     table = Table(
         "what", "reference", "sgpipe", "ratio", title="training step, 800x1066, 501 texts, batch 1"
     )
 
-    def add(what: str, of_run: Callable[[dict[str, float]], float]) -> None:
+    def add(label: str, of_run: Callable[[dict[str, float]], float]) -> None:
         before, after = (statistics.median(map(of_run, runs[way])) for way in ("reference", "ours"))
-        table.add_row(what, f"{before:.1f}", f"{after:.1f}", f"{before / after:.2f}")
+        table.add_row(label, f"{before:.1f}", f"{after:.1f}", f"{before / after:.2f}")
 
     for part in PARTS:
         add(f"{part}, CPU seconds", lambda run, part=part: run[part])

@@ -163,8 +163,8 @@ def measure_searches(server: Server, count: int) -> dict[str, list[Cost]]:
         page, cost = server.get(f"/?{urlencode(params)}")
         costs[kind].append(cost)
         asked += 1
-        if asked % 5 == 4 and (found := _NEXT.search(page)):
-            costs["second page"].append(server.get(unescape(found[1]))[1])
+        if asked % 5 == 4 and (next_page := _NEXT.search(page)):
+            costs["second page"].append(server.get(unescape(next_page[1]))[1])
             asked += 1
     return costs
 
@@ -190,7 +190,7 @@ def measure(run: Path, images: int) -> list[Table | str]:
         listening = time.perf_counter() - start
         cpu = server.cpu
         _, first = server.get("/")
-        _, again = server.get("/")
+        _, second = server.get("/")
         started = Table("start", "seconds", "CPU seconds")
         started.add_row("server listens", f"{listening:.2f}", f"{cpu:.2f}")
         started.add_row(
@@ -198,7 +198,7 @@ def measure(run: Path, images: int) -> list[Table | str]:
             f"{listening + first.seconds:.2f}",
             f"{cpu + first.cpu:.2f}",
         )
-        started.add_row("the same page again", f"{again.seconds:.2f}", f"{again.cpu:.2f}")
+        started.add_row("the same page again", f"{second.seconds:.2f}", f"{second.cpu:.2f}")
         costs = measure_searches(server, SEARCHES)
         peak = server.peak
     searched = Table("search", "asked", "median ms", "95% ms", "CPU: median ms", "CPU: 95% ms")

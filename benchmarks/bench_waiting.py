@@ -144,9 +144,11 @@ def caption_stage(roots: dict[str, Path], device: Device, threads: int) -> Stage
 
 def make_records(instances: CocoInstances, folder: Path, count: int) -> list[Record]:
     """Records with candidate pairs; the images of the folder are repeated."""
-    there = {path.name for path in folder.iterdir()}
+    file_names = {path.name for path in folder.iterdir()}
     numbers = [
-        number for number, row in instances.position.items() if instances.file_names[row] in there
+        number
+        for number, row in instances.position.items()
+        if instances.file_names[row] in file_names
     ]
     records = [
         instances.record(numbers[index % len(numbers)], "coco", SPLIT, Counter())
@@ -181,8 +183,8 @@ def host_table(roots: dict[str, Path], records: Sequence[Record], rounds: int) -
     }
     table = Table("part", "CPU ms per image", title="input of the tagger, 800 pixels")
     total = {
-        name: sum(best(partial(way, each), rounds) for each in given)
-        for name, (way, given) in parts.items()
+        name: sum(best(partial(way, argument), rounds) for argument in arguments)
+        for name, (way, arguments) in parts.items()
     }
     total["all, for a CPU"] = sum(total.values())
     for_gpu = sum(best(partial(_bytes, roots, record), rounds) for record in records)

@@ -217,12 +217,12 @@ def measure_crowd(seed: int, crowd: Crowd) -> list[str]:
         called_wrong.append(int(counts[errors]))
         called_wrong_before.append(int(called_by_number(before)[errors]))
         precisions.append(1 - errors / RELATIONS)
-    given = given_share(seed, np.repeat(called_wrong, CHUNK))
-    given_before = given_share(seed, np.repeat(called_wrong_before, CHUNK))
+    certified = certified_share(seed, np.repeat(called_wrong, CHUNK))
+    given_before = certified_share(seed, np.repeat(called_wrong_before, CHUNK))
     precision = f"{np.mean(precisions):.3f}"
     return [
         f"{np.mean(called_wrong) / RELATIONS:.2%}",
-        share(given),
+        share(certified),
         precision,
         share(given_before),
     ]
@@ -238,13 +238,13 @@ def called_by_number(called_wrong: dict[bool, Bools]) -> Ints:
     return counts
 
 
-def given_share(seed: int, wrong: Ints) -> float:
-    given = 0
+def certified_share(seed: int, wrong: Ints) -> float:
+    certified = 0
     for start in range(0, len(wrong), CHUNK):
         rng = np.random.default_rng([seed, start, 1])
         gains, _ = simulate_bets(rng, RELATIONS, wrong[start : start + CHUNK], MOST)
-        given += int((log_capital(gains).max(axis=1) >= NEEDED).sum())
-    return given / len(wrong)
+        certified += int((log_capital(gains).max(axis=1) >= NEEDED).sum())
+    return certified / len(wrong)
 
 
 def dispute() -> Table:
@@ -259,7 +259,7 @@ def dispute() -> Table:
     for name, is_right in (("before", said_right_before), ("now", says_right)):
         called = 0 if is_right(2, 0, 2, 0) else wrong
         table.add_row(
-            name, f"{called / RELATIONS:.1%}", share(given_share(99, np.full(SESSIONS, called)))
+            name, f"{called / RELATIONS:.1%}", share(certified_share(99, np.full(SESSIONS, called)))
         )
     return table
 
@@ -331,12 +331,12 @@ def family() -> Table:
             order = rng.permuted(np.tile(np.arange(PREDICATES), (CHUNK, 1)), axis=1)
             is_good = order < number
             capital = np.where(is_good[..., None], good, below)
-            found = (
+            bounds = (
                 first_reached(capital, NEEDED),
                 first_reached(capital, NEEDED + math.log(PREDICATES)),
                 run_family(capital),
             )
-            for method, until in zip(methods, found, strict=True):
+            for method, until in zip(methods, bounds, strict=True):
                 untils[number, method].append(
                     np.where(is_good, until, -until)
                 )  # negative: below the target

@@ -125,8 +125,12 @@ def make_cells(
     if not math.isnan(auc):
         score = rng.normal(0, 1, RELATIONS) - math.sqrt(2) * float(ndtri(auc)) * wrong
     group = Group.divide(None, np.arange(RELATIONS), np.ones(RELATIONS), score, True)
-    said = wrong ^ (rng.random(RELATIONS) < slips)
-    return np.bincount(group.cells), np.bincount(group.cells, said).astype(np.int64), group.scores
+    answered_wrong = wrong ^ (rng.random(RELATIONS) < slips)
+    return (
+        np.bincount(group.cells),
+        np.bincount(group.cells, answered_wrong).astype(np.int64),
+        group.scores,
+    )
 
 
 def sessions(
@@ -142,12 +146,12 @@ def sessions(
     )
     runs = [make_cells(rng, round((1 - precision) * RELATIONS), auc, slips) for _ in range(RUNS)]
     left, wrong, scores = (
-        np.repeat(np.array(each), EACH, axis=0) for each in zip(*runs, strict=True)
+        np.repeat(np.array(values), EACH, axis=0) for values in zip(*runs, strict=True)
     )
     rates = wrong.sum(0) / left.sum(0)
     limit = most_errors(RELATIONS, target) + 1
     judged = np.zeros(left.shape)
-    found = np.zeros(left.shape)
+    wrong_found = np.zeros(left.shape)
     bets_placed = len(certificates._LEVELS)
     capital = np.full((len(left), bets_placed), -math.log(bets_placed))
     until = np.full(len(left), MOST + 1)
@@ -156,18 +160,18 @@ def sessions(
         open_ = np.flatnonzero(until > MOST)
         if not len(open_):
             break
-        own = left[open_].astype(float)
+        remaining = left[open_].astype(float)
         if known:
-            shape = np.broadcast_to(np.log(rates / (1 - rates)), own.shape)
-            weight = weigh(np.broadcast_to(rates, own.shape), own)
+            shape = np.broadcast_to(np.log(rates / (1 - rates)), remaining.shape)
+            weight = weigh(np.broadcast_to(rates, remaining.shape), remaining)
         else:
-            odds = fit_errors(scores[open_], judged[open_], found[open_], 1 - target)
+            odds = fit_errors(scores[open_], judged[open_], wrong_found[open_], 1 - target)
             shape = (scores[open_] @ odds[:, 1:, None])[..., 0]
-            weight = weigh(from_log_odds(odds[:, :1] + shape), own)
-        bets = place_bets(shape, weight, own, limit / RELATIONS)
+            weight = weigh(from_log_odds(odds[:, :1] + shape), remaining)
+        bets = place_bets(shape, weight, remaining, limit / RELATIONS)
         cells = np.zeros((len(open_), QUESTIONS), np.int64)
         answers = np.zeros((len(open_), QUESTIONS), bool)
-        needed = limit - found[open_].sum(1)
+        needed = limit - wrong_found[open_].sum(1)
         rows = np.arange(len(open_))
         for number in range(QUESTIONS):
             chance = np.cumsum(weight * left[open_], axis=1)
@@ -177,13 +181,13 @@ def sessions(
             left[open_, cell] -= 1
             wrong[open_, cell] -= is_wrong
             judged[open_, cell] += 1
-            found[open_, cell] += is_wrong
+            wrong_found[open_, cell] += is_wrong
         paths = capital[open_][:, None] + np.cumsum(
-            settle_bets(bets, weight, own, cells, answers, needed), axis=1
+            settle_bets(bets, weight, remaining, cells, answers, needed), axis=1
         )
         enough = np.logaddexp.reduce(paths, axis=2) >= -math.log(1 - CONFIDENCE)
-        given = enough.any(1)
-        until[open_[given]] = asked + np.argmax(enough[given], axis=1) + 1
+        is_certified = enough.any(1)
+        until[open_[is_certified]] = asked + np.argmax(enough[is_certified], axis=1) + 1
         capital[open_] = paths[:, -1]
     return until
 
@@ -219,10 +223,14 @@ def validity() -> Table:
         ]
         rows += [(target, below, 0.9, 0.02)]
     for target, precision, auc, slips in rows:
-        given = int((sessions(target, precision, auc, slips) <= MOST).sum())
+        certified = int((sessions(target, precision, auc, slips) <= MOST).sum())
         wrongly = "wrongly " if precision < target else "rightly "
         table.add_row(
-            f"{target:g}", f"{precision:.5g}", named(auc), f"{slips:.0%}", wrongly + share(given)
+            f"{target:g}",
+            f"{precision:.5g}",
+            named(auc),
+            f"{slips:.0%}",
+            wrongly + share(certified),
         )
     return table
 
@@ -232,8 +240,8 @@ def fixed_plan(target: float, precision: float, power: float, tail: float) -> in
     power.
     """
     for size in range(10, 20_000):
-        most = np.arange(size)
-        allowed = most[bdtr(most, size, 1 - target) <= tail]
+        errors = np.arange(size)
+        allowed = errors[bdtr(errors, size, 1 - target) <= tail]
         if len(allowed) and bdtr(allowed[-1], size, 1 - precision) >= power:
             return size
     raise ValueError("no such plan")
@@ -248,11 +256,13 @@ def present_plan(target: float, precision: float, power: float) -> int:
     while high - low > 1:
         size = (low + high) // 2
         wrong = np.arange(size // 2 + 1)
-        found = estimate_stratified(
+        estimates = estimate_stratified(
             np.full((len(wrong), 1), 1e6), np.full((len(wrong), 1), size), (size - wrong)[:, None]
         )
         enough = [
-            number for number, each in zip(wrong.tolist(), found, strict=True) if each.low >= target
+            number
+            for number, estimate in zip(wrong.tolist(), estimates, strict=True)
+            if estimate.low >= target
         ]
         reaches = bool(enough) and bdtr(enough[-1], size, 1 - precision) >= power
         low, high = (low, size) if reaches else (size, high)
@@ -284,11 +294,12 @@ def efficiency() -> Table:
                 known_before = known
             else:
                 changes = [
-                    " / ".join(f"{each:+.0%}" for each in now / then - 1)
+                    " / ".join(f"{change:+.0%}" for change in now / then - 1)
                     for now, then in ((taken, before), (known, known_before))
                 ]
             table.add_row(
-                f"{target:g}", f"{precision:g}", fixed, plan, named(auc), " / ".join(f"{each:.0f}" for each in taken),
+                f"{target:g}", f"{precision:g}", fixed, plan, named(auc),
+                " / ".join(f"{count:.0f}" for count in taken),
                 *changes, share(int((answers <= MOST).sum())),
             )  # fmt: skip
     return table
@@ -312,14 +323,16 @@ def choosing() -> Table:
         (0.95, "0.051 from c = 0.5 on, else 0.4", lambda c: np.where(c >= 0.5, 0.051, 0.4)),
     ):
         for auc in (NOTHING, 0.9):
-            found = [choose(seed, target, rate, auc) for seed in range(120)]
-            firsts = [first for first, _, _ in found if first]
-            wrongly = sum(is_wrong for _, is_wrong, _ in found) / len(found)
-            kept = [part for _, _, part in found if not math.isnan(part)]
+            sessions_of_choice = [choose(seed, target, rate, auc) for seed in range(120)]
+            firsts = [first for first, _, _ in sessions_of_choice if first]
+            wrongly = sum(is_wrong for _, is_wrong, _ in sessions_of_choice) / len(
+                sessions_of_choice
+            )
+            shares = [part for _, _, part in sessions_of_choice if not math.isnan(part)]
             table.add_row(
                 f"{target:g}", name, named(auc), f"{wrongly:.1%} ± {math.sqrt(wrongly * (1 - wrongly) / 120):.1%}",
                 f"{len(firsts) / 120:.1%}", f"{np.median(firsts):.0f}" if firsts else "",
-                f"{np.median(kept):.0%}" if kept else "nothing has this precision",
+                f"{np.median(shares):.0%}" if shares else "nothing has this precision",
             )  # fmt: skip
     return table
 
@@ -349,9 +362,11 @@ def choose(
         weight = np.zeros(len(left))
         place = np.zeros(len(left), np.int64)
         weight[planned[1]], place[planned[1]] = planned[0].weight, np.arange(len(planned[1]))
-        each = np.where(taken, 0, weight[group.cells])
+        sampling_weight = np.where(taken, 0, weight[group.cells])
         arrival = np.where(
-            each > 0, rng.exponential(size=RELATIONS) / np.where(each > 0, each, 1), np.inf
+            sampling_weight > 0,
+            rng.exponential(size=RELATIONS) / np.where(sampling_weight > 0, sampling_weight, 1),
+            np.inf,
         )
         asked = np.argsort(arrival)[: QUESTIONS if rounds else FIRST]
         taken[asked] = True

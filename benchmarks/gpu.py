@@ -239,10 +239,10 @@ def difference(machine: Machine) -> str:
         memory = tagger.fuse(
             tagger.encode_image(pixels.to(device)), tagger.encode_labels(OBJECTS, predicates)
         )
-        given = [
+        pairs_of_image = [
             type(group)(*(part.to(device) for part in vars(group).values())) for group in groups
         ]
-        scores.append(tagger.score_pairs(memory, given).cpu().double())
+        scores.append(tagger.score_pairs(memory, pairs_of_image).cpu().double())
     torch.backends.cudnn.allow_tf32 = True
     largest = float((scores[0].logit() - scores[1].logit()).abs().max())
     labels = [score > scores[0].median() for score in scores]
@@ -388,9 +388,9 @@ def labelling(machine: Machine, count: int, threads: int) -> tuple[float, str]:
                 seconds[name] = time.perf_counter() - began
         pairs = sum(len(record.pairs) for record in records)
     del seconds["drawing"]
-    whole = sum(seconds.values())
-    shares = ", ".join(f"{name} {taken / whole:.0%}" for name, taken in seconds.items())
-    return count / whole, f"{shares}; {pairs / count:.0f} pairs per image"
+    total = sum(seconds.values())
+    shares = ", ".join(f"{name} {taken / total:.0%}" for name, taken in seconds.items())
+    return count / total, f"{shares}; {pairs / count:.0f} pairs per image"
 
 
 def training_step(
@@ -404,11 +404,11 @@ def training_step(
     batch = make_batch(4 if machine.real else 1, *((800, 1066) if machine.real else (96, 128))).to(
         machine.device
     )
-    made = make_objective(kind, batch, backbone="swin_tiny", miniature=not machine.real)
+    model = make_objective(kind, batch, backbone="swin_tiny", miniature=not machine.real)
     layers = (
-        CompiledLayers(made.network, "inductor" if machine.real else "eager") if compiled else None
+        CompiledLayers(model.network, "inductor" if machine.real else "eager") if compiled else None
     )
-    objective = nn.Module.to(made, machine.device).train()
+    objective = nn.Module.to(model, machine.device).train()
     if layers is not None:
         with machine.half():
             layers.compile(objective, len(batch))
@@ -495,10 +495,10 @@ def main() -> None:
     taken, failure = training_step(machine, Objective, compiled=True)
     figure = f"not compiled: {failure}" if failure else f"{taken:.3f}"
     table.add_row("training step of sgpipe with workers.compile, s", figure, "")
-    for (name, (grid, own)), ratio in zip(attention(machine).items(), (4, 3), strict=True):
+    for (name, (grid, sgpipe_time)), ratio in zip(attention(machine).items(), (4, 3), strict=True):
         table.add_row(f"deformable attention, {name}, ms: grid_sample", f"{grid:.2f}", "")
         table.add_row(
-            f"deformable attention, {name}, ms: sgpipe", f"{own:.2f}", f"{grid / ratio:.2f}"
+            f"deformable attention, {name}, ms: sgpipe", f"{sgpipe_time:.2f}", f"{grid / ratio:.2f}"
         )
     remarks = ["No GPU: miniatures on the CPU, and a simulated device.", tests, differences]
     if machine.real:

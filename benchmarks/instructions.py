@@ -87,47 +87,47 @@ class World:
         for graph in json.loads((folder / "scene_graphs.json").read_text("utf-8")):
             image = str(graph["image_id"])
             self.objects[image] = {
-                each["object_id"]: (
-                    each["names"],
+                item["object_id"]: (
+                    item["names"],
                     str(
                         [
                             round(v)
                             for v in (
-                                each["x"],
-                                each["y"],
-                                each["x"] + each["w"],
-                                each["y"] + each["h"],
+                                item["x"],
+                                item["y"],
+                                item["x"] + item["w"],
+                                item["y"] + item["h"],
                             )
                         ]
                     ),
                 )
-                for each in graph["objects"]
+                for item in graph["objects"]
             }
             self.relations[image] = {
                 (relationship["subject_id"], relationship["predicate"], relationship["object_id"])
                 for relationship in graph["relationships"]
             }
 
-    def holds(self, image: str, said: Mapping[str, str]) -> bool:
+    def holds(self, image: str, claim: Mapping[str, str]) -> bool:
         """Whether a relation of classes, and of boxes where they are given, is one of the image."""
         objects = self.objects[image]
 
         def fits(number: int, role: str) -> bool:
             name, box = objects[number]
-            return name == said[role] and said.get(f"{role}_box", box) == box
+            return name == claim[role] and claim.get(f"{role}_box", box) == box
 
         for role in ("subject", "object"):
-            assert f"{role}_box" not in said or any(fits(number, role) for number in objects), (
+            assert f"{role}_box" not in claim or any(fits(number, role) for number in objects), (
                 image,
-                said,
+                claim,
             )
         return any(
-            predicate == said["predicate"] and fits(subject, "subject") and fits(object_, "object")
+            predicate == claim["predicate"] and fits(subject, "subject") and fits(object_, "object")
             for subject, predicate, object_ in self.relations[image]
         )
 
     def number(self, image: str, name: str) -> int:
-        return sum(name == each for each, _ in self.objects[image].values())
+        return sum(name == class_name for class_name, _ in self.objects[image].values())
 
 
 class Checked(NamedTuple):
@@ -150,7 +150,7 @@ class Checked(NamedTuple):
 def pattern(text: str) -> re.Pattern[str]:
     """What a text of a template matches; a field that occurs twice is matched once."""
     parts = re.split(r"\{(\w+)\}", text)
-    made = ""
+    expression = ""
     seen = set[str]()
     for number, part in enumerate(parts):
         if number % 2:
@@ -159,10 +159,10 @@ def pattern(text: str) -> re.Pattern[str]:
                 if name in seen:
                     group = group.replace(f"?P<{name}>", "?:")
                 seen.add(name)
-            made += group
+            expression += group
         else:
-            made += re.escape(part)
-    return re.compile(made + "$", re.IGNORECASE)
+            expression += re.escape(part)
+    return re.compile(expression + "$", re.IGNORECASE)
 
 
 def singular(plural: str) -> str:
@@ -183,48 +183,50 @@ def check(
     assert all(image in path for image, path in zip(images, item["images"], strict=True))
     match = pattern(texts["question"]).match(question)
     assert match, (texts["question"], question)
-    said = {name: value for name, value in match.groupdict().items() if value is not None}
+    stated_parts = {name: value for name, value in match.groupdict().items() if value is not None}
     named = tuple(
         value
-        for name, value in sorted(said.items())
+        for name, value in sorted(stated_parts.items())
         if name in ("subject", "predicate", "object", "plural")
     )
     right = False
     denied = list[bool]()
     claims = tuple[Claim, ...]()
     if form in ("verification", "existence"):
-        truth = world.holds(images[0], said)
+        truth = world.holds(images[0], stated_parts)
         right = answer == texts["yes" if truth else "no"]
         denied = [truth] if answer == texts["no"] else []
-        claims = (claim_of(said),) if form == "verification" else ()
+        claims = (claim_of(stated_parts),) if form == "verification" else ()
     elif form in ("relation", "which_object", "which_subject"):
         full = pattern(texts["answer"]).match(answer)
         assert full, (texts["answer"], answer)
         for name, value in full.groupdict().items():
-            assert said.setdefault(name, value) == value
-        right = world.holds(images[0], said)
-        claims = (claim_of(said),) if form == "relation" else ()
+            assert stated_parts.setdefault(name, value) == value
+        right = world.holds(images[0], stated_parts)
+        claims = (claim_of(stated_parts),) if form == "relation" else ()
     elif form == "counting":
-        right = world.number(images[0], singular(said["plural"])) == int(answer)
+        right = world.number(images[0], singular(stated_parts["plural"])) == int(answer)
     elif form == "compare_count":
-        first, second = (world.number(image, singular(said["plural"])) for image in images)
+        first, second = (world.number(image, singular(stated_parts["plural"])) for image in images)
         right = first != second and answer == texts["first" if first > second else "second"]
     elif form == "compare_existence":
-        first, second = (world.holds(image, said) for image in images)
+        first, second = (world.holds(image, stated_parts) for image in images)
         right = first != second and answer == texts["first" if first else "second"]
         denied = [second if answer == texts["first"] else first]
     elif form == "description":
         sentences = re.findall(r"The .+?\[[\d, ]+\].+?\[[\d, ]+\]\.", answer)
-        assert len(sentences) == 1 + ("one", "two", "three", "four").index(said["relations"])
+        assert len(sentences) == 1 + ("one", "two", "three", "four").index(
+            stated_parts["relations"]
+        )
         assert " ".join(sentences) == answer
         right = all(
             world.holds(images[0], found(texts["sentence"], sentence)) for sentence in sentences
         )
         named = ()
     else:
-        options = [line[3:] for line in said["options"].strip().splitlines()]
+        options = [line[3:] for line in stated_parts["options"].strip().splitlines()]
         role = FORMS_OF_OPTIONS[form]
-        stated = [said | as_option(role, option) for option in options if option != NONE]
+        stated = [stated_parts | as_option(role, option) for option in options if option != NONE]
         claims = tuple(map(claim_of, stated))
         true = [world.holds(images[0], claim) for claim in stated] + [False] * (NONE in options)
         place = "ABCDE".index(answer[0])
@@ -241,8 +243,10 @@ def check(
     return Checked(item, right, denied, (form, *named), claims)
 
 
-def claim_of(said: Mapping[str, str]) -> Claim:
-    return Claim(said["predicate"], box_of(said.get("subject_box")), box_of(said.get("object_box")))
+def claim_of(parts: Mapping[str, str]) -> Claim:
+    return Claim(
+        parts["predicate"], box_of(parts.get("subject_box")), box_of(parts.get("object_box"))
+    )
 
 
 def box_of(text: str | None) -> Box:
@@ -266,26 +270,29 @@ def as_option(role: str, option: str) -> dict[str, str]:
 def guesses(train: Sequence[Checked], test: Sequence[Checked]) -> list[list[bool]]:
     """Whether the most frequent answer to a template is right, and those of logistic models of
     words: without and with the numbers of coordinates."""
-    answers = sorted({each.item["answer"] for each in train})
-    target = np.array([answers.index(each.item["answer"]) for each in train])
-    most = defaultdict[str, Counter[str]](Counter)
-    for each in train:
-        most[each.item["template"]][each.item["answer"]] += 1
-    common = [most[each.item["template"]].most_common(1)[:1] for each in test]
-    found = [
+    answers = sorted({answer.item["answer"] for answer in train})
+    target = np.array([answers.index(answer.item["answer"]) for answer in train])
+    counts_of_answers = defaultdict[str, Counter[str]](Counter)
+    for answer in train:
+        counts_of_answers[answer.item["template"]][answer.item["answer"]] += 1
+    common = [counts_of_answers[answer.item["template"]].most_common(1)[:1] for answer in test]
+    guessed = [
         [
-            bool(best) and best[0][0] == each.item["answer"]
-            for best, each in zip(common, test, strict=True)
+            bool(best) and best[0][0] == answer.item["answer"]
+            for best, answer in zip(common, test, strict=True)
         ]
     ]
     for numbers in ("", r"|\d+"):
-        said = _logistic(
-            *([_words(each.item, numbers) for each in some] for some in (train, test)), target
+        predicted = _logistic(
+            *([_words(answer.item, numbers) for answer in part] for part in (train, test)), target
         )
-        found.append(
-            [answers[at] == each.item["answer"] for at, each in zip(said, test, strict=True)]
+        guessed.append(
+            [
+                answers[at] == answer.item["answer"]
+                for at, answer in zip(predicted, test, strict=True)
+            ]
         )
-    return found
+    return guessed
 
 
 def _words(item: Mapping[str, Any], numbers: str) -> set[str]:
@@ -326,20 +333,20 @@ def box_questions(checked: Sequence[Checked]) -> list[BoxQuestion]:
     its classes.
     """
     predicates = defaultdict[tuple[str, ...], set[str]](set)
-    for each in checked:
-        if each.shown[0] == "relation":
-            predicates[classes_of(each)].add(each.item["answer"])
+    for question in checked:
+        if question.shown[0] == "relation":
+            predicates[classes_of(question)].add(question.item["answer"])
     questions = []
-    for each in checked:
-        form = each.shown[0]
-        claims = each.claims
-        kind = each.item["kind"]
-        answer = each.item["answer"]
+    for question in checked:
+        form = question.shown[0]
+        claims = question.claims
+        kind = question.item["kind"]
+        answer = question.item["answer"]
         if form == "relation":
             (claim,) = claims
             claims = tuple(
                 claim._replace(predicate=predicate)
-                for predicate in sorted(predicates[classes_of(each)])
+                for predicate in sorted(predicates[classes_of(question)])
             )
             kind = "relation, open"
             right = [claim.predicate for claim in claims].index(answer)
@@ -351,8 +358,8 @@ def box_questions(checked: Sequence[Checked]) -> list[BoxQuestion]:
         else:
             continue
         has_none = kind in ("relation, yes or no", "none_of_these")
-        kind += ", with boxes" if each.shows_boxes else ", without boxes"
-        questions.append(BoxQuestion(each.item["image_ids"][0], kind, claims, right, has_none))
+        kind += ", with boxes" if question.shows_boxes else ", without boxes"
+        questions.append(BoxQuestion(question.item["image_ids"][0], kind, claims, right, has_none))
     return questions
 
 
@@ -367,17 +374,17 @@ def classes_of(checked: Checked) -> tuple[str, ...]:
 def chances(checked: Sequence[Checked]) -> list[float]:
     """One of the answers that the same question has; one of the options."""
     answers = defaultdict[tuple[str, ...], set[str]](set)
-    for each in checked:
-        answers[each.shown].add(each.item["answer"])
+    for question in checked:
+        answers[question.shown].add(question.item["answer"])
     return [
         (
-            1 / int(each.shown[-1])
-            if each.shown[0].startswith("choose")
-            else 1 / len(answers[each.shown])
-            if not each.shown[0].startswith("compare")
+            1 / int(question.shown[-1])
+            if question.shown[0].startswith("choose")
+            else 1 / len(answers[question.shown])
+            if not question.shown[0].startswith("compare")
             else 1 / 2
         )
-        for each in checked
+        for question in checked
     ]
 
 
@@ -450,31 +457,37 @@ def repeat(run: Path, out: Path, copies: int) -> None:
         manifest.commit(write_shard(out, name, "val", start, part, {}))
 
 
-def tables(checked: Sequence[Checked], others: Sequence[Checked]) -> Iterator[Table | str]:
+def tables(checked: Sequence[Checked], training: Sequence[Checked]) -> Iterator[Table | str]:
     answers = Table(
         "kind", "questions", "right", "mean probability", "taken to be false", "of these true"
     )
     texts = Table(
         "kind", "questions", "chance", "most frequent answer", "words", "words and coordinates"
     )
-    text_only = [each for each in checked if each.item["kind"] != "description"]
-    guessed = guesses([other for other in others if other.item["kind"] != "description"], text_only)
+    text_only = [question for question in checked if question.item["kind"] != "description"]
+    guessed = guesses(
+        [other for other in training if other.item["kind"] != "description"], text_only
+    )
     chance = chances(text_only)
-    for kind in [*sorted({each.item["kind"] for each in checked}), "all"]:
-        some = [each for each in checked if kind in ("all", each.item["kind"])]
-        denied = [is_true for each in some for is_true in each.denied]
-        right = np.mean([each.right for each in some])
-        probability = np.mean([each.item["probability"] for each in some])
+    for kind in [*sorted({question.item["kind"] for question in checked}), "all"]:
+        of_kind = [question for question in checked if kind in ("all", question.item["kind"])]
+        denied = [is_true for question in of_kind for is_true in question.denied]
+        right = np.mean([question.right for question in of_kind])
+        probability = np.mean([question.item["probability"] for question in of_kind])
         share = f"{np.mean(denied):.1%}" if denied else ""
         answers.add_row(
             kind,
-            f"{len(some):,}",
+            f"{len(of_kind):,}",
             f"{right:.1%}",
             f"{probability:.1%}",
             f"{len(denied) or ''}",
             share,
         )
-        at = [number for number, each in enumerate(text_only) if kind in ("all", each.item["kind"])]
+        at = [
+            number
+            for number, question in enumerate(text_only)
+            if kind in ("all", question.item["kind"])
+        ]
         if at:
             first, *rates = (
                 np.mean([values[number] for number in at]) for values in (chance, *guessed)

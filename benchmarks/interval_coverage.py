@@ -73,11 +73,11 @@ def detections(
     luck = rng.random(len(target_image))
     score = rng.normal(1.2, 1, len(target_image))
     sides = []
-    for found in (ease + gain, ease):
+    for luck_of_model in (ease + gain, ease):
         common = rng.random(len(luck)) < 0.6
         own_luck = np.where(common, luck, rng.random(len(luck)))
         own_score = np.where(common, score, rng.normal(1.2, 1, len(luck)))
-        hits = np.flatnonzero(own_luck < found[target_class])
+        hits = np.flatnonzero(own_luck < luck_of_model[target_class])
         wrong_image, wrong_class = _spread(rng, rates + 0.02, images)
         image = np.concatenate((target_image[hits], wrong_image))
         scores = (
@@ -100,9 +100,9 @@ def _spread(rng: np.random.Generator, rates: Array, images: int) -> tuple[Array,
 
 def _resampling(scores: ClassScores, images: int) -> Resampling:
     def summary(counts: Array) -> dict[str, float]:
-        own = scores.resampled(counts)
-        recall = own.true_positives.sum() / max(own.targets.sum(), 1)
-        return {"mAP": own.mean(), "recall of all targets": float(recall)}
+        resampled = scores.resampled(counts)
+        recall = resampled.true_positives.sum() / max(resampled.targets.sum(), 1)
+        return {"mAP": resampled.mean(), "recall of all targets": float(recall)}
 
     return Resampling([f"{number:06d}" for number in range(images)], summary)
 
@@ -148,18 +148,20 @@ def evaluations() -> Iterator[Row]:
     }
     for number, (data, (draw, settings)) in enumerate(scenes.items()):
         rng = np.random.default_rng(number)
-        found = [
+        measured = [
             compare_paired(*draw(rng, **settings), resamples=RESAMPLES).measures
             for _ in range(SIMULATIONS)
         ]
-        for name in found[0]:
-            own = [each[name] for each in found]
+        for name in measured[0]:
+            measures = [measure[name] for measure in measured]
             yield (
                 f"eval --compare: {name}",
                 data,
-                _covered([(each.value, each.interval) for each in own]),
+                _covered([(measure.value, measure.interval) for measure in measures]),
             )
-            differences = [(each.difference, each.difference_interval) for each in own]
+            differences = [
+                (measure.difference, measure.difference_interval) for measure in measures
+            ]
             yield f"eval --compare: difference of {name}", data, _covered(differences)
 
 
@@ -247,9 +249,9 @@ class Run:
         confidence = self.confidence[judged].astype(np.float32)
         cuts = np.array(candidates(confidence), np.float32)
         in_band = self.band[judged][:, None] == np.arange(len(self.sizes))
-        kept = confidence >= cuts[:, None]
-        seen = kept.astype(int) @ in_band
-        right = (kept & self.correct[judged]).astype(int) @ in_band
+        is_kept = confidence >= cuts[:, None]
+        seen = is_kept.astype(int) @ in_band
+        right = (is_kept & self.correct[judged]).astype(int) @ in_band
         bands = np.split(self.confidence.astype(np.float32), self.sizes.cumsum()[:-1])
         relations = np.stack([len(band) - np.searchsorted(band, cuts) for band in bands], 1)
         lows = [
@@ -278,15 +280,15 @@ class Run:
         """The precision of some relations by the judged ones, as `sgpipe stats --judgements`
         estimates it.
         """
-        own = judged[chosen[judged]]
+        judged_rows = judged[chosen[judged]]
         tallies = (
             np.bincount(self.band[rows], minlength=len(self.sizes))
-            for rows in (own, own[self.correct[own]])
+            for rows in (judged_rows, judged_rows[self.correct[judged_rows]])
         )
-        [found] = estimate_stratified(np.bincount(self.band[chosen], minlength=len(self.sizes))[None], *(
+        [estimate] = estimate_stratified(np.bincount(self.band[chosen], minlength=len(self.sizes))[None], *(
             tally[None] for tally in tallies
         ))  # fmt: skip
-        return 0.0, (found.low, found.high)
+        return 0.0, (estimate.low, estimate.high)
 
 
 def plans() -> Iterator[Row]:
@@ -302,11 +304,11 @@ def plans() -> Iterator[Row]:
         for number in (60, 300):
             samples = [run.judge(number) for _ in range(SIMULATIONS)]
             for part, chosen in parts.items():
-                found = [run.estimate(judged, chosen) for judged in samples]
+                estimates = [run.estimate(judged, chosen) for judged in samples]
                 yield (
                     f"plan: {part}",
                     f"{name}, {number} judgements",
-                    _covered(found, run.correct[chosen].mean()),
+                    _covered(estimates, run.correct[chosen].mean()),
                 )
 
 
@@ -332,9 +334,9 @@ def ground_truth() -> Iterator[tuple[str, float, float, float, float]]:
             if alike:
                 strength = 1 / alike - 1
                 chance = rng.beta(precision * strength, (1 - precision) * strength, images)
-            found = estimate_clustered(rng.random(len(number)) < chance[number], number)
-            lows.append(found.low)
-            highs.append(found.high)
+            estimate = estimate_clustered(rng.random(len(number)) < chance[number], number)
+            lows.append(estimate.low)
+            highs.append(estimate.high)
         below = float((np.array(lows) > precision).mean())
         above = float((np.array(highs) < precision).mean())
         width = float(np.mean(highs) - np.mean(lows))

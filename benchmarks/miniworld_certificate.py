@@ -49,7 +49,7 @@ def session(
 ) -> dict[int, float | None]:
     """Return the certified threshold by number of answers; None: there is none yet."""
     (run / JUDGEMENTS).unlink(missing_ok=True)
-    found: dict[int, float | None] = {}
+    thresholds: dict[int, float | None] = {}
     for answer in ANSWERS:
         while True:
             state = json.loads(sgpipe("certify", run, "--precision", target, "--json"))
@@ -58,9 +58,9 @@ def session(
                 break
             answer_plans(run, right, slips, answer)
         sets = state["certificate"]["sets"]
-        found[before] = sets[0]["threshold"] if sets else None
+        thresholds[before] = sets[0]["threshold"] if sets else None
     sgpipe("verify", run)
-    return found
+    return thresholds
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
         )
     right, confidence = truth_of(run)
     keys = sorted(right, key=lambda key: -confidence[key])
-    falling, correct = (np.array([each[key] for key in keys]) for each in (confidence, right))
+    falling, correct = (np.array([column[key] for key in keys]) for column in (confidence, right))
     precision = np.cumsum(correct) / np.arange(1, len(keys) + 1)
     last = np.append(falling[1:] != falling[:-1], True)
     table = Table(
@@ -95,16 +95,20 @@ def main() -> None:
             if threshold is None:
                 table.add_row(*row, "none yet", "", "0", "0%")
                 continue
-            kept = falling >= np.float32(threshold)
-            share = f"{kept.sum() / best:.0%} of {best:,}"
+            is_kept = falling >= np.float32(threshold)
+            share = f"{is_kept.sum() / best:.0%} of {best:,}"
             table.add_row(
-                *row, f"{threshold:.3g}", f"{correct[kept].mean():.1%}", f"{kept.sum():,}", share
+                *row,
+                f"{threshold:.3g}",
+                f"{correct[is_kept].mean():.1%}",
+                f"{is_kept.sum():,}",
+                share,
             )
-    whole = (
+    text = (
         f"The run has {len(keys):,} relations of {IMAGES:,} images, {correct.mean():.1%} of them"
         " right."
     )
-    report(str(__doc__), whole, table)
+    report(str(__doc__), text, table)
 
 
 if __name__ == "__main__":

@@ -121,9 +121,11 @@ def main() -> None:
                 table.add_row(*map(str, row), f"{os.getloadavg()[0]:.0f}")
                 print(*row, f"load {os.getloadavg()[0]:.0f}", file=sys.stderr, flush=True)
     medians = Table("recipe", "actors", "rounds", "median ratio", "smallest", "largest")
-    for (kind, actors), own in ratios.items():
-        shown = (statistics.median(own), min(own), max(own))
-        medians.add_row(kind, str(actors), str(len(own)), *(f"{value:.2f}" for value in shown))
+    for (kind, actors), ratios_of_kind in ratios.items():
+        shown = (statistics.median(ratios_of_kind), min(ratios_of_kind), max(ratios_of_kind))
+        medians.add_row(
+            kind, str(actors), str(len(ratios_of_kind)), *(f"{value:.2f}" for value in shown)
+        )
     report(__doc__, f"{options.images:,} images.", medians, table)
 
 

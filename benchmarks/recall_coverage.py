@@ -49,8 +49,8 @@ def plans(simulations: int = SIMULATIONS, only: int | None = None) -> Iterator[R
     settings = product(
         (0.5, 0.8, 0.95), (0.0, 0.3), ((30, 3.0), (100, 3.0), (100, 0.3), (300, 1.5)), (False, True)
     )
-    for recall, alike, (asked, each), parts in list(settings)[:only]:
-        named = rng.poisson(each * rng.gamma(2, 0.5, IMAGES))
+    for recall, alike, (asked, mean_named), parts in list(settings)[:only]:
+        named = rng.poisson(mean_named * rng.gamma(2, 0.5, IMAGES))
         has = rng.binomial(named, chances(rng, recall, alike, IMAGES))
         weight = (
             np.where(rng.random(IMAGES) < 0.4, rng.uniform(1, 6, IMAGES), 1.0)
@@ -60,15 +60,20 @@ def plans(simulations: int = SIMULATIONS, only: int | None = None) -> Iterator[R
         truth = float(weight @ has / (weight @ named))
         covered = 0
         for _ in range(simulations):
-            own = rng.choice(IMAGES, asked, replace=False)
-            at = np.repeat(np.arange(asked), named[own])
-            number = np.arange(len(at)) - np.repeat(np.cumsum(named[own]) - named[own], named[own])
-            found = estimate_clustered(
-                number < has[own][at], at, weight[own][at], 1.0 if parts else 1 - asked / IMAGES
+            sampled = rng.choice(IMAGES, asked, replace=False)
+            at = np.repeat(np.arange(asked), named[sampled])
+            number = np.arange(len(at)) - np.repeat(
+                np.cumsum(named[sampled]) - named[sampled], named[sampled]
             )
-            covered += found.low <= truth <= found.high
+            estimate = estimate_clustered(
+                number < has[sampled][at],
+                at,
+                weight[sampled][at],
+                1.0 if parts else 1 - asked / IMAGES,
+            )
+            covered += estimate.low <= truth <= estimate.high
         data = (
-            f"{asked} images, {each:g} relations each, recall {recall:.0%}, alike"
+            f"{asked} images, {mean_named:g} relations each, recall {recall:.0%}, alike"
             f" {alike:g}{', parts' * parts}"
         )
         yield "plan: recall", data, covered / simulations
@@ -104,10 +109,10 @@ def parts_of_all(simulations: int = SIMULATIONS, only: int | None = None) -> Ite
             ]
             values = {**common, "seed": 0, "kind": "recall", "images": 40}
             plan = RecallPlan.model_validate(
-                {**values, "questions": [BlindQuestion(*each) for each in asked]}
+                {**values, "questions": [BlindQuestion(*question) for question in asked]}
             )
-            found = measure_recall(plan, log, lambda *_, relations=relations: relations).recall
-            covered += found.low <= len(relations) / named <= found.high
+            estimate = measure_recall(plan, log, lambda *_, relations=relations: relations).recall
+            covered += estimate.low <= len(relations) / named <= estimate.high
         data = f"all of 40 images, 8 of 20 boxes each, recall {recall:.0%}, alike {alike:g}"
         yield "plan: recall", data, covered / simulations
 
@@ -133,11 +138,11 @@ def people(simulations: int = SIMULATIONS, only: int | None = None) -> Iterator[
                 np.bincount(image[part], minlength=images)
                 for part in (one & other, one & ~other, other & ~one)
             )
-            found = recapture(("a", "b"), *parts)
-            if found is None:
+            estimate = recapture(("a", "b"), *parts)
+            if estimate is None:
                 continue
-            total = found.if_independent
-            bounds.append(found.at_least)
+            total = estimate.if_independent
+            bounds.append(estimate.at_least)
             estimates.append(total.low <= len(image) <= total.high)
             named.append(int((one | other).sum()))
         over = float((np.array(bounds) > len(image)).mean())

@@ -90,14 +90,17 @@ def half_of(graphs: list[Graph], rng: random.Random) -> list[Graph]:
     """Return the graphs with half of what they say."""
     halves = []
     for graph in graphs:
-        said: dict[Key, list[Graph]] = {}
+        relations_of_pair: dict[Key, list[Graph]] = {}
         for relationship in graph["relationships"]:
             key = EQUIVALENTS.key(
                 relationship["subject_id"], relationship["predicate"], relationship["object_id"]
             )
-            said.setdefault(key, []).append(relationship)
+            relations_of_pair.setdefault(key, []).append(relationship)
         known = [
-            relation for relations in said.values() if rng.random() < 0.5 for relation in relations
+            relation
+            for relations in relations_of_pair.values()
+            if rng.random() < 0.5
+            for relation in relations
         ]
         halves.append({**graph, "relationships": known})
     return halves
@@ -128,26 +131,29 @@ def compare(truth: Path, half: Path, extended: Path) -> Found:
     is said again.
     """
 
-    def key(record: Record, each: Relation) -> Key:
-        return (record.image_id, *EQUIVALENTS.key(each.subject, each.predicate, each.object))
+    def key(record: Record, relation: Relation) -> Key:
+        return (
+            record.image_id,
+            *EQUIVALENTS.key(relation.subject, relation.predicate, relation.object),
+        )
 
     true = set[Key]()
     known = set[Key]()
     added = list[tuple[float, Key]]()
     images = 0
     relations = 0
-    for whole, before, after in zip(*map(iter_records, (truth, half, extended)), strict=True):
+    for full, before, after in zip(*map(iter_records, (truth, half, extended)), strict=True):
         new = after.relations[len(before.relations) :]
         assert after.relations[: len(before.relations)] == before.relations, after.image_id
         assert after.objects == before.objects, after.image_id
-        said = {key(before, relation) for relation in before.relations}
-        assert not said.intersection(key(after, each) for each in new), after.image_id
-        assert all(each.confidence is not None and each.origin == "tagger" for each in new), (
-            after.image_id
-        )
-        true |= {key(whole, relation) for relation in whole.relations}
-        known |= said
-        added += [(each.confidence or 0, key(after, each)) for each in new]
+        known_keys = {key(before, relation) for relation in before.relations}
+        assert not known_keys.intersection(key(after, proposed) for proposed in new), after.image_id
+        assert all(
+            proposed.confidence is not None and proposed.origin == "tagger" for proposed in new
+        ), after.image_id
+        true |= {key(full, relation) for relation in full.relations}
+        known |= known_keys
+        added += [(proposed.confidence or 0, key(after, proposed)) for proposed in new]
         relations += len(before.relations)
         images += 1
     return Found(images, relations, true - known, true, added)
@@ -166,9 +172,9 @@ def measure(folder: Path, name: str, graphs: list[Graph], settings: Mapping[str,
     return compare(place / "truth", place / "half", place / "out")
 
 
-def section(title: str, found: Found) -> str:
+def section(title: str, result: Found) -> str:
     """Return the part of the page on one run."""
-    levels = [(threshold, *found.at(threshold)) for threshold in THRESHOLDS]
+    levels = [(threshold, *result.at(threshold)) for threshold in THRESHOLDS]
     table = markdown_table(
         [["confidence ≥", "added", "precision", "hidden ones found"]]
         + [
@@ -183,8 +189,8 @@ def section(title: str, found: Found) -> str:
         else "at none of these confidences"
     )
     return (
-        f"## {title}\n\n{found.images:,} images: {found.known:,} known relations, all kept bit for"
-        f" bit; {len(found.hidden):,} hidden. Nothing known was proposed again under another"
+        f"## {title}\n\n{result.images:,} images: {result.known:,} known relations, all kept bit for"
+        f" bit; {len(result.hidden):,} hidden. Nothing known was proposed again under another"
         f" name.\n\n{table}\n\nRecall of at least {RECALL:.0%} at a precision of at least"
         f" {PRECISION:.0%}: {found_at}.\n"
     )

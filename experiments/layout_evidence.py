@@ -112,8 +112,8 @@ def _fit_predicates(
 
 
 def _columns(rows: Sequence[tuple[int, list[float]]], excluded: int | None) -> Floats:
-    kept = [row for fold, row in rows if fold != excluded]
-    return np.array(kept, np.float64).reshape(-1, 3).T
+    remaining = [row for fold, row in rows if fold != excluded]
+    return np.array(remaining, np.float64).reshape(-1, 3).T
 
 
 def _logistic(columns: Floats, labels: Floats, default: Sequence[float]) -> list[float]:

@@ -70,7 +70,7 @@ def open_log(run: Path) -> JudgementLog:
     return JudgementLog(run / JUDGEMENTS, str(Manifest.load(run).run["fingerprint"]))
 
 
-def answer_plans(run: Path, right: Mapping[RelationKey, bool], slips: float, most: int) -> int:
+def answer_plans(run: Path, right: Mapping[RelationKey, bool], slips: float, limit: int) -> int:
     """Answer open questions of the plans of a run, until there are `most` answers; return how many
     there are.
     """
@@ -79,9 +79,9 @@ def answer_plans(run: Path, right: Mapping[RelationKey, bool], slips: float, mos
         (question.key, plan.plan) for plan in log.plans.values() for question in plan.questions
     ]
     done = sum(len(log.judged(plan)) for plan in log.plans)
-    for key, plan in questions[done:most]:
+    for key, plan in questions[done:limit]:
         _answer(log, key, right[key], slips, plan)
-    return max(done, min(most, len(questions)))
+    return max(done, min(limit, len(questions)))
 
 
 def _answer(
@@ -89,13 +89,13 @@ def _answer(
 ) -> None:
     slip = random.Random(f"{slips} {key}").random() < slips
     values = {"id": fingerprint({"plan": plan, "key": key}), "at": "", "by": "simulated"}
-    said = {
+    answer = {
         "run": log.fingerprint,
         "plan": plan,
         **key._asdict(),
         "judgement": "right" if right != slip else "wrong",
     }
-    log.append(Judgement.model_validate({**values, **said}))
+    log.append(Judgement.model_validate({**values, **answer}))
 
 
 def judge(run: Path, ask: Ask, answers: int, slips: float, seed: int) -> None:

@@ -43,7 +43,13 @@ def label(
     for used in set(by_image):
         stage = LayoutStage(TagConfig(method="layout", threshold=LEAST), config, used)
         stage.setup()
-        stage([record for record, own in zip(paired, by_image, strict=True) if own == used])
+        stage(
+            [
+                record
+                for record, image_texts in zip(paired, by_image, strict=True)
+                if image_texts == used
+            ]
+        )
     return paired
 
 

@@ -219,7 +219,9 @@ def count_found(photographs: Photographs, labelled: Sequence[Record]) -> Array:
             pair: [truth.objects[index].category in subjects for index in pair] for pair in stated
         }
         between = {pair for pair, end in ends.items() if all(end)}
-        verbs = [(pair, verb) for pair, own in annotated.items() for verb in own]
+        verbs = [
+            (pair, verb) for pair, verbs_of_pair in annotated.items() for verb in verbs_of_pair
+        ]
         in_scope = [pair for pair, end in ends.items() if end[0]]
         sayings = [
             (pair, lemma)
@@ -254,8 +256,8 @@ def compare(photographs: Photographs, first: Array, second: Array) -> Mapping[st
         def summary(occurrences: Array) -> dict[str, float]:
             sums = (occurrences @ counts).tolist()
             return {
-                name: sums[part] / (sums[whole] or np.nan)
-                for name, (part, whole) in MEASURES.items()
+                name: sums[part] / (sums[total] or np.nan)
+                for name, (part, total) in MEASURES.items()
             }
 
         return Resampling(names, summary)
@@ -305,13 +307,13 @@ def bound_by_captions(photographs: Photographs, labelled: Sequence[Record], capt
             for one in (*record.triplets, *implied)
             for each in (one.subject_category, one.object_category)
         }
-        found = _verbs(record).keys()
+        stated_pairs = _verbs(record).keys()
         for pair in _verbs(truth):
             ends = {truth.objects[index].category for index in pair}
             beside = any(ends <= class_name for class_name in classes)
             named += ends <= anywhere
             together += beside
-            if pair in found:
+            if pair in stated_pairs:
                 continue
             reason = REASONS[0 if not ends <= anywhere else 1 if not ends <= in_triplets else 2]
             missed[reason] += 1
@@ -407,13 +409,13 @@ def page(photographs: Photographs, measured: Measured) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _quality(photographs: Photographs, measured: Measured, most: int) -> list[str]:
+def _quality(photographs: Photographs, measured: Measured, caption_limit: int) -> list[str]:
     """The tables by parser, candidates, method and number of captions."""
     head = ["candidates", "method", "captions", "parser", *MEASURES]
     rows = [head]
     fewer = [head]
     differences = [["candidates", "method", *MEASURES]]
-    for (candidates, method), number in product(WAYS, range(1, most + 1)):
+    for (candidates, method), number in product(WAYS, range(1, caption_limit + 1)):
         sides = [
             measured.counts[parser, candidates, method, number] for parser in reversed(PARSERS)
         ]
@@ -421,21 +423,28 @@ def _quality(photographs: Photographs, measured: Measured, most: int) -> list[st
         for parser in PARSERS:
             learned = parser == "learned"
             cells = [
-                _cell(*((own.value, own.interval) if learned else (own.other, own.other_interval)))
-                for own in measures.values()
+                _cell(
+                    *(
+                        (measure.value, measure.interval)
+                        if learned
+                        else (measure.other, measure.other_interval)
+                    )
+                )
+                for measure in measures.values()
             ]
-            (rows if number == most else fewer).append(
+            (rows if number == caption_limit else fewer).append(
                 [candidates, method, str(number), parser, *cells]
             )
-        if number == most:
+        if number == caption_limit:
             cells = [
-                _cell(own.difference, own.difference_interval, "+") for own in measures.values()
+                _cell(measure.difference, measure.difference_interval, "+")
+                for measure in measures.values()
             ]
             differences.append([candidates, method, *cells])
     return [
         "## All captions",
         markdown_table(rows),
-        _by_object(photographs, measured, most),
+        _by_object(photographs, measured, caption_limit),
         "The learned parser minus the rules, in points:",
         markdown_table(differences),
         "## Fewer captions",
@@ -452,8 +461,8 @@ def _by_confidence(photographs: Photographs, measured: Measured) -> list[str]:
         for confidence in CONFIDENCES:
             counts = count_found(photographs, confident(labelled, confidence))
             cells = [
-                _cell(own.value, own.interval)
-                for own in compare(photographs, counts, counts).values()
+                _cell(measure.value, measure.interval)
+                for measure in compare(photographs, counts, counts).values()
             ]
             rows.append([candidates, f"{confidence:g}", *cells])
     return [
@@ -510,8 +519,8 @@ def layout_figures(photographs: Photographs, measured: Measured) -> dict[str, An
     for candidates, labelled in measured.by_layout.items():
         sums = count_found(photographs, confident(labelled, CONFIDENCE)).sum(0).tolist()
         shares[candidates] = {
-            name: round(sums[part] / (sums[whole] or 1), 3)
-            for name, (part, whole) in MEASURES.items()
+            name: round(sums[part] / (sums[total] or 1), 3)
+            for name, (part, total) in MEASURES.items()
         }
     return shares
 
@@ -523,15 +532,19 @@ def halves(photographs: Photographs) -> dict[str, list[bool]]:
     names = sorted(record.image_id for record in photographs.records)
     random.Random(32).shuffle(names)
     first = set(names[: len(names) // 2])
-    own = [record.image_id in first for record in photographs.records]
-    return {"half 1": own, "half 2": [not each for each in own], "both": [True] * len(own)}
+    first_half = [record.image_id in first for record in photographs.records]
+    return {
+        "half 1": first_half,
+        "half 2": [not is_first for is_first in first_half],
+        "both": [True] * len(first_half),
+    }
 
 
-def _loose(photographs: Photographs, measured: Measured, most: int) -> list[str]:
+def _loose(photographs: Photographs, measured: Measured, caption_limit: int) -> list[str]:
     """What loose words and implied things add, with one and all captions, by half of the images."""
     rows = [["images", "method", "captions", "`pair.loose`", *MEASURES]]
     methods: tuple[Method, ...] = ("all", "overlap")
-    for number, method in product((1, most), methods):
+    for number, method in product((1, caption_limit), methods):
         strict = label(
             measured.parsed, photographs.classes, number, "captions", method, loose=False
         )
@@ -566,16 +579,16 @@ def _loose(photographs: Photographs, measured: Measured, most: int) -> list[str]
     ]
 
 
-def _by_object(photographs: Photographs, measured: Measured, most: int) -> str:
+def _by_object(photographs: Photographs, measured: Measured, caption_limit: int) -> str:
     """Precision in scope by the object, which is of a subject's class or not."""
     texts = []
     for method in ("all", "overlap"):
-        found, in_scope, between_found, between = (
-            measured.total(column, "rules", "captions", method, most)
+        found_pairs, in_scope, between_found, between = (
+            measured.total(column, "rules", "captions", method, caption_limit)
             for column in (FOUND, IN_SCOPE, BETWEEN_FOUND, BETWEEN)
         )
         texts.append(
-            f"`{method}`: {between_found} of {between}, and {found - between_found} of the other"
+            f"`{method}`: {between_found} of {between}, and {found_pairs - between_found} of the other"
             f" {in_scope - between}"
         )
     names = " or ".join(sorted(photographs.subjects))
@@ -591,11 +604,11 @@ def _cell(value: float, interval: tuple[float, float], sign: str = "") -> str:
     return shown if np.isnan(low) else f"{shown} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
-def _bound(photographs: Photographs, measured: Measured, most: int) -> list[str]:
+def _bound(photographs: Photographs, measured: Measured, caption_limit: int) -> list[str]:
     """What captions bound, why pairs are missed, and what other candidates and more captions
     add.
     """
-    annotated = measured.total(ANNOTATED, "rules", "captions", "all", most)
+    annotated = measured.total(ANNOTATED, "rules", "captions", "all", caption_limit)
 
     def share(number: int) -> str:
         return f"{number} ({number / annotated:.1%})"
@@ -607,24 +620,32 @@ def _bound(photographs: Photographs, measured: Measured, most: int) -> list[str]
         *(f"found, {parser}" for parser in PARSERS),
     ]
     rows = [[*columns, "any pair, rules", "any overlapping pair, rules"]]
-    for number in range(1, most + 1):
-        own = measured.bounds["rules", number]
-        found = [measured.total(FOUND, parser, "captions", "all", number) for parser in PARSERS]
-        found += [
+    for number in range(1, caption_limit + 1):
+        bound = measured.bounds["rules", number]
+        found_counts = [
+            measured.total(FOUND, parser, "captions", "all", number) for parser in PARSERS
+        ]
+        found_counts += [
             measured.total(FOUND, "rules", "image", method, number) for method in ("all", "overlap")
         ]
-        rows.append([str(number), *map(share, (own.named, own.together, *found))])
+        rows.append([str(number), *map(share, (bound.named, bound.together, *found_counts))])
     why = [["parser", "found", "missed", *REASONS, "of these in no common caption"]]
     for parser in PARSERS:
-        own = measured.bounds[parser, most]
-        numbers = [measured.total(FOUND, parser, "captions", "all", most), own.missed.total()]
+        bound = measured.bounds[parser, caption_limit]
+        numbers = [
+            measured.total(FOUND, parser, "captions", "all", caption_limit),
+            bound.missed.total(),
+        ]
         why.append(
-            [parser, *map(str, (*numbers, *(own.missed[reason] for reason in REASONS), own.apart))]
+            [
+                parser,
+                *map(str, (*numbers, *(bound.missed[reason] for reason in REASONS), bound.apart)),
+            ]
         )
-    unnamed = measured.bounds["rules", most].unnamed
+    unnamed = measured.bounds["rules", caption_limit].unnamed
     listed = ", ".join(f"{name} ({number})" for name, number in unnamed.most_common(12))
     image, captions = (
-        [measured.total(column, "rules", way, "all", most) for column in (FOUND, LABELLED)]
+        [measured.total(column, "rules", way, "all", caption_limit) for column in (FOUND, LABELLED)]
         for way in ("image", "captions")
     )
     more = [now - before for now, before in zip(image, captions, strict=True)]
@@ -641,7 +662,7 @@ def _bound(photographs: Photographs, measured: Measured, most: int) -> list[str]
             " model asked about each pair, must choose."
         ),
         (
-            f"Why pairs are missed, with candidates `captions` and {most} captions: no caption"
+            f"Why pairs are missed, with candidates `captions` and {caption_limit} captions: no caption"
             " names one of the classes; captions name both, but no triplet has one of them; or"
             " triplets have both, but none relates them in this order."
         ),
@@ -650,30 +671,36 @@ def _bound(photographs: Photographs, measured: Measured, most: int) -> list[str]
     ]
 
 
-def _verb_table(photographs: Photographs, measured: Measured, most: int) -> str:
+def _verb_table(photographs: Photographs, measured: Measured, caption_limit: int) -> str:
     """The annotated verbs with their equivalents, and what found pairs state instead."""
     annotated = Counter[str]()
     itself = Counter[str]()
-    found = Counter[str]()
+    found_verbs = Counter[str]()
     instead: dict[str, Counter[str]] = {}
     for truth, record in zip(
-        photographs.records, measured.labelled["rules", "captions", "all", most], strict=True
+        photographs.records,
+        measured.labelled["rules", "captions", "all", caption_limit],
+        strict=True,
     ):
         stated = _verbs(record)
         for pair, verbs in _verbs(truth).items():
-            own = stated.get(pair, set())
+            stated_verbs = stated.get(pair, set())
             for verb in verbs:
                 annotated[verb] += 1
-                itself[verb] += verb in own
-                found[verb] += says(own, verb)
-                instead.setdefault(verb, Counter()).update(set() if says(own, verb) else own)
+                itself[verb] += verb in stated_verbs
+                found_verbs[verb] += says(stated_verbs, verb)
+                instead.setdefault(verb, Counter()).update(
+                    set() if says(stated_verbs, verb) else stated_verbs
+                )
     rows = [["annotated", "counts as it", "number", "itself", "found", "pairs without it state"]]
     for verb, number in sorted(annotated.items(), key=lambda item: (-item[1], item[0])):
-        others = sorted(instead[verb].items(), key=lambda item: (-item[1], item[0]))[:4]
-        texts = ", ".join(f"{text} ({times})" for text, times in others)
-        counts = map(str, (number, itself[verb], found[verb]))
+        replacements = sorted(instead[verb].items(), key=lambda item: (-item[1], item[0]))[:4]
+        texts = ", ".join(f"{text} ({times})" for text, times in replacements)
+        counts = map(str, (number, itself[verb], found_verbs[verb]))
         rows.append([verb, ", ".join(EQUIVALENTS.get(verb, ())), *counts, texts])
-    rows.append(["all", "", *(str(each.total()) for each in (annotated, itself, found)), ""])
+    rows.append(
+        ["all", "", *(str(counter.total()) for counter in (annotated, itself, found_verbs)), ""]
+    )
     return (
         "Lemmas, by the rules with candidates `captions` and method `all`. A word counts if it"
         " implies the annotated verb for such objects. The list was written on 262 of V-COCO's test"

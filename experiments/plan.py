@@ -314,7 +314,7 @@ def load_plan(path: Path = PLAN) -> Plan:
     except (OSError, yaml.YAMLError, ValidationError) as reason:
         raise UserError(f"{path} is not a plan of experiments: {reason}") from None
     for name, experiment in plan.experiments.items():
-        for expected, arm in ((each, arm) for each in experiment.expected for arm in each.order):
+        for expected, arm in ((item, arm) for item in experiment.expected for arm in item.order):
             if arm not in experiment.arms:
                 raise UserError(
                     f"{path}: experiment {name} expects something of {arm!r}, which is not an arm"
@@ -337,24 +337,24 @@ def load_plan(path: Path = PLAN) -> Plan:
         ),
     ]
     networks = {stage.init for stage in stages} | {
-        each.labels.tagger for each in plan.sets.values() if each.labels
+        item.labels.tagger for item in plan.sets.values() if item.labels
     }
     sets: set[str | None] = {part.set for stage in stages for part in stage.data}
     sets |= {stage.calibrated_by for stage in stages} - {None}
     sets |= {
-        each.labels.captioner.of
-        for each in plan.sets.values()
-        if each.labels and each.labels.captioner
+        item.labels.captioner.of
+        for item in plan.sets.values()
+        if item.labels and item.labels.captioner
     }
-    sets |= {each.labels.layout for each in plan.sets.values() if each.labels} - {None}
-    for each in plan.sets.values():
-        sets.update(each.product or ())
+    sets |= {item.labels.layout for item in plan.sets.values() if item.labels} - {None}
+    for item in plan.sets.values():
+        sets.update(item.product or ())
     sets |= {name for experiment in plan.experiments.values() for name in experiment.compared_sets}
     for kind, used, known in (
         ("network", networks - {None}, plan.networks),
         ("set", sets, plan.sets),
     ):
-        missing = sorted(str(each) for each in used if each not in known)
+        missing = sorted(str(item) for item in used if item not in known)
         if missing:
             raise UserError(f"{path} names the {kind} {missing[0]!r}, which does not exist")
     return plan

@@ -179,11 +179,11 @@ def image_interval(
     """
     seeds = len(paired(rows, stage, measure, better, worse))
     for row in rows:
-        own = row.get("compared") == [better, worse] and (row["stage"], row["measure"]) == (
+        is_of_arms = row.get("compared") == [better, worse] and (row["stage"], row["measure"]) == (
             stage,
             measure,
         )
-        if own and row.get("seeds", seeds) == seeds:
+        if is_of_arms and row.get("seeds", seeds) == seeds:
             low, high = row["interval"]
             if "method" in row:
                 return low, high, True
@@ -194,12 +194,12 @@ def image_interval(
 
 
 def _by_seed(rows: Sequence[Row], arm: str, stage: str, measure: str) -> dict[int, float]:
-    own = [
+    rows_of_arm = [
         row
         for row in rows
         if row.get("arm") == arm and row["stage"] == stage and measure in row.get("measures", {})
     ]
-    return {row["seed"]: row["measures"][measure] for row in own}
+    return {row["seed"]: row["measures"][measure] for row in rows_of_arm}
 
 
 def _tables(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
@@ -218,11 +218,11 @@ def _label_table(rows: Sequence[Row]) -> Iterator[str]:
     yield f"| labels | {' | '.join(names)} |"
     yield f"|---|{'---|' * len(names)}"
     for labels in dict.fromkeys(row["labels"] for row in rows):
-        own = [row["measures"] for row in rows if row.get("labels") == labels]
-        seeds = f", {len(own)} seeds" if len(own) > 1 else ""
+        rows_of_labels = [row["measures"] for row in rows if row.get("labels") == labels]
+        seeds = f", {len(rows_of_labels)} seeds" if len(rows_of_labels) > 1 else ""
         yield (
             f"| {labels}{seeds} |"
-            f" {' | '.join(_figure(fmean(each[name] for each in own)) for name in names)} |"
+            f" {' | '.join(_figure(fmean(measures[name] for measures in rows_of_labels)) for name in names)} |"
         )
     yield ""
 
@@ -242,9 +242,9 @@ def _arm_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     yield f"| {' | '.join(('arm', 'seeds', *heads))} |"
     yield f"|---|---|{'---|' * len(heads)}"
     for arm in experiment.arms:
-        own = [row for row in rows if row.get("arm") == arm]
-        seeds = f"{len({row['seed'] for row in own})} of {len(experiment.seeds_of(arm))}"
-        diverged = len({row["seed"] for row in own if "diverged" in row})
+        rows_of_arm = [row for row in rows if row.get("arm") == arm]
+        seeds = f"{len({row['seed'] for row in rows_of_arm})} of {len(experiment.seeds_of(arm))}"
+        diverged = len({row["seed"] for row in rows_of_arm if "diverged" in row})
         if diverged:
             seeds += f", {diverged} diverged"
         cells = [_mean(list(_by_seed(rows, arm, *column).values())) for column in columns]

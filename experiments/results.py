@@ -47,8 +47,8 @@ class Results:
         """
         experiment = self.plan.experiments[name]
         sets = {
-            (each, seed): self.plan.set_key(each, seed)
-            for each, seed in experiment.label_sets(self.plan)
+            (labels, seed): self.plan.set_key(labels, seed)
+            for labels, seed in experiment.label_sets(self.plan)
         }
         rows: dict[tuple[Any, ...], Row] = {}
         for row in self._lines(name):

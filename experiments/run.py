@@ -144,20 +144,20 @@ def _open_tasks(results: Results, name: str, seeds: int | None) -> Iterator[Task
     rows = results.current(name)
     seeds = min(experiment.seeds, seeds or experiment.seeds)
     compared = {(row["labels"], row.get("seed", 0)) for row in rows if "labels" in row}
-    for each, seed in experiment.label_sets(results.plan):
-        if seed < seeds and (each, seed) not in compared:
-            yield Task(name, "labels", (each, str(seed)))
+    for labels, seed in experiment.label_sets(results.plan):
+        if seed < seeds and (labels, seed) not in compared:
+            yield Task(name, "labels", (labels, str(seed)))
     unfinished = set()
     diverged = {row["arm"] for row in rows if "diverged" in row}
     for seed in range(seeds):
         for arm, stages in experiment.arms.items():
             if seed not in experiment.seeds_of(arm):
                 continue
-            own = [row for row in rows if (row.get("arm"), row.get("seed")) == (arm, seed)]
+            rows_of_arm = [row for row in rows if (row.get("arm"), row.get("seed")) == (arm, seed)]
             missing = {stage.name for stage in stages if stage.measured} - {
-                row["stage"] for row in own
+                row["stage"] for row in rows_of_arm
             }
-            if missing and not any("diverged" in row for row in own):
+            if missing and not any("diverged" in row for row in rows_of_arm):
                 unfinished.add(arm)
                 yield Task(name, "arm", (arm, str(seed)))
     known = {
@@ -288,9 +288,9 @@ def main(
     console = Console(markup=False, highlight=False, soft_wrap=True)
     stop_at = time.monotonic() + 60 * minutes
     for name in chosen:
-        for made, what in changed_code(lines.current(name)):
+        for measured_with, changes in changed_code(lines.current(name)):
             console.print(
-                f"NOTE: {name}: code has changed since the results of {made} ({what}); delete lines"
+                f"NOTE: {name}: code has changed since the results of {measured_with} ({changes}); delete lines"
                 " to repeat them"
             )
     runner = Runner(plan, work, results, processes, console)

@@ -93,10 +93,16 @@ class Workshop:
         """CPU time of this process and of the children that have ended, and time in which Ray's
         workers labelled.
         """
-        own, children = (
+        usage, children = (
             resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         )
-        return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime + self._labelling
+        return (
+            usage.ru_utime
+            + usage.ru_stime
+            + children.ru_utime
+            + children.ru_stime
+            + self._labelling
+        )
 
     def drawn(self, config: MiniworldConfig) -> Drawn:
         """The images of a configuration with their ground truth."""
@@ -120,8 +126,10 @@ class Workshop:
         run = self._run(name, config.labels, seed)
         if config.judged is not None:
             key = self.plan.set_key(name, seed)
-            own = self.plan.seed_of(name, seed)
-            return self._once("sets", f"{name}-{key}", partial(_judge, run, config.judged, own))
+            set_seed = self.plan.seed_of(name, seed)
+            return self._once(
+                "sets", f"{name}-{key}", partial(_judge, run, config.judged, set_seed)
+            )
         if config.labels.keep == "labels":
             return run
         return self._once(
@@ -319,11 +327,11 @@ def _multiply(run: Path, other: Path, out: Path) -> None:
     confidences.
     """
     [(split, images)] = Manifest.load(run).image_roots.locations.items()
-    others = {record.image_id: record for record in iter_records(other)}
+    other_records = {record.image_id: record for record in iter_records(other)}
 
     def read(problems: Counter[str]) -> Iterator[Record]:
         for record in iter_records(run):
-            confidences = _confidences(others[record.image_id])
+            confidences = _confidences(other_records[record.image_id])
             relations = []
             for relation in record.relations:
                 key = (relation.subject, relation.object, relation.predicate)
@@ -352,7 +360,11 @@ def _judge(run: Path, judged: JudgedConfig, seed: int, out: Path) -> None:
 
 
 def _kept(record: Record, keep: Kept, true: frozenset[Statement]) -> list[Relation]:
-    found = candidates(
+    candidates_of_record = candidates(
         overlapping_pairs(record) if keep == "overlapping" else record.pairs, None, "captions"
     )
-    return [item for item in found if keep != "true" or statement_of(record, item) in true]
+    return [
+        item
+        for item in candidates_of_record
+        if keep != "true" or statement_of(record, item) in true
+    ]

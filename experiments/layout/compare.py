@@ -63,9 +63,9 @@ class PairFitter(Fitter):
         weight.data[:, width:] = 0
 
         def without_rivals(gradient: Tensor) -> Tensor:
-            kept = gradient.clone()
-            kept[:, width:] = 0
-            return kept
+            masked = gradient.clone()
+            masked[:, width:] = 0
+            return masked
 
         weight.register_hook(without_rivals)
         return network
@@ -106,11 +106,11 @@ class Variant:
 def variants(images: Sequence[AnnotatedImage], instances: Instances) -> list[Variant]:
     """Return what is compared, trained with these images."""
     both = make_examples(images, instances)
-    own = both[: len(images)]
+    of_vcoco = both[: len(images)]
     joined = both[len(images) :]
     rows = [
         Variant("network", both),
-        Variant("network that saw V-COCO's boxes only", own),
+        Variant("network that saw V-COCO's boxes only", of_vcoco),
         Variant("network that saw COCO's boxes only", joined),
         Variant("network without rivals", both, PairFitter),
     ]
@@ -131,13 +131,13 @@ def main(
     images = read_images(data, layouts)
     folds = np.random.default_rng(0).permutation(len(images)) % FOLDS
     training = [image for image, fold in zip(images, folds, strict=True) if fold]
-    own = [image for image, fold in zip(images, folds, strict=True) if not fold]
-    joined = [join_instances(image, layouts[image.image_id]) for image in own]
+    test_images = [image for image, fold in zip(images, folds, strict=True) if not fold]
+    joined = [join_instances(image, layouts[image.image_id]) for image in test_images]
     rows: list[dict[str, Any]] = []
     for variant in variants(training, layouts):
         model = variant.train()
         row: dict[str, Any] = {"model": variant.name}
-        for kind, held_out in {"V-COCO": own, "COCO": joined}.items():
+        for kind, held_out in {"V-COCO": test_images, "COCO": joined}.items():
             seen = [variant.view(image) for image in held_out]
             judged = Judged.of(seen, model.actions)
             row[kind] = measure(judged, *score(model, seen, judged))

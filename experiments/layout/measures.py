@@ -78,8 +78,8 @@ def average_precision(scores: Floats, truth: BoolArray) -> float:
 
 def curve(scores: Floats, truth: BoolArray) -> tuple[Floats, Floats]:
     """Return precision and recall after each pair, by descending score."""
-    found = np.cumsum(truth[np.argsort(-scores, kind="stable")])
-    return found / np.arange(1, len(truth) + 1), found / max(int(truth.sum()), 1)
+    true_counts = np.cumsum(truth[np.argsort(-scores, kind="stable")])
+    return true_counts / np.arange(1, len(truth) + 1), true_counts / max(int(truth.sum()), 1)
 
 
 def precision_at(scores: Floats, truth: BoolArray, recall: float) -> float:
@@ -152,11 +152,11 @@ def role_average_precision(
     evaluated = []
     start = 0
     for image, pairs in zip(images, judged.pairs, strict=True):
-        own = scores[start : start + len(pairs)]
+        image_scores = scores[start : start + len(pairs)]
         start += len(pairs)
         if len(pairs):
             truth = _people(image, columns, actions)
-            predicted = _predicted(image, pairs, own, columns)
+            predicted = _predicted(image, pairs, image_scores, columns)
             evaluated.append(PeopleImage(str(image.image_id), truth, predicted))
     return evaluate_vcoco(evaluated, columns).role_mean(1)
 

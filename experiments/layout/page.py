@@ -175,10 +175,10 @@ class ClassPrior:
         self._overall = judged.interacts.mean(), judged.actions[judged.interacts].mean(axis=0)
         self._of_class: dict[str, tuple[float, Floats]] = {}
         for name in np.unique(judged.classes):
-            own = judged.classes == name
-            interacting = own & judged.interacts
+            of_class = judged.classes == name
+            interacting = of_class & judged.interacts
             if interacting.any():
-                shares = judged.interacts[own].mean(), judged.actions[interacting].mean(axis=0)
+                shares = judged.interacts[of_class].mean(), judged.actions[interacting].mean(axis=0)
                 self._of_class[str(name)] = shares
 
     def score(self, judged: Judged) -> tuple[Floats, Floats]:
@@ -272,8 +272,10 @@ def are_annotated(images: Sequence[AnnotatedImage], judged: Judged) -> BoolArray
 
 def write_figures(folder: Path, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace the lines of a kind in the file of figures."""
-    kept = [row for row in read_figures(folder) if row["kind"] != kind]
-    lines = [json.dumps(rounded(row)) for row in [*kept, *({"kind": kind, **row} for row in rows)]]
+    other_rows = [row for row in read_figures(folder) if row["kind"] != kind]
+    lines = [
+        json.dumps(rounded(row)) for row in [*other_rows, *({"kind": kind, **row} for row in rows)]
+    ]
     write_text(folder / FIGURES, "\n".join(lines) + "\n")
 
 

@@ -116,7 +116,8 @@ def coverage(
     """The share of the `targets` of all images that are stated by the captions of their image."""
     pairs = zip(captions, targets, strict=True)
     hits = sum(
-        len(image_targets.intersection(*[chain.from_iterable(own)])) for own, image_targets in pairs
+        len(image_targets.intersection(*[chain.from_iterable(texts_of_image)]))
+        for texts_of_image, image_targets in pairs
     )
     return HitRate(hits, sum(map(len, targets)))
 

@@ -134,8 +134,8 @@ def _tokens(scene: Scene, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor
 
 def _stack(captions: list[Tensor]) -> Tensor:
     """The captions [captions, length] of all images as one padded tensor."""
-    most, longest = (max(caption.shape[side] for caption in captions) for side in (0, 1))
-    stacked = torch.zeros(len(captions), most, longest, dtype=torch.long)
+    largest, longest = (max(caption.shape[side] for caption in captions) for side in (0, 1))
+    stacked = torch.zeros(len(captions), largest, longest, dtype=torch.long)
     for number, each in enumerate(captions):
         stacked[number, : each.shape[0], : each.shape[1]] = each
     return stacked

@@ -173,12 +173,12 @@ def write_tagger_card(
         ),
         predicates=markdown_table(network_quality.predicate_rows(measured)),
     )
-    what = (
+    description = (
         "A tiny R-Tagger that scores the relations between given boxes in images of sgpipe's"
         " miniworld."
     )
     use = "It is the default tagger of `sgpipe generate`."
-    _write(folder, "tagger", ("R-Tagger", what, use), recipe, train_images, cost, quality)
+    _write(folder, "tagger", ("R-Tagger", description, use), recipe, train_images, cost, quality)
 
 
 def write_parseda_card(
@@ -193,7 +193,7 @@ def write_parseda_card(
     quality = PARSEDA_QUALITY.format(
         images=images, rows=markdown_table(detector_quality.quality_rows(measured))
     )
-    what = (
+    description = (
         "A tiny ParSeDA that detects the things in images of sgpipe's miniworld and their"
         " relations."
     )
@@ -201,7 +201,7 @@ def write_parseda_card(
         "It is the detector of `sgpipe label --recipe miniworld`, and a start for `sgpipe train"
         " --init`."
     )
-    _write(folder, "parseda", ("ParSeDA", what, use), recipe, train_images, cost, quality)
+    _write(folder, "parseda", ("ParSeDA", description, use), recipe, train_images, cost, quality)
 
 
 def _write(
@@ -213,7 +213,7 @@ def _write(
     cost: TrainingCost,
     quality: str,
 ) -> None:
-    title, what, use = words
+    title, description, use = words
     settings = recipe.model_dump(
         mode="json", include={"model", "data", "loss", "optimisation"}, exclude_defaults=True
     )
@@ -221,7 +221,7 @@ def _write(
     card = NETWORK_CARD.format(
         title=title,
         start=", from the detector of detector.yaml" if name == "parseda" else "",
-        what=what,
+        what=description,
         use=use,
         name=name,
         parameters=cost.parameters,

@@ -106,9 +106,9 @@ def _detect(network: Path, world: Path, out: Path) -> Path:
     results = []
     for item in truth["images"]:
         with Image.open(world / IMAGES / item["file_name"]) as image:
-            found = detector.detect(detector.prepare(image.convert("RGB")), LOWEST_SCORE)
+            detected = detector.detect(detector.prepare(image.convert("RGB")), LOWEST_SCORE)
         for (left, top, right, bottom), score, label in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            detected.boxes.tolist(), detected.scores.tolist(), detected.labels.tolist(), strict=True
         ):
             bbox = [left, top, right - left, bottom - top]
             results.append(

@@ -134,14 +134,14 @@ def _copy_encoder(captioner: BlipForConditionalGeneration, model: SiglipModel) -
     before, side = (round(math.sqrt(count)) for count in (positions.shape[1], _patches(model)))
     grid = positions.transpose(1, 2).unflatten(2, (before, before))
     resized = F.interpolate(grid, (side, side), mode="bilinear", align_corners=True)
-    found = {"embeddings.position_embedding.weight": resized[0].flatten(1).T}
+    copied = {"embeddings.position_embedding.weight": resized[0].flatten(1).T}
     for name, value in weights.items():
         if ".qkv." in name:
-            for part, own in zip("qkv", value.chunk(3), strict=True):
-                found[name.replace("qkv", f"{part}_proj")] = own
+            for part, part_value in zip("qkv", value.chunk(3), strict=True):
+                copied[name.replace("qkv", f"{part}_proj")] = part_value
         else:
-            found[name.replace("self_attn.projection", "self_attn.out_proj")] = value
-    missing, unexpected = model.vision_model.load_state_dict(found, strict=False)
+            copied[name.replace("self_attn.projection", "self_attn.out_proj")] = value
+    missing, unexpected = model.vision_model.load_state_dict(copied, strict=False)
     assert not unexpected, unexpected
     assert all(name.startswith("head.") for name in missing), missing
 

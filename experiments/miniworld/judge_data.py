@@ -49,7 +49,7 @@ def claim_texts() -> ClaimTexts:
     """The texts of all relations between classes of the miniworld."""
     numbers: dict[str, int] = {}
     size = (len(KINDS), len(KINDS), len(PREDICATES))
-    own = torch.empty(size, dtype=torch.long)
+    text_numbers = torch.empty(size, dtype=torch.long)
     contrasts = torch.full((*size, 2), NO_TEXT)
     possible = torch.zeros(size, dtype=torch.bool)
     stated = _possible()
@@ -57,13 +57,13 @@ def claim_texts() -> ClaimTexts:
         for o, object_ in enumerate(KINDS):
             boxes = [Box(subject, 0, (0, 0, 1, 1)), Box(object_, 0, (0, 0, 1, 1))]
             for p, predicate in enumerate(PREDICATES):
-                own[s, o, p] = numbers.setdefault(
+                text_numbers[s, o, p] = numbers.setdefault(
                     relation_text(boxes[0], predicate, boxes[1]), len(numbers)
                 )
                 for place, text in enumerate(contrast_texts(boxes, Relation(0, 1, predicate))):
                     contrasts[s, o, p, place] = numbers.setdefault(text, len(numbers))
                 possible[s, o, p] = (subject, predicate, object_) in stated
-    return ClaimTexts(list(numbers), own, contrasts, possible)
+    return ClaimTexts(list(numbers), text_numbers, contrasts, possible)
 
 
 def _possible() -> frozenset[Statement]:
@@ -117,10 +117,10 @@ def _true_predicates(scene: Scene) -> Mapping[Pair, Tensor]:
     """Which predicates hold, bool `[predicates]`, of each related ordered pair."""
     true: dict[Pair, Tensor] = {}
     for fact in scene.facts:
-        own = true.setdefault(
+        flags = true.setdefault(
             (fact.subject, fact.object), torch.zeros(len(PREDICATES), dtype=torch.bool)
         )
-        own[PREDICATES.index(fact.predicate)] = True
+        flags[PREDICATES.index(fact.predicate)] = True
     return true
 
 
@@ -139,9 +139,9 @@ def _crops(
     pairs = list(permutations(range(len(boxes)), 2))
     rng.shuffle(pairs)
     both = [pair for pair in pairs if pair in related or pair[::-1] in related]
-    others = [pair for pair in pairs if pair not in both]
-    wanted = max(round(config.pairs * config.related), config.pairs - len(others))
-    for pair in [*both[:wanted], *others[: config.pairs - min(wanted, len(both))]]:
+    unrelated = [pair for pair in pairs if pair not in both]
+    wanted = max(round(config.pairs * config.related), config.pairs - len(unrelated))
+    for pair in [*both[:wanted], *unrelated[: config.pairs - min(wanted, len(both))]]:
         crop = marked_crop(rendered.image, boxes, Relation(*pair, ""), config.side)
         if crop is not None:
             yield crop, pair

@@ -46,10 +46,10 @@ class Candidates:
     vlm_score: Array
     targets: int
 
-    def ranked_by(self, score: Array, kept: Array | None = None) -> Relations:
+    def ranked_by(self, score: Array, is_kept: Array | None = None) -> Relations:
         """The candidates, or those that are kept, with a score as their confidence."""
         relations = replace(self.relations, confidence=score.astype(np.float32))
-        return relations if kept is None else relations[kept]
+        return relations if is_kept is None else relations[is_kept]
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ def measure_methods(candidates: Candidates) -> list[MethodQuality]:
 
 
 def _measure(name: str, relations: Relations, targets: int) -> MethodQuality:
-    kept = relations.above(TRAINING_CONFIDENCE)
+    confident = relations.above(TRAINING_CONFIDENCE)
     judged = JudgedRelations(relations.confidence, relations.true_positive)
     return MethodQuality(
         method=name,
-        predicted=len(kept),
-        precision=float(kept.true_positive.mean()) if len(kept) else float("nan"),
-        recall=float(kept.matched.sum() / targets),
+        predicted=len(confident),
+        precision=float(confident.true_positive.mean()) if len(confident) else float("nan"),
+        recall=float(confident.matched.sum() / targets),
         average_precision=area(*precision_recall(relations, targets), targets),
         auc=area_under_roc(relations.confidence, relations.true_positive),
         calibration_error=judged.calibration.calibration_error,
@@ -133,16 +133,21 @@ def filtered_rows(candidates: Candidates) -> list[list[str]]:
     rows = [
         ["labels of the R-Tagger", *(f"precision at recall {recall:.0%}" for recall in _RECALLS)]
     ]
-    for name, least in (("all", 0.0), *((f"score ≥ {least:g}", least) for least in _DOUBTED)):
-        kept = candidates.ranked_by(candidates.relations.confidence, candidates.vlm_score >= least)
-        found = [precision_at(kept, recall, candidates.targets) for recall in _RECALLS]
-        rows.append([name, *("–" if value is None else f"{value:.1%}" for value in found)])
+    for name, minimum in (
+        ("all", 0.0),
+        *((f"score ≥ {minimum:g}", minimum) for minimum in _DOUBTED),
+    ):
+        ranked = candidates.ranked_by(
+            candidates.relations.confidence, candidates.vlm_score >= minimum
+        )
+        precisions = [precision_at(ranked, recall, candidates.targets) for recall in _RECALLS]
+        rows.append([name, *("–" if value is None else f"{value:.1%}" for value in precisions)])
     both = candidates.ranked_by(candidates.relations.confidence * candidates.vlm_score)
-    found = [precision_at(both, recall, candidates.targets) for recall in _RECALLS]
+    precisions = [precision_at(both, recall, candidates.targets) for recall in _RECALLS]
     rows.append(
         [
             "ranked by confidence × score",
-            *("–" if value is None else f"{value:.1%}" for value in found),
+            *("–" if value is None else f"{value:.1%}" for value in precisions),
         ]
     )
     return rows

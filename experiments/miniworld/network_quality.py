@@ -145,13 +145,14 @@ def score_network(network: Path, recipe: TrainRecipe, shards: Path) -> RelationS
     part = (ShardsConfig(shards=shards),)
     data = recipe.data.model_copy(update={"train": part, "val": part, "limit": None})
     recipe = recipe.model_copy(update={"data": data})
-    found = scan_training(data)
-    counts = dict(zip(found.relations.names, found.relations.counts, strict=True))
-    found = replace(
-        found, relations=LabelVocabulary.from_counts({**dict.fromkeys(PREDICATES, 1), **counts})
+    training_set = scan_training(data)
+    counts = dict(zip(training_set.relations.names, training_set.relations.counts, strict=True))
+    training_set = replace(
+        training_set,
+        relations=LabelVocabulary.from_counts({**dict.fromkeys(PREDICATES, 1), **counts}),
     )
     model = CLASSES[recipe.model.kind].from_pretrained(network)
-    feed = make_feed(TrainingJob(recipe, shards, found, found), model, 0, 1)
+    feed = make_feed(TrainingJob(recipe, shards, training_set, training_set), model, 0, 1)
     validation = feed.validation()
     assert validation is not None
     with validation as batches:

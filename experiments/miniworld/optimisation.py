@@ -60,13 +60,15 @@ class Optimisation:
         matrices = [
             weight for layer in layers for weight in layer.parameters() if weight.dim() == 2
         ]
-        own = {id(weight) for weight in matrices}
-        others = [weight for weight in weights if id(weight) not in own]
+        matrix_ids = {id(weight) for weight in matrices}
+        remaining = [weight for weight in weights if id(weight) not in matrix_ids]
         self._optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(
                 matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay
             ),
-            torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW(
+                remaining, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0
+            ),
         ]
         self._schedules = [
             torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)

@@ -213,8 +213,8 @@ def main(
 ) -> None:
     """Train the captioner of the miniworld, evaluate it, and write its card."""
     torch.set_num_threads(threads)
-    given: dict[str, Any] = {"steps": steps, "train_images": train_images, "seed": seed}
-    overrides = {key: value for key, value in given.items() if value is not None}
+    options: dict[str, Any] = {"steps": steps, "train_images": train_images, "seed": seed}
+    overrides = {key: value for key, value in options.items() if value is not None}
     make_captioner(captioner_recipe(recipe, overrides), out, images, Progress(Console(stderr=True)))
 
 

@@ -79,15 +79,15 @@ class JudgeTrainer:
         pixels = normalised(torch.where(flipped[:, None, None, None], pixels.flip(3), pixels))
         subjects, objects = self.data.classes[rows].unbind(1)
         crop, predicate = self.texts.possible[subjects, objects].nonzero().unbind(1)
-        own = self.texts.own[subjects[crop], objects[crop], predicate]
+        stated = self.texts.own[subjects[crop], objects[crop], predicate]
         contrasts = self.texts.contrasts[subjects[crop], objects[crop], predicate]
-        used, places = torch.cat([own[:, None], contrasts.clamp(min=0)], 1).unique(
+        used, places = torch.cat([stated[:, None], contrasts.clamp(min=0)], 1).unique(
             return_inverse=True
         )
         tokens = {name: self.tokens[name][used] for name in ("input_ids", "attention_mask")}
         seen = F.normalize(_features(model.get_image_features(pixel_values=pixels)), dim=-1)
-        said = F.normalize(_features(model.get_text_features(**tokens)), dim=-1)
-        cosines = model.logit_scale.exp() * (said[places] * seen[crop][:, None]).sum(-1)
+        text_features = F.normalize(_features(model.get_text_features(**tokens)), dim=-1)
+        cosines = model.logit_scale.exp() * (text_features[places] * seen[crop][:, None]).sum(-1)
         against = cosines[:, 1:].masked_fill(contrasts == NO_TEXT, -torch.inf)
         mean = against.logsumexp(1) - (contrasts != NO_TEXT).sum(1).log()
         return cosines[:, 0] - mean, self.data.holds[rows][crop, predicate].float()
@@ -107,9 +107,9 @@ class JudgeTrainer:
             order = order[size:]
 
 
-def _features(found: Any) -> Tensor:
+def _features(output: Any) -> Tensor:
     """Features `[count, width]`; newer versions of transformers wrap them."""
-    features: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return features
 
 

@@ -39,15 +39,15 @@ class Joiner:
 
     def join(self, count: int, model: Language) -> list[Annotated]:
         """`count` long captions, parsed, with their gold relations."""
-        made: dict[str, tuple[list[str], Aligned]] = {}
-        while len(made) < count:
+        joined: dict[str, tuple[list[str], Aligned]] = {}
+        while len(joined) < count:
             drawn = self._draw()
             if drawn:
-                made[" ".join(drawn[0])] = drawn
-        sentences = read_sentences(model, made, 256)
+                joined[" ".join(drawn[0])] = drawn
+        sentences = read_sentences(model, joined, 256)
         return [
             Annotated(sentence, aligned, len(words))
-            for (words, aligned), sentence in zip(made.values(), sentences, strict=True)
+            for (words, aligned), sentence in zip(joined.values(), sentences, strict=True)
             if sentence.tree.texts[:-1] == words
         ]
 
@@ -98,14 +98,14 @@ class Joiner:
         """Another caption that begins with the same noun."""
         if noun is None:
             return None
-        others = self._starting.get(head_noun(first.sentence.tree, noun), ())
-        second = self._captions[self._choose.choice(others)] if others else None
+        candidates = self._starting.get(head_noun(first.sentence.tree, noun), ())
+        second = self._captions[self._choose.choice(candidates)] if candidates else None
         return None if second is first else second
 
 
 def _compose(
     first: Annotated,
-    kept: range,
+    kept_range: range,
     between: str,
     second: Annotated,
     rest: range,
@@ -122,11 +122,11 @@ def _compose(
         else between.split()
     )
     words = (
-        [first.sentence.tree.texts[k] for k in kept]
+        [first.sentence.tree.texts[k] for k in kept_range]
         + joint
         + [second.sentence.tree.texts[k] for k in rest]
     )
-    offset = len(kept) + len(joint) - rest.start
+    offset = len(kept_range) + len(joint) - rest.start
     moved = {**{k: k + offset for k in rest}, **shared}
     if any(index not in moved for pair in second.aligned.relations for index in pair):
         return None

@@ -96,15 +96,15 @@ def read_captions(path: Path = CAPTIONS) -> list[Caption]:
 
 
 def count(captions: Sequence[Caption], parsed: Sequence[Sequence[Triplet]]) -> Counts:
-    found = 0
+    named = 0
     wrong = []
     for caption, triplets in zip(captions, parsed, strict=True):
         relations = [Stated.of_triplet(triplet) for triplet in triplets]
         pairs = {relation.pair for relation in relations}
-        found += sum(stated.pair in pairs for stated in caption.stated)
+        named += sum(stated.pair in pairs for stated in caption.stated)
         wrong.append(sum(caption.denies(relation) for relation in relations))
     stated = sum(len(caption.stated) for caption in captions)
-    return Counts(stated, found, sum(wrong), sum(number > 0 for number in wrong), len(captions))
+    return Counts(stated, named, sum(wrong), sum(number > 0 for number in wrong), len(captions))
 
 
 def main(
@@ -131,8 +131,8 @@ def main(
         parsed = CaptionParser(ParseConfig(parser=name)).parse(caption.text for caption in chosen)
         counts = count(chosen, parsed)
         wrong = f"{counts.captions_wrong} of {counts.captions}"
-        found = f"{counts.found} of {counts.stated}"
-        rows.append([name, half, str(counts.denied_stated), wrong, found])
+        named = f"{counts.found} of {counts.stated}"
+        rows.append([name, half, str(counts.denied_stated), wrong, named])
         if show:
             print_parsed(chosen, parsed)
     print(markdown_table(rows))

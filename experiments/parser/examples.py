@@ -74,10 +74,10 @@ def make_tables(
             verb, rest = split_predicate(predicate)
             counts["verbs"][verb] += 1
             counts["rests"][rest] += 1
-    least = {"words": least_word, "verbs": least_part, "rests": least_part}
+    minimum = {"words": least_word, "verbs": least_part, "rests": least_part}
     return {
         name: sorted(
-            text for text, count in counter.items() if text and count >= least.get(name, 1)
+            text for text, count in counter.items() if text and count >= minimum.get(name, 1)
         )
         for name, counter in counts.items()
     }
@@ -169,12 +169,12 @@ def collate(examples: Sequence[Example]) -> Batch:
     for example, start, length in zip(examples, starts, lengths, strict=True):
         around = example.neighbours.astype(np.int64)
         neighbours.append(np.where(around > 0, around + start - 1, 0))
-        own = example.pairs.astype(np.int64)
-        own[:, :2] += start
-        pairs.append(own)
+        example_pairs = example.pairs.astype(np.int64)
+        example_pairs[:, :2] += start
+        pairs.append(example_pairs)
         member = np.zeros(longest, np.int64)
         member[:length] = np.arange(start, start + length)
-        members.append(np.tile(member, (len(own), 1)))
+        members.append(np.tile(member, (len(example_pairs), 1)))
     arrays = (
         rows("tokens", 0).astype(np.int64), np.concatenate(neighbours), rows("hidden", 0).astype(np.float32),
         np.concatenate(pairs), padded("places").astype(np.int64), np.concatenate(members), padded("copies"),

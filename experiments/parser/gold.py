@@ -119,9 +119,12 @@ def align(
     for subject, predicate, thing in gold.relations:
         firsts = _heads(subject, tree, nouns, synonyms)
         seconds = _heads(thing, tree, nouns, synonyms)
-        same = name_words(subject)[-1:] == name_words(thing)[-1:]
+        is_same_noun = name_words(subject)[-1:] == name_words(thing)[-1:]
         pairs = [
-            (i, j) for i in firsts for j in seconds if (i != j or same) and (i, j) not in relations
+            (i, j)
+            for i in firsts
+            for j in seconds
+            if (i != j or is_same_noun) and (i, j) not in relations
         ]
         if not pairs:
             missing += 1
@@ -135,9 +138,9 @@ def align(
         words = name_words(name)[:-1]
         for head in _heads(name, tree, nouns, synonyms):
             before = before_head(tree, head)
-            own = frozenset(index for index in before if texts[index] in words)
-            if head not in names or len(own) > len(names[head]):
-                names[head] = own
+            written = frozenset(index for index in before if texts[index] in words)
+            if head not in names or len(written) > len(names[head]):
+                names[head] = written
     return Aligned(relations, names, missing)
 
 
@@ -157,11 +160,11 @@ def learn_synonyms(captions: Iterable[tuple[GoldCaption, Tree]]) -> Synonyms:
         free_captions.update(free)
         if len(missing) == 1:
             counts.update((noun, next(iter(missing))) for noun in free)
-    found: dict[str, set[str]] = {}
+    synonyms: dict[str, set[str]] = {}
     for (noun, written), count in counts.items():
         if count >= _LEAST_SYNONYMS and count >= _LEAST_SHARE * free_captions[noun]:
-            found.setdefault(noun, set()).add(written)
-    return {noun: frozenset(written) for noun, written in found.items()}
+            synonyms.setdefault(noun, set()).add(written)
+    return {noun: frozenset(written) for noun, written in synonyms.items()}
 
 
 def learn_names(captions: Iterable[tuple[GoldCaption, Tree]]) -> dict[str, str]:
@@ -219,12 +222,12 @@ def _heads(name: str, tree: Tree, nouns: list[str], synonyms: Synonyms) -> list[
     if not words:
         return []
     head = singular(words[-1])
-    found = [index for index, noun in enumerate(nouns) if noun == head]
-    found = found or [index for index, noun in enumerate(nouns) if head in synonyms.get(noun, ())]
+    heads = [index for index, noun in enumerate(nouns) if noun == head]
+    heads = heads or [index for index, noun in enumerate(nouns) if head in synonyms.get(noun, ())]
     texts = tree.texts
     full = [
         i
-        for i in found
+        for i in heads
         if words[:-1] and all(w in (texts[k] for k in before_head(tree, i)) for w in words[:-1])
     ]
-    return full or found
+    return full or heads

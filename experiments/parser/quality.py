@@ -42,12 +42,12 @@ def predict(gold: Mapping[str, Any], parser: Parser) -> dict[str, Predictions]:
     """Triplets by caption id, with predicates as worded and with their lemmas."""
     parsed = parser.parse(item["caption"] for item in gold.values())
     worded = {
-        key: [[t.subject, t.predicate, t.object] for t in found]
-        for key, found in zip(gold, parsed, strict=True)
+        key: [[t.subject, t.predicate, t.object] for t in triplets]
+        for key, triplets in zip(gold, parsed, strict=True)
     }
     lemmas = {
-        key: [[t.subject, t.predicate_lemma, t.object] for t in found]
-        for key, found in zip(gold, parsed, strict=True)
+        key: [[t.subject, t.predicate_lemma, t.object] for t in triplets]
+        for key, triplets in zip(gold, parsed, strict=True)
     }
     return {"surface": worded, "lemma": lemmas}
 
