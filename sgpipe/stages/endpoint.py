@@ -38,7 +38,7 @@ from sgpipe.storage.run_folder import REQUESTS
 from sgpipe.utils.prefetch import start_early
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
 
 MAX_TOKENS = "max_tokens"
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
@@ -191,25 +191,25 @@ def _read(choice: Mapping[str, Any], message: Mapping[str, Any], logprobs: bool)
     if isinstance(text, list):  # some servers return it in parts
         text = "".join(str(part.get("text", "")) for part in text)
     if logprobs:  # which tell more than the text: a token that is a space has some, too
-        tokens = (choice.get("logprobs") or {}).get("content")
-        if not tokens:
-            raise ValueError("the answer has no log-probabilities")
-        likeliest = [tokens[0], *(tokens[0].get("top_logprobs") or ())]
-        return Choice(
-            clean(text),
-            None,
-            {clean(str(each["token"])): float(each["logprob"]) for each in likeliest},
-        )
+        return Choice(clean(text), None, _first_logprobs(choice))
     if not text.strip():
-        return Choice(
-            "", "the answer is empty" + (": max_tokens are used up" if reason == "length" else "")
-        )
+        cause = ": max_tokens are used up" if reason == "length" else ""
+        return Choice("", f"the answer is empty{cause}")
     return Choice(clean(text))  # `max_tokens` may cut a character into halves
+
+
+def _first_logprobs(choice: Mapping[str, Any]) -> dict[str, float]:
+    tokens = (choice.get("logprobs") or {}).get("content")
+    if not tokens:
+        raise ValueError("the answer has no log-probabilities")
+    likeliest = [tokens[0], *(tokens[0].get("top_logprobs") or ())]
+    return {clean(str(token["token"])): float(token["logprob"]) for token in likeliest}
 
 
 def quote(text: str) -> str:
     """Return a text of a server for use within a message: one line, not too long."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    line = " ".join(printable.split())
     return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 1] + "…"
 
 
@@ -246,8 +246,8 @@ class CacheFolder:
         """The cache; on other machines in the user's own folder: SQLite files cannot be shared over
         a network.
         """
-        here = self.path.is_dir() and self.host == socket.gethostname()
-        return (self.path if here else cache_folder()) / REQUESTS
+        is_local = self.path.is_dir() and self.host == socket.gethostname()
+        return (self.path if is_local else cache_folder()) / REQUESTS
 
 
 class RequestCache:
@@ -428,10 +428,8 @@ class ChatEndpoint:
     async def _check_models(self) -> None:
         """Raise UserError if the server does not answer, or does not list the model."""
         try:
-            names = [
-                str(each["id"])
-                for each in (await self._send(_MODELS, None, _RETRIES_OF_CHECK))["data"]
-            ]
+            answer = await self._send(_MODELS, None, _RETRIES_OF_CHECK)
+            names = [str(model["id"]) for model in answer["data"]]
         except RequestError as error:
             raise UserError(f"the endpoint {self.url} does not answer: {error}") from None
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -446,28 +444,44 @@ class ChatEndpoint:
             )
 
     async def _answer(self, request: ChatRequest) -> list[Choice] | Refusal:
-        choices: list[Choice] = []
         async with self._slots:
-            while (first := len(choices)) < request.n:
-                number = 1 if self._one_by_one else request.n - first
-                try:
-                    choices += await self._kept(
-                        replace(request, first=first, n=number)
-                    )  # with other noise
-                except RequestError as error:
-                    if number == 1 or not _NAMES_N.search(str(error)):
-                        return Refusal(str(error))
-                    self._one_by_one = True  # `transformers serve` does not support `n`
-            for number, (text, fault, _) in enumerate(choices[: request.n]):
-                if request.check and fault is None and (wrong := request.check(text)):
-                    try:
-                        choices[number] = (
-                            await self._kept(request.once_more(number, text, wrong))
-                        )[0]
-                    except RequestError as error:
-                        choices[number] = Choice("", str(error))
-        usable = [choice for choice in choices[: request.n] if choice.fault is None]
+            try:
+                answered = await self._choices(request)
+            except RequestError as error:
+                return Refusal(str(error))
+            choices = []
+            for number, choice in enumerate(answered):
+                choices.append(await self._corrected(request, number, choice))
+        usable = [choice for choice in choices if choice.fault is None]
         return usable or Refusal(str(choices[0].fault))
+
+    async def _choices(self, request: ChatRequest) -> list[Choice]:
+        """Return as many choices as a request wants. Raises RequestError."""
+        choices: list[Choice] = []
+        while len(choices) < request.n:
+            first = len(choices)
+            number = 1 if self._one_by_one else request.n - first
+            try:
+                # `first` gives those that come later another noise
+                choices += await self._kept(replace(request, first=first, n=number))
+            except RequestError as error:
+                if number == 1 or not _NAMES_N.search(str(error)):
+                    raise
+                self._one_by_one = True  # `transformers serve` does not support `n`
+        return choices[: request.n]
+
+    async def _corrected(self, request: ChatRequest, number: int, choice: Choice) -> Choice:
+        """Return a choice, or what the model answers when it is told what is wrong with it."""
+        if request.check is None or choice.fault is not None:
+            return choice
+        wrong = request.check(choice.text)
+        if not wrong:
+            return choice
+        try:
+            corrected = await self._kept(request.once_more(number, choice.text, wrong))
+        except RequestError as error:
+            return Choice("", str(error))
+        return corrected[0]
 
     async def _kept(self, request: ChatRequest) -> list[Choice]:
         if self.cache is None:
@@ -521,35 +535,46 @@ class ChatEndpoint:
         import openai
 
         # Of OPENAI_… variables, which may be meant for another server, nothing but the key is sent.
-        own = dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
-        headers = {"Authorization": f"Bearer {self._key}" if self._key else openai.Omit(), **own}
+        headers: dict[str, str | openai.Omit] = {
+            "Authorization": f"Bearer {self._key}" if self._key else openai.Omit(),
+            "OpenAI-Organization": openai.Omit(),
+            "OpenAI-Project": openai.Omit(),
+        }
         options: openai.RequestOptions = {"max_retries": retries, "headers": headers}
         try:
             if fields is None:
                 answer = await self._client.get(path, cast_to=object, options=options)
             else:
                 answer = await self._client.post(path, cast_to=object, body=fields, options=options)
-            with suppress(ValueError):  # text: of another content type
-                return json.loads(answer) if isinstance(answer, str) else answer
-            return answer
         except openai.APITimeoutError:
             raise RequestError(f"no answer within {self.requests.timeout:g} seconds") from None
         except openai.APIConnectionError as error:
-            raise RequestError(
-                f"it cannot be reached ({self._hidden(str(error.__cause__ or error))})"
-            ) from None
+            cause = self._hidden(str(error.__cause__ or error))
+            raise RequestError(f"it cannot be reached ({cause})") from None
         except openai.APIStatusError as error:
-            status = error.status_code
-            body = error.body
-            location = error.response.headers.get("location")
-        message = (body.get("message") or body.get("detail")) if isinstance(body, Mapping) else body
-        said = f"HTTP {status}" + (f": {self._hidden(str(message))}" if message else "")
-        if status in (401, 403) or (status == 400 and _NAMES_KEY.search(said)):
+            raise self._explained(error) from None
+        if isinstance(answer, str):
+            with suppress(ValueError):  # JSON of another content type
+                return json.loads(answer)
+        return answer
+
+    def _explained(self, error: APIStatusError) -> Exception:
+        """Return what a status means for the user, or else for this request."""
+        status = error.status_code
+        message = error.body
+        if isinstance(message, Mapping):
+            message = message.get("message") or message.get("detail")
+        answer = f"HTTP {status}"
+        if message:
+            answer += f": {self._hidden(str(message))}"
+        if status in (401, 403) or (status == 400 and _NAMES_KEY.search(answer)):
             reason = "refuses the key in" if self._key else "requires an API key; set"
-            raise UserError(f"{self.url} {reason} {self.requests.key} ({said})")
+            return UserError(f"{self.url} {reason} {self.requests.key} ({answer})")
+        location = error.response.headers.get("location")
         if location:
-            raise UserError(f"{self.url} redirects to {self._hidden(location)}; set the final URL")
-        raise RequestError(said, status)
+            target = self._hidden(location)
+            return UserError(f"{self.url} redirects to {target}; set the final URL")
+        return RequestError(answer, status)
 
     @cached_property
     def _client(self) -> AsyncOpenAI:

@@ -8,9 +8,9 @@ dataset.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from hashlib import blake2b
 from itertools import compress
 from typing import NamedTuple
@@ -32,6 +32,7 @@ from sgpipe.utils.boxes import clip_box
 
 _NON_THINGS = lexicon.NON_THINGS | lexicon.SCENERY | lexicon.EVENT_NOUNS | lexicon.DEPICTIONS
 _FREE_IDS = 1 << 30  # from here on, beyond the ids of any dataset
+_TOGETHER = 256  # captions that are analysed at a time
 
 
 class Word(NamedTuple):
@@ -90,22 +91,14 @@ class GroundStage(ImageStage):
         self.carried = HeadMatcher(*known, loose_words()) if self.pair.loose else self.matcher
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        asked = {
-            id(record): words for record in records if record.ok and (words := self.words(record))
-        }
-        named = (record for record in records if id(record) in asked)
-        for record, prepared in self.opened(
-            named, lambda image, file: self.detector.prepare(image)
-        ):
-            found = self._find(prepared, asked[id(record)], record)
-            names = [
-                box.category for box in found
-            ]  # they take turns: what is everywhere leaves room for others
-            turns = sorted(range(len(found)), key=lambda at: (names[:at].count(names[at]), at))[
-                : self.config.max_boxes
-            ]
-            record.left_out["grounded"] = len(found) - len(turns)
-            record.objects += [found[at] for at in sorted(turns)]
+        words = {id(record): self.words(record) for record in records if record.ok}
+        searched = [record for record in records if words.get(id(record))]
+        opened = self.opened(searched, lambda image, file: self.detector.prepare(image))
+        for record, prepared in opened:
+            boxes = self._find(prepared, words[id(record)], record)
+            chosen = _take_turns(boxes, self.config.max_boxes)
+            record.left_out["grounded"] = len(boxes) - len(chosen)
+            record.objects += chosen
         return records
 
     def words(self, record: Record) -> dict[str, Word]:
@@ -116,38 +109,43 @@ class GroundStage(ImageStage):
         """
         present = {box.category for box in record.objects}
         words: dict[str, Word] = {}
-        said: dict[str, set[int]] = {}
-        named = [
-            (triplet.caption, *name)
-            for triplet in record.triplets
-            for name in (
-                (triplet.subject, triplet.subject_head),
-                (triplet.object, triplet.object_head),
-            )
-        ]
-        if self.language is not None:
-            analysed = analyse(self.language, (caption.text for caption in record.captions), 256)
-            named += [
-                (number, *name) for number, (tree, _) in enumerate(analysed) for name in nouns(tree)
-            ]
-        for caption, phrase, head in named:
+        captions: defaultdict[str, set[int]] = defaultdict(set)
+        for caption, phrase, head in self._nouns(record):
             classes = self.matcher.classes(phrase, head)
-            is_thing = classes or (head not in _NON_THINGS and sum(map(str.isalpha, head)) > 1)
+            is_thing = classes or _is_thing(head)
             if not is_thing or not present.isdisjoint(self.carried.classes(phrase, head)):
                 continue
-            text = known = next(
-                (name for name in classes if name in self.classes), classes[0] if classes else head
-            )
+            category = self._category(classes, head)
+            text = category
             if not classes or self.config.ask == "words":
-                parts, at = locate_head(split_words(phrase), split_words(head))
-                parts[at : at + 1] = split_words(head)[-1:] or parts[at : at + 1]
-                text = " ".join(parts)
-            words.setdefault(text, Word({}, known, frozenset(classes))).phrases[phrase] = None
-            said.setdefault(text, set()).add(caption)
-        readable = sorted(filter(self.detector.reads, words), key=lambda text: -len(said[text]))
-        kept = readable[: self.config.max_words]
-        record.left_out["words"] = len(words) - len(kept)
-        return {text: words[text] for text in kept}
+                text = _as_read(phrase, head)
+            word = words.setdefault(text, Word({}, category, frozenset(classes)))
+            word.phrases[phrase] = None
+            captions[text].add(caption)
+        readable = filter(self.detector.reads, words)
+        by_captions = sorted(readable, key=lambda text: -len(captions[text]))
+        chosen = by_captions[: self.config.max_words]
+        record.left_out["words"] = len(words) - len(chosen)
+        return {text: words[text] for text in chosen}
+
+    def _nouns(self, record: Record) -> list[tuple[int, str, str]]:
+        """Return the number of the caption, phrase and head of the nouns to look for."""
+        found: list[tuple[int, str, str]] = []
+        for triplet in record.triplets:
+            found.append((triplet.caption, triplet.subject, triplet.subject_head))
+            found.append((triplet.caption, triplet.object, triplet.object_head))
+        if self.language is not None:
+            texts = (caption.text for caption in record.captions)
+            for number, (tree, _) in enumerate(analyse(self.language, texts, _TOGETHER)):
+                found += [(number, phrase, head) for phrase, head in nouns(tree)]
+        return found
+
+    def _category(self, classes: Sequence[str], head: str) -> str:
+        """Return the first of the classes that the dataset has, or else the first, or the head."""
+        for name in classes:
+            if name in self.classes:
+                return name
+        return classes[0] if classes else head
 
     def _find(self, image: Prepared, words: Mapping[str, Word], record: Record) -> list[Box]:
         """Boxes of words, highest score first, without repetitions and those that the image has."""
@@ -157,29 +155,64 @@ class GroundStage(ImageStage):
         corners = corners.double()
         asked = list(words.values())
         categories = list(dict.fromkeys(word.category for word in asked))
-        meant = torch.tensor([categories.index(word.category) for word in asked])[labels]
-        kept = batched_nms(corners, scores.double(), meant, self.config.overlap)
+        numbers = torch.tensor([categories.index(word.category) for word in asked])[labels]
+        kept = batched_nms(corners, scores.double(), numbers, self.config.overlap)
         kept = kept[nms(corners[kept], scores[kept].double(), self.config.overlap_across)]
-        given = [{box.category, *self.matcher.classes(box.category, "")} for box in record.objects]
+        carried = [
+            {box.category, *self.matcher.classes(box.category, "")} for box in record.objects
+        ]
         sides = torch.tensor([box.bbox for box in record.objects], dtype=torch.float64).view(-1, 4)
         sides[:, 2:] += sides[:, :2]
+        are_close = box_iou(corners[kept], sides) > self.config.overlap
         boxes = []
-        for index, close in zip(
-            kept.tolist(), box_iou(corners[kept], sides) > self.config.overlap, strict=True
-        ):
-            word, (left, top, right, bottom) = asked[labels[index]], corners[index].tolist()
-            if any(names & {word.category, *word.classes} for names in compress(given, close)):
+        for index, is_close in zip(kept.tolist(), are_close, strict=True):
+            word = asked[labels[index]]
+            names = word.classes | {word.category}
+            if any(names & others for others in compress(carried, is_close)):
                 continue
+            left, top, right, bottom = corners[index].tolist()
             bbox = clip_box((left, top, right - left, bottom - top), record.width, record.height)
             if bbox is not None:
-                digest = int.from_bytes(
-                    blake2b(word.category.encode(), digest_size=4).digest(), "big"
+                box = Box(
+                    word.category,
+                    self.ids.get(word.category, _free_id(word.category)),
+                    bbox,
+                    origin="grounded",
+                    score=float(scores[index]),
+                    phrase=", ".join(word.phrases),
                 )
-                number = self.ids.get(
-                    word.category, _FREE_IDS + digest % _FREE_IDS
-                )  # hardly two free nouns share one
-                box = Box(word.category, number, bbox, origin="grounded")
-                boxes.append(
-                    replace(box, score=float(scores[index]), phrase=", ".join(word.phrases))
-                )
+                boxes.append(box)
         return boxes
+
+
+def _take_turns(boxes: Sequence[Box], limit: int) -> list[Box]:
+    """Return as many boxes as the limit: in turns one of each category, so that what is everywhere
+    leaves room for others.
+    """
+    times = Counter[str]()
+    turns = []
+    for index, box in enumerate(boxes):
+        turns.append((times[box.category], index))
+        times[box.category] += 1
+    chosen = sorted(turns)[:limit]
+    return [boxes[index] for index in sorted(index for _, index in chosen)]
+
+
+def _is_thing(head: str) -> bool:
+    """Whether a noun names something that can be seen."""
+    return head not in _NON_THINGS and sum(map(str.isalpha, head)) > 1
+
+
+def _as_read(phrase: str, head: str) -> str:
+    """Return a phrase whose head noun is in the singular."""
+    words, position = locate_head(split_words(phrase), split_words(head))
+    singular = split_words(head)[-1:]
+    if singular:
+        words[position] = singular[0]
+    return " ".join(words)
+
+
+def _free_id(noun: str) -> int:
+    """Return the category id of a free noun; hardly two share one."""
+    digest = blake2b(noun.encode(), digest_size=4).digest()
+    return _FREE_IDS + int.from_bytes(digest, "big") % _FREE_IDS

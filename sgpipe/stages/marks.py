@@ -98,24 +98,24 @@ class MarksStage(PairStage, ImageStage):
         """Yield a question about each image with several boxes, noted in `open_` with the indices
         of those numbered.
         """
-        chosen = {}
-        for record in (record for record in records if record.ok):
-            ranks = [box.rank for box in record.objects]
-            boxes = [
-                i
-                for i, box in enumerate(record.objects)
-                if not box.iscrowd and min(box.bbox[2:]) > 0
-            ]
-            boxes.sort(key=ranks.__getitem__)
-            marked = boxes[: self.config.max_marks]
-            record.left_out["marks"] = len(boxes) - len(marked)
-            if len(marked) > 1:
-                chosen[id(record)] = record, marked
-        for record, image in self.opened(record for record, _ in chosen.values()):
-            open_.append(chosen[id(record)])
-            marked = open_[-1][1]
+        boxes = {id(record): self._choose_boxes(record) for record in records if record.ok}
+        asked = [record for record in records if len(boxes.get(id(record), ())) > 1]
+        for record, image in self.opened(asked):
+            marked = boxes[id(record)]
+            open_.append((record, marked))
             key = noise_key(self.seed, record, "marks", marked)
             yield self._request(image, [record.objects[index] for index in marked], key)
+
+    def _choose_boxes(self, record: Record) -> list[int]:
+        """Return the indices of the boxes that get a number, the largest first, and count others."""
+        boxes = []
+        for index, box in enumerate(record.objects):
+            if not box.iscrowd and min(box.bbox[2:]) > 0:
+                boxes.append(index)
+        boxes.sort(key=lambda index: record.objects[index].rank)
+        marked = boxes[: self.config.max_marks]
+        record.left_out["marks"] = len(boxes) - len(marked)
+        return marked
 
     def _request(self, image: Image.Image, objects: Sequence[Box], key: int) -> ChatRequest:
         config = self.config
@@ -144,22 +144,22 @@ class MarksStage(PairStage, ImageStage):
         stated = read_relations(text)
         if stated is None:
             return [], f"This is not JSON of that form. {_FORM}"
-        found = dict[Stated, None]()
+        relations = dict[Stated, None]()
         wrong = None
         for subject, words, object_ in stated:
             predicate = " ".join(predicate_words(words)) if isinstance(words, str) else ""
             is_word = predicate.isprintable() and 0 < len(predicate) <= _LONGEST_PREDICATE
             ends = all(type(end) is int and 1 <= end <= boxes for end in (subject, object_))
             if is_word and ends and subject != object_:
-                found[subject, predicate, object_] = None
+                relations[subject, predicate, object_] = None
             else:
                 wrong = (
                     f"{quote(json.dumps([subject, words, object_]))} does not relate two of the"
                     f" numbers. {_FORM}"
                 )
-        if len(found) > _MOST_RELATIONS:
+        if len(relations) > _MOST_RELATIONS:
             wrong = f"These are more than {_MOST_RELATIONS} relations. {_FORM}"
-        return list(found)[:_MOST_RELATIONS], wrong
+        return list(relations)[:_MOST_RELATIONS], wrong
 
     def _add(self, record: Record, marked: Sequence[int], answer: list[Choice] | Refusal) -> None:
         """Add what the answers state to the pairs of a record. `marked`: the indices of its
@@ -167,29 +167,24 @@ class MarksStage(PairStage, ImageStage):
         """
         choices = [] if isinstance(answer, Refusal) else answer
         read = [self._read(choice.text, len(marked)) for choice in choices]
-        record.left_out["answers"] = self.config.samples - sum(wrong is None for _, wrong in read)
-        if self.config.candidates == "marks" and not any(
-            found or wrong is None for found, wrong in read
-        ):
-            record.fail(
-                self.name,
-                (
-                    answer.reason
-                    if isinstance(answer, Refusal)
-                    else "the model's answers are unusable"
-                ),
-            )
+        valid = sum(wrong is None for _, wrong in read)
+        record.left_out["answers"] = self.config.samples - valid
+        has_relations = any(relations for relations, _ in read)
+        if self.config.candidates == "marks" and not valid and not has_relations:
+            reason = "the model's answers are unusable"
+            record.fail(self.name, answer.reason if isinstance(answer, Refusal) else reason)
             return
-        stated = {
+        texts = {
             (pair.subject, pair.object): dict.fromkeys(pair.predicates) for pair in record.pairs
         }
-        for subject, predicate, object_ in (each for found, _ in read for each in found):
-            stated.setdefault((marked[subject - 1], marked[object_ - 1]), {})[predicate] = None
+        for relations, _ in read:
+            for subject, predicate, object_ in relations:
+                pair = (marked[subject - 1], marked[object_ - 1])
+                texts.setdefault(pair, {})[predicate] = None
+        # Each box is of a class of its own.
+        names = [f"{box.category} {index}" for index, box in enumerate(record.objects)]
         boxes = [
-            replace(box, category=f"{box.category} {index}")
-            for index, box in enumerate(record.objects)
+            replace(box, category=name) for box, name in zip(record.objects, names, strict=True)
         ]
-        predicates = {
-            (boxes[s].category, boxes[o].category): list(texts) for (s, o), texts in stated.items()
-        }
+        predicates = {(names[s], names[o]): list(words) for (s, o), words in texts.items()}
         record.left_out["pairs"] += self._list_pairs(record, boxes, predicates)

@@ -432,17 +432,16 @@ def assign_attributes(matcher: Matcher, record: Record) -> None:
     for box in record.objects:
         box.attributes = [attribute for attribute in box.attributes if attribute.caption is None]
     present = dict.fromkeys(box.category for box in record.objects)
-    for caption, mentions in groupby(record.mentions, lambda mention: mention.caption):
-        named = [(matcher.choose(item.phrase, item.head, present), item) for item in mentions]
-        times = Counter(category for category, _ in named)
+    for caption, group in groupby(record.mentions, lambda mention: mention.caption):
+        mentions = list(group)
+        categories = [matcher.choose(item.phrase, item.head, present) for item in mentions]
         grounded = [record.objects[index] for index in record.captions[caption].boxes]
-        for category, mention in named:
-            if not mention.attributes:
-                continue
-            boxes = _boxes_meant(
-                matcher, mention, category, grounded or record.objects, times[category] == 1
-            )
-            _add_attributes(boxes, mention)
+        objects = grounded or record.objects
+        for mention, category in zip(mentions, categories, strict=True):
+            if mention.attributes:
+                is_alone = categories.count(category) == 1
+                boxes = _boxes_meant(matcher, mention, category, objects, is_alone)
+                _add_attributes(boxes, mention)
     record.mentions = None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise, tee
@@ -29,7 +29,7 @@ from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
 from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.relations import mention_word, person_meant, relations, singular
-from sgpipe.stages.parse.grammar.scope import stated_relations, unstated
+from sgpipe.stages.parse.grammar.scope import Unstated, stated_relations, unstated
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.rules import Parsed, Parser, analyse, load_model, mentions, triplet_of
@@ -446,96 +446,126 @@ class LearnedParser(Parser):
         self._names = settings["names"]  # things by other nouns
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        found: list[Parsed] = []
+        parsed: list[Parsed] = []
         sentences = read_sentences(self._nlp, captions, self._batch_size)
-        while batch := list(islice(sentences, self._batch_size)):
+        batch = list(islice(sentences, self._batch_size))
+        while batch:
             for sentence, scores in zip(batch, self._network(batch), strict=True):
                 named = mentions(sentence.tree) if self._attributes else []
-                found.append((self._triplets(sentence, scores), named))
-        return found
+                parsed.append((self._triplets(sentence, scores), named))
+            batch = list(islice(sentences, self._batch_size))
+        return parsed
 
     def _triplets(self, sentence: Sentence, scores: CaptionScores) -> list[Triplet]:
-        text = clean(sentence.caption)
         tree = sentence.tree
-        kept = [
-            form
-            for word in _KEPT
-            for form in (word, f"{word}s")
-            if word in text and form in lexicon.SPELLINGS
-        ]
-        spellings = {lexicon.SPELLINGS[form]: form for form in kept} | self._names
+        spellings = self._spellings(clean(sentence.caption))
         hidden = unstated(tree)
-        unstated_things: dict[int, None] = {}
-        found: dict[tuple[int, int], Triplet] = {}
-        for row, named in enumerate(scores.pairs.tolist()):
-            subject = person_meant(tree, named[0])
-            thing = person_meant(tree, named[1], subject)
-            if (subject == thing) != (named[0] == named[1]) or (subject, thing) in found:
+        hidden_things: set[int] = set()
+        triplets: dict[tuple[int, int], Triplet] = {}
+        for row, (first, second) in enumerate(scores.pairs.tolist()):
+            subject = person_meant(tree, first)
+            thing = person_meant(tree, second, subject)
+            if (subject == thing) != (first == second) or (subject, thing) in triplets:
                 continue
-            worded, lemma, word = self._predicate(
+            predicate, lemma, verb = self._predicate(
                 tree, scores.verb[row], scores.rest[row], scores.copy[row]
             )
-            if hidden.covers(tree, subject, thing, word):
-                unstated_things[thing] = None
+            if hidden.covers(tree, subject, thing, verb):
+                hidden_things.add(thing)
                 continue
-            first, first_head = _name(tree, subject, scores, spellings)
-            second, second_head = _name(tree, thing, scores, spellings)
-            found[subject, thing] = Triplet(
-                first, worded, second, first_head, second_head, lemma, caption=0
+            subject_name, subject_head = _name(tree, subject, scores, spellings)
+            name, head = _name(tree, thing, scores, spellings)
+            triplets[subject, thing] = Triplet(
+                subject_name, predicate, name, subject_head, head, lemma, caption=0
             )
-        if (
-            unstated_things
-        ):  # the rules may know what is there instead: "a picture of a dog on the wall"
-            for relation in stated_relations(tree, hidden):
-                pair = relation.subject, relation.object
-                if (
-                    relation.object in unstated_things
-                    and pair not in found
-                    and relation.lemma != "have"
-                ):
-                    found[pair] = triplet_of(tree, relation)
-        return list(found.values())
+        if hidden_things:
+            _add_stated(tree, hidden, hidden_things, triplets)
+        return list(triplets.values())
+
+    def _spellings(self, caption: str) -> dict[str, str]:
+        """Return how names are written: as in the caption, or as in training."""
+        spellings = {}
+        for word in _KEPT:
+            for form in (word, f"{word}s"):
+                if word in caption and form in lexicon.SPELLINGS:
+                    spellings[lexicon.SPELLINGS[form]] = form
+        return spellings | self._names
 
     def _predicate(
         self, tree: Tree, verbs: Floats, rests: Floats, copies: Floats
     ) -> tuple[str, str, int | None]:
         """Return the predicate as a caption words it, with its verb as a lemma, and the token that
         is its verb.
-
-        A verb is as probable as its number in the table and all words of the caption with this
-        lemma together.
         """
         lemmas = [verb_lemma(text) for text in tree.texts]
+        mass = self._verb_mass(lemmas, verbs, copies)
+        verb, rest = self._most_probable(mass, rests)
+        source = _copied_token(verb, lemmas, copies)
+        worded = _word_verb(tree, verb, rest, source)
+        return f"{worded} {rest}".strip(), f"{verb} {rest}".strip(), source
+
+    def _verb_mass(self, lemmas: list[str], verbs: Floats, copies: Floats) -> dict[str, float]:
+        """Return how probable verbs are, up to a factor: each as its number in the table and all
+        words of the caption with this lemma together.
+        """
         top = max(float(verbs.max()), float(copies.max()))
         mass: dict[str, float] = defaultdict(float)
         for names, logits in ((self._verbs, verbs), (lemmas, copies)):
             for number in np.flatnonzero(logits > top - _NEGLIGIBLE):
                 mass[names[number]] += exp(float(logits[number]) - top)
-        likely = [
-            (self._rests[number], float(rests[number]))
-            for number in np.argsort(-rests, kind="stable")[:_TRIED]
-        ]
+        return mass
+
+    def _most_probable(self, mass: Mapping[str, float], rests: Floats) -> tuple[str, str]:
+        """Return the verb and the rest of the predicate; one that training did not have is less
+        probable.
+        """
+        likely = np.argsort(-rests, kind="stable")[:_TRIED]
         scores: dict[tuple[str, str], float] = {}
         for verb in sorted(mass, key=lambda verb: -mass[verb])[:_TRIED]:
-            for rest, logit in likely:
+            is_known = verb in self._known_verbs
+            for number in likely:
+                rest = self._rests[number]
                 predicate = f"{verb} {rest}".strip()
                 if predicate:
-                    unseen = predicate not in self._predicates and verb in self._known_verbs
-                    scores[verb, rest] = log(mass[verb]) + logit - (_UNSEEN if unseen else 0)
-        verb, rest = max(scores, key=lambda words: scores[words], default=("", ""))
-        words = [
-            index
-            for index, lemma in enumerate(lemmas)
-            if verb and lemma in (verb, _SAME_VERB.get(verb))
-        ]
-        source = max(words, key=lambda index: float(copies[index]), default=None)
-        if not verb or verb == "have":
-            worded = "has" if verb else ""
-        elif source is None or (not rest and tree.tags[source] in ("VBN", "VBD")):
-            worded = gerund(verb)  # active if nothing follows: "held by" is "holding"
-        else:
-            worded = tree.texts[source]
-        return f"{worded} {rest}".strip(), f"{verb} {rest}".strip(), source
+                    is_unseen = is_known and predicate not in self._predicates
+                    penalty = _UNSEEN if is_unseen else 0
+                    scores[verb, rest] = log(mass[verb]) + float(rests[number]) - penalty
+        return max(scores, key=lambda words: scores[words], default=("", ""))
+
+
+def _copied_token(verb: str, lemmas: Sequence[str], copies: Floats) -> int | None:
+    """Return the token of the caption that is most probably the verb; None: it has no such word."""
+    if not verb:
+        return None
+    forms = (verb, _SAME_VERB.get(verb))
+    words = [index for index, lemma in enumerate(lemmas) if lemma in forms]
+    return max(words, key=lambda index: float(copies[index]), default=None)
+
+
+def _word_verb(tree: Tree, verb: str, rest: str, source: int | None) -> str:
+    if not verb:
+        return ""
+    if verb == "have":
+        return "has"
+    if source is None or (not rest and tree.tags[source] in ("VBN", "VBD")):
+        return gerund(verb)  # active if nothing follows: "held by" is "holding"
+    return tree.texts[source]
+
+
+def _add_stated(
+    tree: Tree,
+    hidden: Unstated,
+    hidden_things: Collection[int],
+    triplets: dict[tuple[int, int], Triplet],
+) -> None:
+    """Add what the rules know to be there instead of what is not stated: "a picture of a dog on the
+    wall".
+    """
+    for relation in stated_relations(tree, hidden):
+        pair = (relation.subject, relation.object)
+        is_new = relation.object in hidden_things and pair not in triplets
+        if is_new and relation.lemma != "have":
+            triplets[pair] = triplet_of(tree, relation)
 
 
 def _name(
