@@ -18,11 +18,11 @@ from pydantic import Field, JsonValue, ValidationError
 
 from sgpipe.errors import UserError, check_share
 from sgpipe.files.locations import Location, read_text
-from sgpipe.recipe import PACKAGED_LAYOUT, SERVED, UNSCORED, Config, PairConfig, TagConfig
+from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils.console import count
-from sgpipe.utils.hashing import differences, model_sha256
+from sgpipe.utils.hashing import differences
 
 Floats = NDArray[np.float64]
 NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance
@@ -208,8 +208,7 @@ def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
     """Return what decides the confidences of the tag stage, but number format and device, which
     hardly matter.
     """
-    tagger = str(PACKAGED_LAYOUT) if tag.method == "layout" and tag.tagger is None else tag.tagger
-    model = {"tagger": model_sha256(tagger)} if tag.endpoint is None else {"endpoint": SERVED}
+    model = {"tagger": tag.content} if tag.endpoint is None else {"endpoint": SERVED}
     return _scoring(tag.model_dump() | model, pair.model_dump())
 
 

@@ -189,6 +189,8 @@ class RecipeOptions:
 
         if self.captioner is not None:
             settings = {"caption.captioner": self.captioner, **settings}
+        if self.tagger is not None:
+            settings = {"tag.tagger": self.tagger, **settings}
         if extend:
             return extended_recipe(extend, settings)
         return parent_recipe(str(parent), settings)

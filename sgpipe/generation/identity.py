@@ -108,12 +108,14 @@ def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
     `_open`.
     """
     recipe = _open(run, {"engine.store": None, "engine.address": None, **overrides})[1]
-    captioner = recipe.caption.captioner
-    if recipe.caption.plugin is not None and overrides.get("caption.captioner") != captioner:
-        raise UserError(
-            f"{run}: its captioner {captioner} is code, which is not imported because a run names"
-            f" it; if you trust it, pass --captioner {captioner}"
-        )
+    for stage, config in recipe.stages.items():
+        role = config.setting_of_model
+        model = config.named_model
+        if config.plugin is not None and overrides.get(f"{stage}.{role}") != model:
+            raise UserError(
+                f"{run}: its {role} {model} is code, which is not imported because a run names it;"
+                f" if you trust it, pass --{role} {model}"
+            )
     return recipe
 
 

@@ -88,7 +88,8 @@ def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None =
         )
     if tag.method == "layout":
         notes.append(_layout_note(recipe))
-    tagger = named_model(tag.tagger, "tagger") if tag.method == "rtagger" and tag.tagger else None
+    rtagger = tag.loaded_model if tag.method == "rtagger" else None
+    tagger = named_model(rtagger, "tagger") if rtagger else None
     sides = image_sides(known_settings(tagger))
     if sides and sides != (tag.short_side, tag.long_side):
         notes.append(

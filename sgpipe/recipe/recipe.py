@@ -97,7 +97,7 @@ def resolved(recipe: Recipe) -> Recipe:
     tag = recipe.tag
     pair = recipe.pair
     if tag.method == "auto":
-        by_layout = tag.tagger is None or is_layout_model(tag.tagger)
+        by_layout = tag.plugin is None and (tag.tagger is None or is_layout_model(tag.tagger))
         tag = tag.model_copy(update={"method": "layout" if by_layout else "rtagger"})
     if pair.layout and pair.model is None and tag.method == "layout":
         pair = pair.model_copy(update={"model": tag.tagger})
@@ -113,7 +113,7 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def models_of(recipe: Recipe, skipped: Collection[str] = ()) -> dict[str, str]:
     """Return the models that stages but `skipped` ones load: not those behind endpoints, nor
-    spaCy's, nor a captioner of the user's own.
+    spaCy's, nor code of the user's own.
     """
     models = {}
     for name, config in recipe.stages.items():

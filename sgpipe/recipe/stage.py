@@ -98,6 +98,11 @@ class StageConfig(Config):
         return model
 
     @property
+    def plugin(self) -> str | None:
+        """`package.module:Class` of a model of the user's own; None: another one."""
+        return None
+
+    @property
     def served_at(self) -> str | None:
         """The URL of the endpoint that is asked instead of a model here."""
         endpoint: str | None = getattr(self, "endpoint", None)

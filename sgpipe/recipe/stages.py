@@ -344,25 +344,43 @@ class TagConfig(StageConfig):
     resources: Resources = Resources()
 
     @property
+    def plugin(self) -> str | None:
+        """`package.module:Class` of a tagger of the user's own; None: another one."""
+        if self.tagger is None or self.method not in ("auto", "rtagger"):
+            return None
+        return reference_of("tagger", self.tagger)
+
+    @property
     def scores(self) -> bool:
         """Return whether relations are scored; otherwise they have confidence 1."""
         return self.method not in UNSCORED
 
     @property
     def reads_model(self) -> bool:
-        return self.scores
+        return self.scores and self.plugin is None
 
     @property
     def shares_gpus(self) -> bool:
         return self.method != "layout"  # which computes on the CPU
 
+    @property
+    def content(self) -> str | None:
+        """What identifies a tagger that is not served: the content of its files, or its code."""
+        if self.plugin is not None:
+            return code_identity("tagger", self.plugin)
+        if self.method == "layout":
+            return model_sha256(self.tagger or str(PACKAGED_LAYOUT))
+        return model_sha256(self.tagger)
+
     def identity(self, facts: IdentityFacts) -> dict[str, Any]:
         """Return what decides the relations. Raises UserError: the calibration is missing."""
         if not self.scores:
             return {"method": self.method}
-        parts = self.labelling_settings() | self._model_identity(self.dtype, facts)
-        if self.method == "layout":
-            parts["tagger"] = model_sha256(self.tagger or str(PACKAGED_LAYOUT))
+        parts = self.labelling_settings()
+        if self.plugin is None:
+            parts |= self._model_identity(self.dtype, facts)
+        if self.served_at is None:
+            parts["tagger"] = self.content
         if self.method == "rtagger" and self.vocabulary == "image":
             parts["seed"] = facts.seed
         if self.prior is not None:

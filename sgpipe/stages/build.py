@@ -59,6 +59,6 @@ def build_stages(
         return [*stages, LayoutStage(recipe.tag, recipe.pair)]
     from sgpipe.stages.tag.stage import ScoredStage, TagStage
 
-    if recipe.tag.method == "rtagger":
+    if recipe.tag.method == "rtagger" and recipe.tag.plugin is None:
         return [*stages, TagStage(recipe.tag, roots, names, recipe.pair, recipe.seed)]
     return [*stages, ScoredStage(recipe.tag, roots, recipe.pair)]

@@ -1,5 +1,6 @@
 """The examples of docs/extend.md work, and what is wrong with code of others is told in a line."""
 
+import math
 import os
 import re
 import shutil
@@ -14,13 +15,16 @@ from typer.testing import CliRunner
 
 from sgpipe import load_recipe
 from sgpipe.cli.main import app
+from sgpipe.errors import UserError
 from sgpipe.generation.run import generate
 from sgpipe.plugins import code_identity
+from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
 CAPTIONER = "own.captions:ColourCaptioner"
+TAGGER = "own.near:NearTagger"
 
 
 @pytest.fixture
@@ -40,14 +44,20 @@ def extension(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def labelled(out: Path, engine: str = "local", captioner: str = CAPTIONER) -> list[str]:
-    settings = {"caption.captioner": captioner, "source.miniworld.images": 4, "engine.kind": engine}
+def labelled(out: Path, engine: str = "local", tagger: str = "miniworld") -> list[Record]:
+    settings = {
+        "caption.captioner": CAPTIONER,
+        "tag.tagger": tagger,
+        "source.miniworld.images": 4,
+        "engine.kind": engine,
+    }
     generate(load_recipe("miniworld", settings), out)
-    return [caption.text for record in iter_records(out) for caption in record.captions]
+    return list(iter_records(out))
 
 
 def test_the_captioner_and_the_format_of_the_page_work(extension, tmp_path):
-    captions = labelled(tmp_path / "run")
+    records = labelled(tmp_path / "run")
+    captions = [caption.text for record in records for caption in record.captions]
     assert len(captions) == 4
     assert all(
         re.fullmatch(r"a person next to a dog in a (bright|dark) room", text) for text in captions
@@ -152,8 +162,8 @@ SOURCE = Source("own", read)
     assert second.error == "import: object 2 of a relation is not among the image's 2 objects"
 
 
-def test_a_run_does_not_have_its_captioner_imported(extension, tmp_path):
-    labelled(tmp_path / "run")
+def test_a_run_does_not_have_its_code_imported(extension, tmp_path):
+    labelled(tmp_path / "run", tagger=TAGGER)
     shutil.rmtree(extension)
     for command in (["verify"], ["stats"]):
         script = [sys.executable, "-m", "sgpipe.cli.main"]
@@ -162,10 +172,14 @@ def test_a_run_does_not_have_its_captioner_imported(extension, tmp_path):
             [script[0], "-c", code, *command, tmp_path / "run"], capture_output=True
         )
         assert done.returncode == 0, done.stderr
-    out = ["--tagger", "x", "--out", str(tmp_path / "new")]
-    done = CliRunner().invoke(app, ["generate", "--from", str(tmp_path / "run"), *out])
-    assert done.exit_code == 2
-    assert f"pass --captioner {CAPTIONER}" in done.stderr
+    command = ["generate", "--from", str(tmp_path / "run"), "--out", str(tmp_path / "new")]
+    for options, missing in (
+        (["--tagger", "x"], f"pass --captioner {CAPTIONER}"),
+        (["--captioner", "x"], f"pass --tagger {TAGGER}"),
+    ):
+        done = CliRunner().invoke(app, [*command, *options])
+        assert done.exit_code == 2
+        assert missing in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -196,7 +210,41 @@ def test_what_is_wrong_with_code_is_told_in_a_line(tmp_path, monkeypatch, code, 
     assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
 
 
+def test_the_tagger_of_the_page_scores_candidates(extension, tmp_path):
+    records = labelled(tmp_path / "run", tagger=TAGGER)
+    relations = [relation for record in records for relation in record.relations]
+    assert relations
+    assert all(0.05 <= relation.confidence <= 1 for relation in relations)
+    assert {relation.origin for relation in relations} == {"tagger"}
+    for record in records:
+        for relation in record.relations:
+            corners = [record.objects[end].bbox[:2] for end in (relation.subject, relation.object)]
+            far = math.dist(*corners) / math.hypot(record.width, record.height)
+            assert relation.confidence == pytest.approx(1 - far)
+    identity = Manifest.load(tmp_path / "run").run["identity"]["tag"]["tagger"]
+    assert identity == code_identity("tagger", TAGGER)
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        ("1 / 0", "failed: ZeroDivisionError: division by zero"),
+        ("[0.5]", "returns 1 score for "),
+        ("[2.0 for _ in candidates]", "returns the score 2.0: expected 0 to 1"),
+        ("[float('nan') for _ in candidates]", "returns the score nan: expected 0 to 1"),
+    ],
+)
+def test_what_is_wrong_with_a_tagger_is_told_in_a_line(extension, tmp_path, scores, told):
+    code = "import sgpipe\nclass Bad(sgpipe.Tagger):\n"
+    code += f"    def scores(self, image, record, candidates): return {scores}"
+    (extension / "own/bad.py").write_text(code)
+    with pytest.raises(UserError, match=f"tagger own.bad:Bad {told}") as error:
+        labelled(tmp_path / "run", tagger="own.bad:Bad")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.slow
-def test_a_captioner_of_ones_own_labels_alike_on_ray(extension, tmp_path):
+def test_code_of_ones_own_labels_alike_on_ray(extension, tmp_path):
     ray.shutdown()  # workers of a Ray that another test started do not know the folder
-    assert labelled(tmp_path / "ray", "ray") == labelled(tmp_path / "local")
+    on_ray = labelled(tmp_path / "ray", "ray", TAGGER)
+    assert on_ray == labelled(tmp_path / "local", "local", TAGGER)

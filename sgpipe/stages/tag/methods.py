@@ -40,8 +40,11 @@ def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
             f"tag.method={tag.method} gives no scores: set tag.calibration and tag.precision to"
             " null"
         )
-    if pair is not None and pair.restrict == "group" and tag.method != "rtagger":
-        raise UserError(f"tag.method is {tag.method}: pair.restrict=group is for rtagger")
+    if pair is not None and pair.restrict == "group":
+        if tag.method != "rtagger":
+            raise UserError(f"tag.method is {tag.method}: pair.restrict=group is for rtagger")
+        if tag.plugin is not None:
+            raise UserError(f"tag.tagger is {tag.tagger}: pair.restrict=group is for an R-Tagger")
 
 
 class AssumedStage(Stage):

@@ -28,6 +28,7 @@ from sgpipe.calibration import threshold_of_recipe
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.files.model_cache import local_model
+from sgpipe.plugins import failures_told
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.sources.vocabulary import packaged_synonyms
@@ -35,10 +36,10 @@ from sgpipe.stages.base import ImageStage
 from sgpipe.stages.checkpoint import loading
 from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.matching import HeadMatcher
-from sgpipe.stages.score.clip import ClipScorer
-from sgpipe.stages.score.scorer import NO_AREA, VlmScorer
+from sgpipe.stages.score.scorer import NO_AREA
 from sgpipe.stages.tag.layout.prior import LayoutPrior
 from sgpipe.stages.tag.methods import candidates
+from sgpipe.stages.tag.tagger import checked_scores, load_tagger
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.gpu import (
     GPU_THREADS,
@@ -431,7 +432,7 @@ def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]])
 
 
 class ScoredStage(ImageStage):
-    """Keeps the candidates that a scorer finds more probable than the threshold; that is their
+    """Keeps the candidates that a `Tagger` finds more probable than the threshold; that is their
     confidence.
 
     A candidate with a box that has no area in the image is not a relation. With `tag.prior`, the
@@ -446,52 +447,50 @@ class ScoredStage(ImageStage):
         super().__init__(config, roots)
         self.pair = pair or PairConfig()
 
-    def _make_scorer(self) -> ClipScorer | VlmScorer:
-        if self.config.method == "vlm":
-            return VlmScorer(self.config, self.cache_folder)
-        return ClipScorer(
-            local_model(str(self.config.tagger)),
-            self.config.device,
-            self.config.resources.gpus or 0,
-        )
-
     def check(self) -> None:
         threshold_of_recipe(self.config, self.pair)
-        scorer = self._make_scorer()
-        if isinstance(scorer, VlmScorer):
-            scorer.check()
+        load_tagger(self.config, self.cache_folder).check()
 
     def setup(self) -> None:
         self.threshold = threshold_of_recipe(self.config, self.pair)
-        self.scorer = self._make_scorer()
+        self.tagger = load_tagger(self.config, self.cache_folder)
         self.prior = LayoutPrior(self.config.prior_power) if self.config.prior == "layout" else None
         self.set_up_device(here=self.config.endpoint is None)
-        self.scorer.load()
+        self.tagger.setup()
 
     def __call__(self, records: list[Record]) -> list[Record]:
         asked = [record for record in records if any(pair.predicates for pair in record.pairs)]
         for record, image in self.opened(asked):
-            relations = candidates(
-                record.pairs, None, "clip" if self.config.method == "clip" else "vlm"
-            )
-            found = self.scorer.scores(image, record.objects, relations)
-            failed = [each for each in found if isinstance(each, Refusal) and each is not NO_AREA]
-            if failed:
-                record.fail(self.name, failed[0].reason)
+            relations = candidates(record.pairs, None, self.tagger.origin)
+            scores = self._scores(image, record, relations)
+            refusals = [
+                score for score in scores if isinstance(score, Refusal) and score is not NO_AREA
+            ]
+            if refusals:
+                record.fail(self.name, refusals[0].reason)
                 continue
-            scores = [0.0 if isinstance(each, Refusal) else each for each in found]
+            confidences = [0.0 if isinstance(score, Refusal) else score for score in scores]
             if self.prior is not None:
-                scores = [
-                    score * factor
-                    for score, factor in zip(scores, self.prior.factors(record), strict=True)
+                factors = self.prior.factors(record)
+                confidences = [
+                    confidence * factor
+                    for confidence, factor in zip(confidences, factors, strict=True)
                 ]
-            for relation, score in zip(
-                relations, torch.tensor(scores, dtype=torch.float32).tolist(), strict=True
-            ):
-                relation.confidence = score  # in the precision of shards
+            rounded = torch.tensor(confidences, dtype=torch.float32).tolist()  # as shards store it
+            for relation, confidence in zip(relations, rounded, strict=True):
+                relation.confidence = confidence
             kept = [relation for relation in relations if self._keeps(relation.confidence or 0.0)]
             record.relations += deduplicate(kept)
         return records
+
+    def _scores(
+        self, image: Image.Image, record: Record, relations: Sequence[Relation]
+    ) -> Sequence[float | Refusal]:
+        if self.config.plugin is None:
+            return self.tagger.scores(image, record, relations)
+        with failures_told("tagger", self.config.plugin):
+            scores = self.tagger.scores(image, record, relations)
+            return checked_scores(scores, relations, self.config.plugin)
 
     def _keeps(self, confidence: float) -> bool:
         return confidence >= self.threshold and confidence > 0

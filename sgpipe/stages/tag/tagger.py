@@ -1,0 +1,137 @@
+"""The `Tagger` interface: an image and candidates in, confidences out; the packaged taggers that
+score an image by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.files.model_cache import local_model
+from sgpipe.plugins import failures_told, load_class
+from sgpipe.recipe import TagConfig
+from sgpipe.records import Record, Relation, RelationOrigin
+from sgpipe.stages.endpoint import CacheFolder, Refusal
+from sgpipe.utils.console import count
+
+# By `tag.method`: where the `Tagger` is. They are imported when they are asked for: some take long.
+BUILT_IN = {
+    "clip": "sgpipe.stages.tag.tagger:ClipTagger",
+    "vlm": "sgpipe.stages.tag.tagger:VlmTagger",
+}
+
+
+class Tagger:
+    """Confidences of candidates, which depend on the image, its record and the recipe only.
+
+    One of the user's own (`--tagger package.module:Class`) is made with the recipe's `TagConfig`,
+    in each process that scores.
+
+    Attributes:
+        origin: what the relations state as theirs.
+        cache_folder: where the answers of a served model are kept; None: nowhere.
+    """
+
+    origin: RelationOrigin = "tagger"
+    cache_folder: CacheFolder | None = None
+
+    def __init__(self, config: TagConfig) -> None:
+        self.config = config
+
+    def check(self) -> None:
+        """Before a run begins, raise UserError if something is missing."""
+
+    def setup(self) -> None:
+        """Load models. Called once, in each process that scores."""
+
+    def scores(
+        self, image: Image.Image, record: Record, candidates: Sequence[Relation]
+    ) -> Sequence[float | Refusal]:
+        """Return the confidence of each candidate, from 0 to 1, in their order.
+
+        A `Refusal` of a candidate makes an error row of the image.
+
+        Args:
+            image: RGB.
+            record: the image's, with its objects and captions.
+            candidates: indices into `record.objects`, and a predicate; without a confidence.
+        """
+        raise NotImplementedError
+
+
+class ClipTagger(Tagger):
+    """A CLIP model, by texts of a relation and of what else its boxes may show."""
+
+    origin = "clip"
+
+    def check(self) -> None:
+        local_model(str(self.config.tagger))
+
+    def setup(self) -> None:
+        from sgpipe.stages.score.clip import ClipScorer  # it imports PyTorch
+
+        model = local_model(str(self.config.tagger))
+        self.scorer = ClipScorer(model, self.config.device, self.config.resources.gpus or 0)
+        self.scorer.load()
+
+    def scores(
+        self, image: Image.Image, record: Record, candidates: Sequence[Relation]
+    ) -> Sequence[float | Refusal]:
+        return self.scorer.scores(image, record.objects, candidates)
+
+
+class VlmTagger(Tagger):
+    """A vision-language model, here or behind an endpoint, that is asked about each relation."""
+
+    origin = "vlm"
+
+    def check(self) -> None:
+        from sgpipe.stages.score.scorer import VlmScorer
+
+        VlmScorer(self.config, self.cache_folder).check()
+
+    def setup(self) -> None:
+        from sgpipe.stages.score.scorer import VlmScorer
+
+        self.scorer = VlmScorer(self.config, self.cache_folder)
+        self.scorer.load()
+
+    def scores(
+        self, image: Image.Image, record: Record, candidates: Sequence[Relation]
+    ) -> Sequence[float | Refusal]:
+        return self.scorer.scores(image, record.objects, candidates)
+
+
+def load_tagger(config: TagConfig, cache_folder: CacheFolder | None = None) -> Tagger:
+    """Return the tagger of a recipe, which is not set up yet.
+
+    Raises:
+        UserError: there is no such class, or it cannot be made.
+    """
+    reference = config.plugin or BUILT_IN[config.method]
+    tagger_class = load_class("tagger", reference, Tagger)
+    with failures_told("tagger", reference):
+        tagger = tagger_class(config)
+    tagger.cache_folder = cache_folder
+    return tagger
+
+
+def checked_scores(
+    scores: Sequence[float | Refusal], candidates: Sequence[Relation], tagger: str | None
+) -> Sequence[float | Refusal]:
+    """Return what a tagger scored.
+
+    Raises:
+        UserError: not each candidate has a score from 0 to 1.
+    """
+    if len(scores) != len(candidates):
+        raise UserError(
+            f"tagger {tagger} returns {count(len(scores), 'score')} for"
+            f" {count(len(candidates), 'candidate')}"
+        )
+    for score in scores:
+        if not isinstance(score, Refusal) and not 0 <= score <= 1:
+            raise UserError(f"tagger {tagger} returns the score {score}: expected 0 to 1")
+    return scores
