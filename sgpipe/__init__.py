@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sgpipe.errors import EngineError as EngineError
     from sgpipe.errors import ImageError as ImageError
     from sgpipe.errors import UserError as UserError
+    from sgpipe.evaluation.plugin import Evaluator as Evaluator
     from sgpipe.export.formats import Format as Format
     from sgpipe.export.rows import ExportRows as ExportRows
     from sgpipe.export.rows import Members as Members
@@ -48,6 +49,7 @@ _PUBLIC = {
     **dict.fromkeys(("Run", "iter_records"), "sgpipe.storage.shards"),
     **dict.fromkeys(("Captioner", "CaptionInput"), "sgpipe.stages.caption.captioner"),
     **dict.fromkeys(("ExportRows", "Members", "write_json"), "sgpipe.export.rows"),
+    "Evaluator": "sgpipe.evaluation.plugin",
     "Format": "sgpipe.export.formats",
     **dict.fromkeys(_NOUNS, "sgpipe.records"),
     "Source": "sgpipe.sources.plugin",

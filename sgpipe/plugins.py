@@ -1,4 +1,4 @@
-"""Third-party code that a user names: a source, a captioner, a tagger or an export format.
+"""Third-party code that a user names: a source, a captioner, a tagger, a format or an evaluator.
 
 A name is `package.module:attribute`, or that of an entry point which an installed package states
 (`[project.entry-points."sgpipe.captioners"]`). Only importable modules count, never a path.
@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from sgpipe.errors import UserError
 
-Kind = Literal["captioner", "format", "source", "tagger"]
+Kind = Literal["captioner", "evaluator", "format", "source", "tagger"]
 Plugin = TypeVar("Plugin")
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")

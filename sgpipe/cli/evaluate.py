@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sgpipe.cli import options as cli
+from sgpipe.cli.open_group import OpenGroup
 from sgpipe.cli.repeated import CommandOfSingleValues
 from sgpipe.errors import UserError
 from sgpipe.utils import LARGEST_SEED, console
@@ -17,17 +18,6 @@ from sgpipe.utils import LARGEST_SEED, console
 if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
     from sgpipe.evaluation.result import EvaluationResult
-
-
-app = typer.Typer(
-    no_args_is_help=True,
-    help="""Evaluate predictions as the official evaluators do.
-
-Examples:
-
-  sgpipe eval hico --predictions predictions.json --annotations test_hico.json
-""",
-)
 
 
 Annotations = Annotated[Path | None, cli.reads_file("Annotation file; optional with --model.")]
@@ -309,6 +299,42 @@ def boxes(
     report.run_and_report(
         lambda other: evaluate_boxes(other or run, ground_truth, threshold), per_class=per_class
     )
+
+
+class _Evaluators(OpenGroup):
+    """A command for each benchmark, and for every evaluator of the user's own."""
+
+    kind = "evaluator"
+
+    @staticmethod
+    def function_of(reference: str) -> Callable[..., None]:
+        def evaluate(
+            *,
+            annotations: Annotations = None,
+            classes: cli.Classes = None,
+            inputs: InputOptions,
+            report: ReportOptions,
+        ) -> None:
+            from sgpipe.evaluation.benchmarks import score_plugin
+
+            report.run_and_report(
+                lambda other: score_plugin(inputs.given(annotations, classes, other), reference)
+            )
+
+        evaluate.__doc__ = f"Evaluate by {reference}, which is not a part of sgpipe."
+        return cli.command(evaluate)
+
+
+app = typer.Typer(
+    cls=_Evaluators,
+    no_args_is_help=True,
+    help="""Evaluate predictions as the official evaluators do.
+
+Examples:
+
+  sgpipe eval hico --predictions predictions.json --annotations test_hico.json
+""",
+)
 
 
 for _benchmark in (hico, vcoco, openimages, vg, labels, boxes):

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from sgpipe.cli import options as cli
+from sgpipe.cli.open_group import OpenGroup
 from sgpipe.cli.repeated import CommandOfSingleValues
-from sgpipe.plugins import installed, reference_of
 from sgpipe.utils import BoxForm, console
 
 if TYPE_CHECKING:
@@ -24,14 +23,20 @@ else:
     AnnotationSource = Any  # imported when it is needed
 
 
-class _Sources(TyperGroup):
+class _Sources(OpenGroup):
     """A command for each form of annotations, and for every source of the user's own."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return [*super().list_commands(ctx), *installed("source")]
+    kind = "source"
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
-        return super().get_command(ctx, cmd_name) or _command_of_plugin(cmd_name)
+    @staticmethod
+    def function_of(reference: str) -> Callable[..., None]:
+        def read(data: AnnotationOptions) -> AnnotationSource:
+            from sgpipe.sources.plugin import plugin_source
+
+            return plugin_source(reference, data.annotations, data.split_name(unsplit=True))
+
+        read.__doc__ = f"Import what {reference} reads, which is not a part of sgpipe."
+        return _importing(read)
 
 
 app = typer.Typer(
@@ -376,25 +381,6 @@ def _importing(
             raise typer.Exit(console.EXIT_ALL_FAILED)
 
     return cli.command(run)
-
-
-def _command_of_plugin(name: str) -> Any:
-    """Return the command of a source that is named like `package.module:SOURCE`, or that an
-    installed package names; None: there is no such source.
-    """
-    reference = reference_of("source", name)
-    if reference is None:
-        return None
-
-    def read(data: AnnotationOptions) -> AnnotationSource:
-        from sgpipe.sources.plugin import plugin_source
-
-        return plugin_source(reference, data.annotations, data.split_name(unsplit=True))
-
-    read.__doc__ = f"Import what {reference} reads, which is not a part of sgpipe."
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(name=name, cls=CommandOfSingleValues)(_importing(read))
-    return typer.main.get_command(single)
 
 
 for _function in (

@@ -5,8 +5,10 @@ All raise UserError if an input is missing, invalid or would falsify the result;
 EngineError as `predict`.
 """
 
+from __future__ import annotations
+
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -43,12 +45,14 @@ from rlip_model.evaluation.vcoco_files import (
 )
 from sgpipe.errors import UserError
 from sgpipe.evaluation import inputs
+from sgpipe.evaluation.plugin import Evaluator
 from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import location, read_text
 from sgpipe.files.model_cache import pin_model
 from sgpipe.inference import predictions as inference
 from sgpipe.inference.predictions import InferenceConfig, PredictConfig, RowGroup, Task
+from sgpipe.plugins import code_identity, failures_told, load_instance
 from sgpipe.recipe import named_model
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
@@ -346,6 +350,43 @@ def score_graphs(
 
     title = "Visual Genome" if official else "Visual Genome's protocol"
     return scored_images.result(title, {"mode": mode}, scores, summary, rows)
+
+
+def score_plugin(given: PredictionFiles | ModelRun, reference: str) -> EvaluationResult:
+    """Evaluate relations by an `Evaluator` of the user's own."""
+    evaluator = load_instance("evaluator", reference, Evaluator)
+    scored_images = ScoredImages()
+    is_hico = evaluator.form == "hico"
+    task: Task = "hoi" if is_hico else "scene graph"
+    schema = HICO if is_hico else OPEN_IMAGES
+    classes, read = _pairs(given, task, schema, scored_images)
+    sizes = (len(classes.objects), len(classes.relations))
+    images = []
+    with _explained(given):
+        for image in scored_images.named(read):
+            image.ground_truth.check(image.name, *sizes)
+            image.predicted.check(image.name, *sizes)
+            images.append(image)
+
+    def measured(scores: _Images) -> Mapping[str, float]:
+        with failures_told("evaluator", reference):
+            measures = evaluator.measure(scores.images, classes)
+            return {name: float(value) for name, value in measures.items()}
+
+    settings = {"code": code_identity("evaluator", reference)}
+    return scored_images.result(evaluator.name, settings, _Images(images), measured, [])
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images that are measured together."""
+
+    images: Sequence[EvaluationImage]
+
+    def resampled(self, counts: NDArray[np.int_]) -> _Images:
+        """Return each image as often as it is counted."""
+        numbers = np.repeat(np.arange(len(self.images)), counts)
+        return _Images([self.images[number] for number in numbers.tolist()])
 
 
 def _triplet_names(

@@ -1,5 +1,6 @@
 """The examples of docs/extend.md work, and what is wrong with code of others is told in a line."""
 
+import json
 import math
 import os
 import re
@@ -160,6 +161,46 @@ SOURCE = Source("own", read)
     first, second = iter_records(tmp_path / "imported")
     assert (first.width, first.height, len(first.relations)) == (640, 480, 1)
     assert second.error == "import: object 2 of a relation is not among the image's 2 objects"
+
+
+def predictions(folder: Path, verbs: list[int]) -> Path:
+    """Write predictions of two images, whose relations have these verbs of HICO-DET."""
+    person = {"bbox": [0, 0, 9, 9], "category_id": 1}
+    bike = {"bbox": [50, 50, 59, 59], "category_id": 2}
+    relation = {"subject_id": 0, "object_id": 1}
+    annotated = []
+    predicted = []
+    for number, verb in enumerate(verbs):
+        name = {"file_name": f"HICO_test2015_0000000{number}.jpg"}
+        truth = [relation | {"category_id": 77}]
+        annotated.append(name | {"annotations": [person, bike], "hoi_annotation": truth})
+        found = [relation | {"category_id": verb, "score": 0.9}]
+        predicted.append(name | {"predictions": [person, bike], "hoi_prediction": found})
+    (folder / "annotations.json").write_text(json.dumps(annotated))
+    (folder / f"{verbs}.json").write_text(json.dumps(predicted))
+    return folder / f"{verbs}.json"
+
+
+def test_the_evaluator_of_the_page_measures_and_compares(extension, tmp_path):
+    command = ["eval", "own.predicates:PREDICATES", "--annotations", tmp_path / "annotations.json"]
+    command += ["--predictions", predictions(tmp_path, [77, 37])]
+    command += ["--compare", predictions(tmp_path, [77, 77]), "--json-file", tmp_path / "out.json"]
+    run(*command)
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["benchmark"] == "Predicates"
+    assert result["summary"] == {"predicates found": 0.5}
+    assert result["settings"] == {"code": code_identity("evaluator", "own.predicates:PREDICATES")}
+    assert result["comparison"]["measures"]["predicates found"]["difference"] == -0.5
+
+    (extension / "own/bad.py").write_text(
+        "import sgpipe\nBAD = sgpipe.Evaluator('bad', lambda *_: 1 / 0)"
+    )
+    words = ["eval", "own.bad:BAD", *map(str, command[2:4]), "--predictions", str(command[5])]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert (
+        done.stderr == "error: evaluator own.bad:BAD failed: ZeroDivisionError: division by zero\n"
+    )
 
 
 def test_a_run_does_not_have_its_code_imported(extension, tmp_path):

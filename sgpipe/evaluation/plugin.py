@@ -1,0 +1,28 @@
+"""An evaluator of the user's own: a measure of predicted relations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rlip_model.evaluation.inputs import EvaluationImage
+from sgpipe.sources.annotated import DatasetClasses
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A measure of relations, for `sgpipe eval package.module:EVALUATOR`.
+
+    Args:
+        name: that the result states.
+        measure: gets images, each with its ground truth and what was predicted, and the names of
+            their classes, and returns measures from 0 to 1 by their names. With `--compare` it is
+            called for many random halves of the images.
+        form: of the files that are read: as of Open Images, or of HICO-DET, where persons are the
+            subjects.
+    """
+
+    name: str
+    measure: Callable[[Sequence[EvaluationImage], DatasetClasses], Mapping[str, float]]
+    form: Literal["openimages", "hico"] = "openimages"
