@@ -318,7 +318,9 @@ class _Evaluators(OpenGroup):
             from sgpipe.evaluation.benchmarks import score_plugin
 
             report.run_and_report(
-                lambda other: score_plugin(inputs.given(annotations, classes, other), reference)
+                lambda other: score_plugin(
+                    inputs.to_evaluate(annotations, classes, other), reference
+                )
             )
 
         evaluate.__doc__ = f"Evaluate by {reference}, which is not a part of sgpipe."

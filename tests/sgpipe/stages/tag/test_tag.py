@@ -420,7 +420,7 @@ def test_what_cannot_be_scored_is_an_error_row(folder: Path) -> None:
     missing, broken = stage([candidates(7), candidates(0)])
     assert missing.error.startswith("tag: image file not found")
     assert broken.ok
-    stage.scorer.scores = lambda image, objects, relations: [
+    stage.tagger.scores = lambda image, record, relations: [
         0.5,
         *[Refusal("too long")] * (len(relations) - 1),
     ]
