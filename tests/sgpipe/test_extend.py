@@ -193,7 +193,7 @@ def test_the_evaluator_of_the_page_measures_and_compares(extension, tmp_path):
     assert result["comparison"]["measures"]["predicates found"]["difference"] == -0.5
 
     (extension / "own/bad.py").write_text(
-        "import sgpipe\nBAD = sgpipe.Evaluator('bad', lambda *_: 1 / 0)"
+        "import sgpipe\nBAD = sgpipe.Evaluator('bad', lambda *_: 1 / 0, 'hico')"
     )
     words = ["eval", "own.bad:BAD", *map(str, command[2:4]), "--predictions", str(command[5])]
     done = CliRunner().invoke(app, words)
