@@ -5,7 +5,7 @@ several seeds.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -236,7 +236,7 @@ class Plan(Config):
         tagger = (
             _packaged("tagger") if labels.tagger is None else self.shared_key(labels.tagger, seed)
         )
-        settings = read_yaml(recipe_folder() / "miniworld.yaml")
+        settings = dict(_settings(recipe_folder() / "miniworld.yaml"))
         if settings.get("pair") == {"loose": False}:  # which is as before there was that setting
             del settings["pair"]
         recipe = {
@@ -282,7 +282,7 @@ class Plan(Config):
         if stage.init is not None:
             start = self.shared_key(stage.init, seed)
         settings = stage.model_dump(include={"steps", "set", "validate_every"})
-        settings["recipe"] = read_yaml(stage.recipe_file)
+        settings["recipe"] = _settings(stage.recipe_file)
         if stage.calibrated_by is not None:
             settings["calibrated_by"] = self.set_key(stage.calibrated_by, seed)
         data = [
@@ -297,6 +297,12 @@ class Plan(Config):
         for stage in stages:
             keys.append(self.network_key(stage, seed, keys[-1] if keys else None))
         return keys
+
+
+@cache
+def _settings(recipe: Path) -> Mapping[str, Any]:
+    """Read a recipe, which is part of many keys, once."""
+    return read_yaml(recipe)
 
 
 @cache

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from benchmarks.costs import LINES, cost_lines
-from experiments.plan import load_plan
+from experiments.plan import Plan, load_plan
 from experiments.report import interval, paired
 from experiments.results import Results
 from sgpipe.miniworld.actors import KINDS
@@ -92,15 +92,20 @@ def times_slower(table: str, procedure: str) -> float:
     return seconds[0] / seconds[1]
 
 
+@cache
+def plan() -> Plan:
+    return load_plan()
+
+
 def gain(experiment: str, stage: str, better: str, worse: str) -> tuple[float, float]:
     """The difference of the mean average precision, and half of its interval over seeds."""
-    rows = Results(load_plan()).current(experiment)
+    rows = Results(plan()).current(experiment)
     differences = paired(rows, stage, "seen mAP", better, worse)
     return fmean(differences), interval(differences)
 
 
 def seeds_of(experiment: str) -> int:
-    return load_plan().experiments[experiment].seeds
+    return plan().experiments[experiment].seeds
 
 
 def means(selection: dict[str, Any]) -> Values:
@@ -299,6 +304,7 @@ def detector_table() -> Iterator[str]:
 CLAIMS = {README: readme_claims, QUALITY: quality_claims}
 
 
+@cache
 def claimed_texts(page: str) -> list[str]:
     return [text.format(*values) for text, values in CLAIMS[page]()]
 

@@ -230,16 +230,16 @@ def test_too_many_boxes_are_counted() -> None:
     assert paired.left_out["pairs"] == 40 * 39 - 100
 
 
-def test_of_ten_thousand_boxes_the_largest_are_paired() -> None:
+def test_of_thousands_of_boxes_the_largest_are_paired() -> None:
     boxes = [
-        ("person" if at % 2 else "cup", (at % 600.0, at % 400.0, 9.0, 9.0)) for at in range(10_000)
+        ("person" if at % 2 else "cup", (at % 600.0, at % 400.0, 9.0, 9.0)) for at in range(4_000)
     ]
     [paired] = pairing()([record(*boxes, ("person", RIDER), ("horse", HORSE))])
     rider = len(boxes)
     assert "ride" in {
         text for pair in paired.pairs if pair.subject == rider for text in pair.predicates
     }
-    assert paired.left_out["pairs"] > 10**7
+    assert paired.left_out["pairs"] > 10**6
 
 
 @pytest.mark.parametrize(
