@@ -120,9 +120,9 @@ def render(scene: Scene) -> RenderedScene:
         first += len(placed.group.actors)
     boxes = np.zeros((len(scene.things), 4))
     for thing in range(len(boxes)):
-        found = labels.point([value == thing + 1 for value in range(256)]).getbbox()
-        if found:
-            left, top, right, bottom = found
+        bounds = labels.point([value == thing + 1 for value in range(256)]).getbbox()
+        if bounds:
+            left, top, right, bottom = bounds
             boxes[thing] = left, top, right - left, bottom - top
     areas = np.array(labels.histogram()[1 : len(boxes) + 1])
     middle = OVERSAMPLING // 2

@@ -70,6 +70,9 @@ PEOPLE = ("man", "woman", "boy", "girl")
 Hands: TypeAlias = tuple[complex | None, complex | None]  # the near and the far one
 Feet: TypeAlias = tuple[complex, complex] | None
 
+_FOLDED = ("sitting", "lying", "looking")  # postures in which the hind legs are folded
+_NECK_TURNS = {"running": -22, "jumping": -10, "lying": -34, "looking": 10}  # degrees
+
 # Per posture, in leg lengths: the offset of hip and shoulder from their standing height, and the
 # positions of the feet relative to the start of their leg: hind near, hind far, fore near, fore
 # far.
@@ -467,15 +470,17 @@ def back_of(kind: str) -> float:
 
 
 def draw_animal(look: Look, posture: str) -> Shapes:
-    """Draw an animal of size 1. The origin is on the ground below its trunk, or in the middle of a
-    flying bird.
+    """Draw an animal of size 1.
+
+    The origin is on the ground below its trunk, or in the middle of a flying bird.
     """
     if look.kind == "bird":
         return _bird(look, posture)
     frame = FRAMES[look.kind]
     coat = look.colour.rgb
+    far = shade(coat, 0.72)
+    near = shade(coat, 0.95)
     girth = frame.girth
-    is_horse = look.kind == "horse"
     hip_rise, shoulder_rise, (near_hind, far_hind, near_fore, far_fore) = _ANIMAL_POSTURES[posture]
     height = frame.leg + girth * 0.3
     hip = complex(-frame.length / 2, height + hip_rise * frame.leg)
@@ -483,64 +488,76 @@ def draw_animal(look: Look, posture: str) -> Shapes:
     if posture in ("sitting", "looking"):
         hip = hip + frame.length * 0.18
         shoulder = shoulder - frame.length * 0.12
-    far = shade(coat, 0.72)
-    near = shade(coat, 0.95)
-    folded = posture in ("sitting", "lying", "looking")
-    if is_horse:
+    shapes = [
+        *_animal_leg(look, hip, far_hind, far, -1),
+        *_animal_leg(look, shoulder, far_fore, far, 1),
+        *moved(_tail(look, posture), hip + girth * (-0.42 + 0.2j)),
+        capsule(coat, hip + girth * 0.08j, shoulder + girth * 0.04j, girth, girth * 1.06),
+        *_marks(look, hip, shoulder),
+        *_animal_leg(look, hip, near_hind, near, -1),
+    ]
+    if posture in _FOLDED:
+        thigh = hip + girth * (0.18 - 0.08j)
+        shapes.append(ellipse(near, thigh, girth * 0.48, girth * 0.42))
+    shapes += _animal_leg(look, shoulder, near_fore, near, 1)
+    shapes += _neck_and_head(look, shoulder, posture)
+    lowest = min(float(shape.points.imag.min()) for shape in shapes)
+    return moved(shapes, -lowest * 1j)
+
+
+def _tail(look: Look, posture: str) -> Shapes:
+    """Draw the tail of an animal from the origin."""
+    coat = look.colour.rgb
+    is_folded = posture in _FOLDED
+    if look.kind == "horse":
         flow = 0.34 if posture in ("running", "jumping") else 0.1
         ends = (
             -0.1 - 0.02j - flow * 0.4,
             -0.14 - 0.55j + flow * (-1 + 1j),
             -0.02 - 0.4j + flow * 0.6j,
         )
-        tail = [blob(shade(coat, 0.5), 0.08 + 0.06j, *ends)]
-    elif look.kind == "dog":
-        tail = path(coat, [0.06, -0.08 + 0.03j, -0.16 + (0.06j if folded else 0.2j)], 0.085, 0.045)
-    elif folded:
-        tail = path(coat, [0.06, -0.08 - 0.06j, -0.2 - 0.08j, -0.28, -0.3 + 0.1j], 0.06, 0.045)
+        return [blob(shade(coat, 0.5), 0.08 + 0.06j, *ends)]
+    if look.kind == "dog":
+        end = -0.16 + (0.06j if is_folded else 0.2j)
+        return path(coat, [0.06, -0.08 + 0.03j, end], 0.085, 0.045)
+    if is_folded:
+        points = [0.06, -0.08 - 0.06j, -0.2 - 0.08j, -0.28, -0.3 + 0.1j]
     else:
-        tail = path(coat, [0.06, -0.12, -0.2 + 0.1j, -0.18 + 0.26j, -0.1 + 0.34j], 0.06, 0.045)
+        points = [0.06, -0.12, -0.2 + 0.1j, -0.18 + 0.26j, -0.1 + 0.34j]
+    return path(coat, points, 0.06, 0.045)
+
+
+def _marks(look: Look, hip: complex, shoulder: complex) -> Shapes:
+    """Draw the patch of a dog, or the stripes of a cat, if it has any."""
+    girth = FRAMES[look.kind].girth
     middle = (hip + shoulder) / 2
-    marks = Shapes()
-    if look.style and look.kind == "dog":
-        marks.append(
-            ellipse(look.second, middle + girth * (-0.2 + 0.16j), girth * 0.5, girth * 0.28)
-        )
-    elif look.style and look.kind == "cat":
-        slope = (shoulder - hip).imag / (shoulder - hip).real
-        for step in (-0.66, -0.12, 0.42):
-            stripe = middle + girth * (step * (1 + slope * 1j) + 0.48j)
-            marks.append(
-                capsule(
-                    look.second, stripe, stripe + girth * (0.06 - 0.32j), girth * 0.16, girth * 0.05
-                )
-            )
-    neck = shoulder + girth * (0.12 + 0.2j)
-    angle = frame.neck_angle + {"running": -22, "jumping": -10, "lying": -34, "looking": 10}.get(
-        posture, 0
-    )
-    top = neck + turned(frame.neck, angle)
-    mane = [neck - 0.14 + 0.16j, top - 0.14 - 0.02j, top - 0.02 + 0.12j]
+    if not look.style or look.kind == "horse":
+        return []
+    if look.kind == "dog":
+        patch = middle + girth * (-0.2 + 0.16j)
+        return [ellipse(look.second, patch, girth * 0.5, girth * 0.28)]
+    slope = (shoulder - hip).imag / (shoulder - hip).real
+    stripes = []
+    for step in (-0.66, -0.12, 0.42):
+        top = middle + girth * (step * (1 + slope * 1j) + 0.48j)
+        bottom = top + girth * (0.06 - 0.32j)
+        stripes.append(capsule(look.second, top, bottom, girth * 0.16, girth * 0.05))
+    return stripes
+
+
+def _neck_and_head(look: Look, shoulder: complex, posture: str) -> Shapes:
+    frame = FRAMES[look.kind]
+    coat = look.colour.rgb
+    neck = shoulder + frame.girth * (0.12 + 0.2j)
+    top = neck + turned(frame.neck, frame.neck_angle + _NECK_TURNS.get(posture, 0))
+    shapes = Shapes()
+    if look.kind == "horse":
+        mane = [neck - 0.14 + 0.16j, top - 0.14 - 0.02j, top - 0.02 + 0.12j]
+        shapes += path(shade(coat, 0.5), mane, 0.22, 0.16)
+    shapes.append(capsule(coat, neck, top, frame.girth * 0.82, frame.head * 1.25))
     head = {"dog": _dog_head, "cat": _cat_head, "horse": _horse_head}[look.kind]
-    shapes = [
-        *_animal_leg(look, hip, far_hind, far, -1),
-        *_animal_leg(look, shoulder, far_fore, far, 1),
-        *moved(tail, hip + girth * (-0.42 + 0.2j)),
-        capsule(coat, hip + girth * 0.08j, shoulder + girth * 0.04j, girth, girth * 1.06),
-        *marks,
-        *_animal_leg(look, hip, near_hind, near, -1),
-        *(
-            [ellipse(near, hip + girth * (0.18 - 0.08j), girth * 0.48, girth * 0.42)]
-            if folded
-            else []
-        ),
-        *_animal_leg(look, shoulder, near_fore, near, 1),
-        *(path(shade(coat, 0.5), mane, 0.22, 0.16) if is_horse else []),
-        capsule(coat, neck, top, girth * 0.82, frame.head * 1.25),
-        *moved(head(look), top, 22 if posture == "looking" else 0, frame.head),
-    ]
-    lowest = min(float(shape.points.imag.min()) for shape in shapes)
-    return moved(shapes, -lowest * 1j)
+    tilt = 22 if posture == "looking" else 0
+    return shapes + moved(head(look), top, tilt, frame.head)
 
 
 def _animal_leg(look: Look, start: complex, foot: complex, colour: RGB, side: int) -> Shapes:

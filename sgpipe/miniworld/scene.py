@@ -1,5 +1,4 @@
-"""Random scenes: groups of two or three related things, and single things, next to each other; and
-captions of them.
+"""Random scenes: related and single things next to each other, and captions of them.
 
 Each scene has its own random generator, seeded by the run's seed, the split and its number. Groups
 are composed so that no relation holds except the intended ones and those they imply. Captions are
@@ -67,7 +66,7 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "sports ball": ("ball",),
 }
 _BALLS = {0: "soccer ball", 2: "beach ball"}
-_MOST = 5  # captions
+_MAX_CAPTIONS = 5
 
 _PLAIN = "{0} {1.participle} {2}"
 _TEMPLATES = [
@@ -82,8 +81,11 @@ _TEMPLATES = [
 
 @dataclass(frozen=True)
 class PlacedGroup:
-    """A group in the image: `scale` is pixels per world unit, `at` the position of the group's
-    origin in pixels.
+    """A group in the image.
+
+    Attributes:
+        at: the position of the group's origin in pixels
+        scale: pixels per world unit
     """
 
     group: SceneGroup
@@ -117,71 +119,92 @@ def scene_generator(seed: int, split: str, number: int, purpose: int = 0) -> Gen
 
 
 def random_scene(seed: int, split: str, number: int) -> Scene:
-    """Return the scene with a given number; its composed relations belong to the split. Raises
-    ValueError: no split.
+    """Return the scene with a given number; its composed relations belong to the split.
+
+    Raises:
+        ValueError: there is no such split
     """
     allowed = statements_of(split)
     rng = scene_generator(seed, split, number)
     width, height = SIZES[rng.integers(len(SIZES))]
     groups = [random_group(allowed, rng) for _ in range(1 + rng.choice(3, p=[0.4, 0.45, 0.15]))]
     for _ in range(rng.choice(3, p=[0.45, 0.4, 0.15])):
-        # Often of a class that is already present, so that a caption is true of only one of them.
-        present = [actor.kind for group in groups for actor in group.actors if actor.kind != "kite"]
-        others = [kind for kind in KINDS if kind != "kite"]
-        kinds = present if present and rng.random() < 0.4 else others
-        actor = random_actor(kinds[rng.integers(len(kinds))], rng)
-        if actor.kind in ("dog", "cat"):
-            actor.posture = str(rng.choice(["standing", "sitting", "lying"]))
-        elif actor.kind in ("person", "horse") and rng.random() < 0.3:
-            actor.posture = "walking"
-        groups.append(SceneGroup([actor]))
-    while (layout := _lay_out(groups, width, height, rng)) is None:
+        groups.append(SceneGroup([_single_actor(groups, rng)]))
+    layout = _lay_out(groups, width, height, rng)
+    while layout is None:
         groups.pop()
+        layout = _lay_out(groups, width, height, rng)
     horizon, placed = layout
-    things = tuple(actor for each in placed for actor in each.group.actors)
-    outdoors = any(
-        thing.kind in ("car", "kite", "horse")
-        or (thing.kind == "umbrella" and thing.posture == "standing")
-        for thing in things
-    )
-    indoors = not outdoors and bool(rng.random() < 0.45)
-    background_seed = int(rng.integers(2**31))
+    things: list[Actor] = []
+    for placed_group in placed:
+        things += placed_group.group.actors
     return Scene(
-        split,
-        number,
-        width,
-        height,
-        horizon,
-        indoors,
-        background_seed,
-        placed,
-        things,
-        _facts(placed),
+        split=split,
+        number=number,
+        width=width,
+        height=height,
+        horizon=horizon,
+        indoors=not any(map(_is_outdoors, things)) and bool(rng.random() < 0.45),
+        background_seed=int(rng.integers(2**31)),
+        placed=placed,
+        things=tuple(things),
+        facts=_facts(placed),
     )
+
+
+def _single_actor(groups: list[SceneGroup], rng: Generator) -> Actor:
+    """Return an actor without relations.
+
+    It is often of a class that is already present, so that a caption is true of only one of them.
+    """
+    kinds = [kind for kind in KINDS if kind != "kite"]
+    present: list[str] = []
+    for group in groups:
+        present += [actor.kind for actor in group.actors if actor.kind != "kite"]
+    if present and rng.random() < 0.4:
+        kinds = present
+    actor = random_actor(kinds[rng.integers(len(kinds))], rng)
+    if actor.kind in ("dog", "cat"):
+        actor.posture = str(rng.choice(["standing", "sitting", "lying"]))
+    elif actor.kind in ("person", "horse") and rng.random() < 0.3:
+        actor.posture = "walking"
+    return actor
+
+
+def _is_outdoors(thing: Actor) -> bool:
+    if thing.kind == "umbrella":
+        return thing.posture == "standing"
+    return thing.kind in ("car", "kite", "horse")
 
 
 def _facts(placed: tuple[PlacedGroup, ...]) -> tuple[Fact, ...]:
-    start = 0
+    first = 0
     facts = dict[tuple[int, str, int], Fact]()
-    for each in placed:
-        actors = each.group.actors
-        found = [*each.group.bonds]
-        for subject, predicate, object_, _ in each.group.bonds:
-            for also, swapped in implied(actors[subject].kind, predicate, actors[object_].kind):
-                ends = (object_, subject) if swapped else (subject, object_)
-                found.append(Fact(ends[0], also, ends[1], True))
-        for subject, predicate, object_, is_implied in found:
-            fact = Fact(start + subject, predicate, start + object_, is_implied)
+    for placed_group in placed:
+        for subject, predicate, object_, is_implied in _group_facts(placed_group.group):
+            fact = Fact(first + subject, predicate, first + object_, is_implied)
             facts.setdefault(fact[:3], fact)
-        start += len(actors)
+        first += len(placed_group.group.actors)
     return tuple(facts.values())
+
+
+def _group_facts(group: SceneGroup) -> list[Fact]:
+    """Return the composed facts of a group, then those that they imply."""
+    facts = [*group.bonds]
+    for subject, predicate, object_, _ in group.bonds:
+        kinds = (group.actors[subject].kind, group.actors[object_].kind)
+        for implied_predicate, is_swapped in implied(kinds[0], predicate, kinds[1]):
+            ends = (object_, subject) if is_swapped else (subject, object_)
+            facts.append(Fact(ends[0], implied_predicate, ends[1], True))
+    return facts
 
 
 def _lay_out(
     groups: list[SceneGroup], width: int, height: int, rng: Generator
 ) -> tuple[float, tuple[PlacedGroup, ...]] | None:
-    """Return the horizon (pixels from the top) and the groups from left to right; None if they do
-    not fit.
+    """Return the horizon in pixels from the top, and the groups from left to right.
+
+    None: they do not fit.
     """
     extents = [group.extent() for group in groups]
     wide = (
@@ -215,9 +238,7 @@ def _lay_out(
 
 
 class Option(NamedTuple):
-    """A statement that can be composed, its rule, and its share among the statements of its
-    predicate.
-    """
+    """A statement that can be composed, and its share among the statements of its predicate."""
 
     share: float
     rule: CompositionRule
@@ -237,30 +258,39 @@ def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:
     group.add(subject if first == "subject" else object_)
     relate(group, rule, subject, object_, rng)
     if rng.random() < _THIRD_THING_PROBABILITY:
-        named = _options(allowed).items()
-        fitting = {
-            name: [option for option in options if any(_anchors(group, option))]
-            for name, options in named
-        }
-        fitting = {name: options for name, options in fitting.items() if options}
-        for _ in range(_THIRD_THING_ATTEMPTS if fitting else 0):
-            _, rule, statement = option = _choose(fitting, rng)
-            larger = copy.deepcopy(group)
-            anchors = list(_anchors(larger, option))
-            anchor, is_subject = anchors[rng.integers(len(anchors))]
-            new = random_actor(statement[2 if is_subject else 0], rng)
-            relate(larger, rule, *((anchor, new) if is_subject else (new, anchor)), rng)
-            if stays_apart(larger):
-                return larger
+        return _with_third_thing(group, allowed, rng)
+    return group
+
+
+def _with_third_thing(
+    group: SceneGroup, allowed: frozenset[Statement], rng: Generator
+) -> SceneGroup:
+    """Return the group and a new thing that is related to one of it, or the group if none fits."""
+    fitting: Options = {}
+    for predicate, options in _options(allowed).items():
+        possible = [option for option in options if any(_anchors(group, option))]
+        if possible:
+            fitting[predicate] = possible
+    if not fitting:
+        return group
+    for _ in range(_THIRD_THING_ATTEMPTS):
+        option = _choose(fitting, rng)
+        larger = copy.deepcopy(group)
+        anchors = list(_anchors(larger, option))
+        anchor, is_subject = anchors[rng.integers(len(anchors))]
+        if is_subject:
+            relate(larger, option.rule, anchor, random_actor(option.statement[2], rng), rng)
+        else:
+            relate(larger, option.rule, random_actor(option.statement[0], rng), anchor, rng)
+        if stays_apart(larger):
+            return larger
     return group
 
 
 def relate(
     group: SceneGroup, rule: CompositionRule, subject: Actor, object_: Actor, rng: Generator
 ) -> None:
-    """Compose a relation of two actors, one of which is in the group, and use up the slots it
-    needs.
-    """
+    """Compose a relation of two actors, one of which is in the group, and use up their slots."""
     for actor, takes in ((subject, rule.subject_takes), (object_, rule.object_takes)):
         actor.free -= takes
         if takes >= {"fore", "aft"}:  # the actor leaves the ground or is enclosed
@@ -270,31 +300,37 @@ def relate(
 
 
 def stays_apart(group: SceneGroup) -> bool:
-    """Return whether no two unrelated things of a group are near, in front of or above each
-    other.
-    """
+    """Return whether no two unrelated things are near, in front of or above each other."""
     related = {frozenset((bond.subject, bond.object)) for bond in group.bonds}
-    for (i, one), (j, other) in combinations(enumerate(group.actors), 2):
-        if frozenset((i, j)) in related:
-            continue
-        a = one.extent()
-        b = other.extent()
-        across = max(a.left, b.left) - min(a.right, b.right)
-        upright = max(a.bottom, b.bottom) - min(a.top, b.top)
-        upper = one if a.bottom > b.bottom else other
-        overhead = upper.posture in ("flying", "jumping") or upper.kind == "umbrella"
-        if across < (0 if upright >= 0 and overhead else APART if upright < 0 else -np.inf):
+    for (i, first), (j, second) in combinations(enumerate(group.actors), 2):
+        if frozenset((i, j)) not in related and not _is_apart(first, second):
             return False
     return True
 
 
+def _is_apart(first: Actor, second: Actor) -> bool:
+    a = first.extent()
+    b = second.extent()
+    horizontal_gap = max(a.left, b.left) - min(a.right, b.right)
+    vertical_gap = max(a.bottom, b.bottom) - min(a.top, b.top)
+    if vertical_gap < 0:
+        return bool(horizontal_gap >= APART)
+    upper = first if a.bottom > b.bottom else second
+    is_overhead = upper.posture in ("flying", "jumping") or upper.kind == "umbrella"
+    return bool(horizontal_gap >= 0) if is_overhead else True
+
+
 def _anchors(group: SceneGroup, option: Option) -> Iterator[tuple[Actor, bool]]:
     """Yield the actors to which a new one can be related, each with whether it is the subject."""
-    (subject, _, object_), rule = option.statement, option.rule
-    for is_subject in (True, False):
-        if rule.first not in ("either", "subject" if is_subject else "object"):
+    rule = option.rule
+    subject, _, object_ = option.statement
+    ends = [
+        (True, "subject", subject, rule.subject_takes),
+        (False, "object", object_, rule.object_takes),
+    ]
+    for is_subject, role, kind, takes in ends:
+        if rule.first not in ("either", role):
             continue
-        kind, takes = (subject, rule.subject_takes) if is_subject else (object_, rule.object_takes)
         for actor in group.actors:
             has_room = rule.first != "either" or not actor.free.isdisjoint(("fore", "aft"))
             if actor.kind == kind and takes <= actor.free and has_room:
@@ -307,28 +343,25 @@ def _options(allowed: frozenset[Statement]) -> Options:
     for rule in RULES:
         fitting = [statement for statement in rule.statements if statement in allowed]
         if fitting:
-            own = options.setdefault(rule.predicate, [])
-            own += [Option(rule.weight / len(fitting), rule, statement) for statement in fitting]
+            share = rule.weight / len(fitting)
+            new = [Option(share, rule, statement) for statement in fitting]
+            options.setdefault(rule.predicate, []).extend(new)
     return options
 
 
 def _choose(options: Options, rng: Generator) -> Option:
-    """Sample a predicate by the largest weight of its rules, then one of its statements by
-    share.
-    """
-    predicates = list(options)
-    weights = np.array(
-        [max(option.rule.weight for option in options[predicate]) for predicate in predicates]
-    )
-    choices = options[predicates[rng.choice(len(predicates), p=weights / weights.sum())]]
+    """Sample a predicate by the largest weight of its rules, then a statement by share."""
+    weights = []
+    for predicate_options in options.values():
+        weights.append(max(option.rule.weight for option in predicate_options))
+    predicate_shares = np.array(weights) / np.sum(weights)
+    choices = list(options.values())[rng.choice(len(options), p=predicate_shares)]
     shares = np.array([option.share for option in choices])
     return choices[rng.choice(len(choices), p=shares / shares.sum())]
 
 
 class Wording(NamedTuple):
-    """A predicate after a noun ("riding"), as a main verb ("rides"), and in the passive ("ridden
-    by").
-    """
+    """A predicate after a noun ("riding"), as a main verb ("rides"), and in the passive."""
 
     participle: str
     finite: str
@@ -351,14 +384,15 @@ class SceneCaption:
 
 
 def scene_captions(scene: Scene, rng: Generator) -> list[SceneCaption]:
-    """Up to five distinct captions in varied wordings; of composed facts, the first five are
-    stated.
+    """Return up to five distinct captions in varied wordings.
+
+    Of composed facts, the first five are stated.
     """
     composed = [fact for fact in scene.facts if not fact.implied]
     implied = [fact for fact in scene.facts if fact.implied]
     captions: dict[str, SceneCaption] = {}
-    for number in range(4 * _MOST):
-        if len(captions) == _MOST:
+    for number in range(4 * _MAX_CAPTIONS):
+        if len(captions) == _MAX_CAPTIONS:
             break
         if number < len(composed):
             fact = composed[number]
@@ -373,15 +407,15 @@ def scene_captions(scene: Scene, rng: Generator) -> list[SceneCaption]:
 def _phrase_fact(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption:
     """Return a caption of a fact, sometimes combined with a second one, in a random wording."""
     wording = WORDINGS[fact.predicate]
-    others = (
-        [other for other in scene.facts if _can_combine(fact, other)] if rng.random() < 0.3 else []
-    )
-    if not others:
+    combinable = []
+    if rng.random() < 0.3:
+        combinable = [other for other in scene.facts if _can_combine(fact, other)]
+    if not combinable:
         templates = [*_TEMPLATES, "{2} {1.passive} {0}"] if wording.passive else _TEMPLATES
         template = templates[rng.integers(len(templates))]
         subject, object_ = _pair(scene, fact, rng)
         return SceneCaption(template.format(subject, wording, object_), (fact,))
-    other = others[rng.integers(len(others))]
+    other = combinable[rng.integers(len(combinable))]
     second = WORDINGS[other.predicate]
     subject, object_ = _pair(scene, fact, rng)
     first = f"{subject} {wording.participle} {object_}"
@@ -397,27 +431,23 @@ def _can_combine(fact: Fact, other: Fact) -> bool:
     """Return whether a sentence can state both facts without ambiguity."""
     if {fact.subject, fact.object} == {other.subject, other.object}:
         return False
+    same_subject = other.subject == fact.subject
     if fact.predicate == "with":
         # "a man with a cat on a table" is ambiguous: who is on the table?
-        return other.subject == fact.subject and other.predicate in (
-            "next to",
-            "behind",
-            "in front of",
-        )
-    if other.implied or not (
-        WORDINGS[fact.predicate].is_verb and WORDINGS[other.predicate].is_verb
-    ):
+        return same_subject and other.predicate in ("next to", "behind", "in front of")
+    are_verbs = WORDINGS[fact.predicate].is_verb and WORDINGS[other.predicate].is_verb
+    if other.implied or not are_verbs:
         return False
-    apart = not {fact.subject, fact.object} & {other.subject, other.object}
-    return apart or other.subject == fact.subject
+    return same_subject or not {fact.subject, fact.object} & {other.subject, other.object}
 
 
 def _pair(scene: Scene, fact: Fact, rng: Generator) -> tuple[str, str]:
-    """Subject and object; "another dog" if both have the same name."""
-    subject, object_ = (
-        _noun_phrase(scene.things[thing], rng) for thing in (fact.subject, fact.object)
-    )
-    return subject, f"another {object_.split(' ', 1)[1]}" if subject == object_ else object_
+    """Return subject and object; "another dog" if both have the same name."""
+    subject = _noun_phrase(scene.things[fact.subject], rng)
+    object_ = _noun_phrase(scene.things[fact.object], rng)
+    if subject == object_:
+        object_ = f"another {object_.split(' ', 1)[1]}"
+    return subject, object_
 
 
 def _noun_phrase(thing: Actor, rng: Generator) -> str:

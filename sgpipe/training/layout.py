@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -78,19 +79,20 @@ def train_layout(
     began = time.monotonic()
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty: choose another folder")
-    places = [location(run) for run in runs]
-    examples, found = _sample(places, limit or MOST_IMAGES, seed)
+    sources = [location(run) for run in runs]
+    examples, total = _sample(sources, limit or MOST_IMAGES, seed)
     if len(examples) < FEWEST_IMAGES:
         few = f"{count(len(examples), 'image')} with relations between boxes"
         raise UserError(
             f"--data {' '.join(runs)}: {few}; a layout model needs at least {FEWEST_IMAGES}"
         )
     examples = _with_frequent_predicates(examples)
-    held_out = examples[::HELD_OUT] if len(examples) >= HELD_OUT * FEWEST_HELD_OUT else []
-    fitted = [
-        example for number, example in enumerate(examples) if not held_out or number % HELD_OUT
-    ]
-    progress.say(f"training on {count(len(fitted), 'image')} of {found:,} with relations")
+    fitted = list(examples)
+    held_out = []
+    if len(examples) >= HELD_OUT * FEWEST_HELD_OUT:
+        held_out = examples[::HELD_OUT]
+        del fitted[::HELD_OUT]
+    progress.say(f"training on {count(len(fitted), 'image')} of {total:,} with relations")
     settings = LayoutSettings(seed=seed)
     if epochs is not None:
         settings = replace(settings, epochs=epochs, min_steps=0)
@@ -102,7 +104,7 @@ def train_layout(
     precision, recall = _measure(model, held_out)
     return LayoutTraining(
         images=len(examples),
-        of_images=found,
+        of_images=total,
         pairs=sum(len(example.relations) for example in examples),
         predicates=len(model.actions),
         held_out=len(held_out),
@@ -112,92 +114,90 @@ def train_layout(
     )
 
 
-def _sample(places: Sequence[Location], size: int, seed: int) -> tuple[list[LayoutExample], int]:
+def _sample(runs: Sequence[Location], size: int, seed: int) -> tuple[list[LayoutExample], int]:
     """Return at most `size` random examples, in the order of the runs, and how many there are."""
-    chance = random.Random(seed)
-    kept: list[tuple[int, LayoutExample]] = []
-    found = 0
-    for example in _examples(record for place in places for record in iter_records(place)):
-        if len(kept) < size:
-            kept.append((found, example))
-        else:
-            position = chance.randrange(found + 1)
-            if position < size:
-                kept[position] = (found, example)
-        found += 1
-    kept.sort(key=lambda numbered: numbered[0])
-    return [example for _, example in kept], found
+    rng = random.Random(seed)
+    sample: list[tuple[int, LayoutExample]] = []
+    total = 0
+    for run in runs:
+        for example in _examples(iter_records(run)):
+            if len(sample) < size:
+                sample.append((total, example))
+            else:
+                position = rng.randrange(total + 1)
+                if position < size:
+                    sample[position] = (total, example)
+            total += 1
+    sample.sort(key=lambda numbered: numbered[0])
+    return [example for _, example in sample], total
 
 
 def _examples(records: Iterable[Record]) -> Iterator[LayoutExample]:
     """Yield the images with relations between boxes; crowds are no boxes."""
     for record in records:
-        usable = [
-            index for index, box in enumerate(record.objects) if not (box.iscrowd or box.is_nothing)
-        ]
-        if len(usable) > MOST_BOXES:
+        boxes = []
+        for index, box in enumerate(record.objects):
+            if not (box.iscrowd or box.is_nothing):
+                boxes.append(index)
+        if len(boxes) > MOST_BOXES:
             continue
-        positions = {index: position for position, index in enumerate(usable)}
-        pairs: dict[tuple[int, int], list[str]] = {}
-        for relation in record.relations:
-            ends = positions.get(relation.subject), positions.get(relation.object)
-            trusted = relation.confidence is None or relation.confidence >= TRAINING_CONFIDENCE
-            if trusted and ends[0] is not None and ends[1] is not None and ends[0] != ends[1]:
-                pairs.setdefault((ends[0], ends[1]), []).append(relation.predicate)
-        if pairs:
-            whole = image_layout(record, ())
-            classes = [record.objects[index].category for index in usable]
-            layout = ImageLayout(whole.boxes[usable], classes, record.width, record.height)
+        predicates = _predicates_of_pairs(record, boxes)
+        if predicates:
+            image = image_layout(record, ())
+            classes = [record.objects[index].category for index in boxes]
+            layout = ImageLayout(image.boxes[boxes], classes, record.width, record.height)
             relations = [
-                (subject, predicates, thing) for (subject, thing), predicates in pairs.items()
+                (subject, texts, object_) for (subject, object_), texts in predicates.items()
             ]
             yield LayoutExample(layout, relations)
 
 
+def _predicates_of_pairs(record: Record, boxes: Sequence[int]) -> dict[tuple[int, int], list[str]]:
+    """Return the sure predicates of each pair of these boxes, by their positions among them."""
+    positions = {index: position for position, index in enumerate(boxes)}
+    predicates: dict[tuple[int, int], list[str]] = {}
+    for relation in record.relations:
+        is_sure = relation.confidence is None or relation.confidence >= TRAINING_CONFIDENCE
+        subject = positions.get(relation.subject)
+        object_ = positions.get(relation.object)
+        if not is_sure or subject is None or object_ is None or subject == object_:
+            continue
+        predicates.setdefault((subject, object_), []).append(relation.predicate)
+    return predicates
+
+
 def _with_frequent_predicates(examples: Sequence[LayoutExample]) -> list[LayoutExample]:
-    """Return the examples without all but the most frequent predicates; their pairs still
-    interact.
-    """
-    numbers = Counter(
-        text for example in examples for _, texts, _ in example.relations for text in texts
-    )
-    frequent = {
-        text
-        for text, _ in sorted(numbers.items(), key=lambda item: (-item[1], item[0]))[
-            :MOST_PREDICATES
-        ]
-    }
-    fewer = []
+    """Return the examples with the most frequent predicates only; all pairs still interact."""
+    frequencies = Counter[str]()
     for example in examples:
-        relations = [
-            (subject, [text for text in texts if text in frequent], thing)
-            for subject, texts, thing in example.relations
-        ]
-        fewer.append(replace(example, relations=relations))
-    return fewer
+        for _, texts, _ in example.relations:
+            frequencies.update(texts)
+    by_frequency = sorted(frequencies, key=lambda text: (-frequencies[text], text))
+    frequent = {*by_frequency[:MOST_PREDICATES]}
+    reduced = []
+    for example in examples:
+        relations = []
+        for subject, texts, object_ in example.relations:
+            relations.append((subject, [text for text in texts if text in frequent], object_))
+        reduced.append(replace(example, relations=relations))
+    return reduced
 
 
 def _measure(
     model: LayoutModel, examples: Sequence[LayoutExample]
 ) -> tuple[float | None, float | None]:
-    """Return precision and recall of the pairs of probability 0.5 or more, of subjects that the
-    model knows.
-    """
-    labelled = correct = interacting = 0
+    """Return precision and recall of the pairs of probability 0.5 or more."""
+    labelled = 0
+    correct = 0
+    interacting = 0
     for example in examples:
-        indices = range(len(example.layout.classes))
-        pairs = [(subject, thing) for subject in indices for thing in indices if subject != thing]
+        pairs = list(permutations(range(len(example.layout.classes)), 2))
         scores = model.score(example.layout, np.array(pairs, np.int64))
-        related = {(subject, thing) for subject, _, thing in example.relations}
-        probable = [
-            pair
-            for pair, value in zip(pairs, scores.interacts.tolist(), strict=True)
-            if value >= 0.5
-        ]
+        related = {(subject, object_) for subject, _, object_ in example.relations}
+        probable = [pairs[row] for row in np.flatnonzero(scores.interacts >= 0.5)]
         labelled += len(probable)
         correct += len(related.intersection(probable))
         interacting += len(related)
-    return (
-        correct / labelled if labelled else None,
-        correct / interacting if interacting else None,
-    )
+    precision = correct / labelled if labelled else None
+    recall = correct / interacting if interacting else None
+    return precision, recall

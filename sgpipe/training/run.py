@@ -1,10 +1,10 @@
-"""Train a network on shards (`sgpipe train`), with one process or several; an interrupted training
-resumes. Or plan it.
+"""Train a network on shards (`sgpipe train`), with one process or several, or plan a training.
+
+An interrupted training resumes.
 
 OUT/recipe.yaml     all settings
-OUT/metrics.jsonl   one line every few steps and per validation; OUT/tensorboard/ has the same for
-TensorBoard OUT/checkpoints/    checkpoints, as folders for `from_pretrained`; OUT/last and OUT/best
-link to two of them
+OUT/metrics.jsonl   one line every few steps and per validation; OUT/tensorboard/ has the same
+OUT/checkpoints/    checkpoints, as folders for `from_pretrained`; OUT/last and OUT/best link to two
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ _STATE = 4  # float32 values per parameter: itself, its gradient, and two moment
 
 
 def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None) -> TrainSummary:
-    """Train a recipe's network into the folder `out`; an earlier training of the same recipe in
-    `out` is resumed.
+    """Train a recipe's network into a folder, or resume an earlier training of the same recipe.
 
-    Raises UserError: the recipe, the shards, the network or the folder is invalid; EngineError:
-    workers were lost and could not be replaced, or (DivergedError) a loss is not finite; OSError: a
-    checkpoint could not be written.
+    Raises:
+        UserError: the recipe, the shards, the network or the folder is invalid
+        EngineError: workers were lost and could not be replaced, or (DivergedError) a loss is not
+            finite
+        OSError: a checkpoint could not be written
     """
     progress = progress or Progress()
     out = Path(out)
@@ -78,56 +79,60 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
         options = recipe.optimisation
         position = _position(job)
         if options.is_done(position.step, position.epoch):
-            trained = (
-                count(position.epoch, "epoch")
-                if options.steps is None
-                else count(position.step, "step")
-            )
+            trained = count(position.epoch, "epoch")
+            if options.steps is not None:
+                trained = count(position.step, "step")
             progress.say(f"nothing left to do: {job.out} has trained {trained}")
         else:
             if position.step:
                 progress.say(f"resuming at step {position.step:,}")
-            with training_display(progress) as show:
-                if workers.count > 1:
-                    prepare_ray(workers.address)
-                    from sgpipe.training.workers import run_workers
+            _run(job, progress)
+        return _summary(job)
 
-                    run_workers(job, show, progress)
-                else:
-                    run_job(job, show)
-        rows = read_metrics(job.out)
-        position = _position(job)
-        last = {row["event"]: row for row in rows}
-        return TrainSummary(
-            *(job.out, recipe.model.kind, position.epoch, position.step, job.training_set.rows),
-            last=last.get("step", {}),
-            validation=last.get("validation", {}),
-            best=position.best,
-            best_by=position.best_by
-            or recipe.output.best,  # of a finished training, the measure that chose
-            network=job.out / (BEST if (job.out / BEST).exists() else LAST),
-        )
+
+def _run(job: TrainingJob, progress: Progress) -> None:
+    """Train in this process, or in several on Ray."""
+    workers = job.recipe.workers
+    with training_display(progress) as show:
+        if workers.count > 1:
+            prepare_ray(workers.address)
+            from sgpipe.training.workers import run_workers
+
+            run_workers(job, show, progress)
+        else:
+            run_job(job, show)
+
+
+def _summary(job: TrainingJob) -> TrainSummary:
+    position = _position(job)
+    last = {row["event"]: row for row in read_metrics(job.out)}
+    return TrainSummary(
+        job.out,
+        job.recipe.model.kind,
+        position.epoch,
+        position.step,
+        job.training_set.rows,
+        last=last.get("step", {}),
+        validation=last.get("validation", {}),
+        best=position.best,
+        # of a finished training, the measure that chose
+        best_by=position.best_by or job.recipe.output.best,
+        network=job.out / (BEST if (job.out / BEST).exists() else LAST),
+    )
 
 
 def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
-    """Read the shards and create the network. Raises UserError, also if the folder has a training
-    of other settings.
+    """Read the shards and create the network.
+
+    Raises:
+        UserError: as `train`, or the folder has a training of other settings
     """
-    unjudged = (
-        recipe.data.val if recipe.model.kind == "tagger" else (*recipe.data.val, *recipe.data.train)
-    )
-    if any(part.judged for part in unjudged):
-        why = "judged shards (--judgements) teach the R-Tagger only"
-        raise UserError(f"{why}: set model.kind=tagger, and none in data.val")
-    before = (
-        (out / PRIVATE / _RUN).read_text(encoding="utf-8")
-        if (out / PRIVATE / _RUN).exists()
-        else ""
-    )
-    init = recipe.model.init
-    if init and "://" not in init:
-        pinned = pin_model(init, before)
-        recipe = changed(recipe, model=changed(recipe.model, init=pinned))
+    _check_judged(recipe)
+    header = out / PRIVATE / _RUN
+    before = header.read_text(encoding="utf-8") if header.exists() else ""
+    model = recipe.model
+    if model.init and "://" not in model.init:
+        recipe = changed(recipe, model=changed(model, init=pin_model(model.init, before)))
     progress.say("reading the shards")
     training = scan_training(recipe.data)
     validation = scan_validation(recipe.data, training)
@@ -136,49 +141,74 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
         progress.say(f"NOTE: {note}")
     fitted = fit_batch(recipe, training)
     if fitted is not recipe:
-        before_and_now = f"from {recipe.optimisation.batch} to {fitted.optimisation.batch}"
         progress.say(
-            f"NOTE: optimisation.batch is lowered {before_and_now}, as an epoch has no more images"
+            f"NOTE: optimisation.batch is lowered from {recipe.optimisation.batch} to"
+            f" {fitted.optimisation.batch}, as an epoch has no more images"
         )
-        recipe = fitted
-    job = TrainingJob(recipe, out, training, validation)
+    job = TrainingJob(fitted, out, training, validation)
     now = json.dumps(_identity(job))
-    if before and json.loads(before) != json.loads(now):
-        if job.checkpoints.latest():
-            raise settings_changed(job.out, json.loads(before), json.loads(now))
-        for folder in job.private.glob(
-            f"{job.initial_model.name}*"
-        ):  # nothing has been trained: create it again
-            shutil.rmtree(folder)
-    write_text(job.private / _RUN, now)
-    write_text(job.out / _RECIPE, dump_yaml(recipe.model_dump(mode="json")))
+    if before:
+        _discard_outdated(job, before, now)
+    write_text(header, now)
+    write_text(job.out / _RECIPE, dump_yaml(fitted.model_dump(mode="json")))
     if not (job.initial_model / "config.json").exists():
         progress.say("creating the network")
-        sides = recipe.data.short_side, recipe.data.long_side
-        known = training.closed_labels
-        names = (
-            (known.objects, known.relations)
-            if known
-            else (training.objects.names, training.relations.names)
-        )
-        texts = [text for each in (*names, *recipe.data.wordings.values()) for text in each]
-        make_initial_model(recipe.model, texts, recipe.seed, job.initial_model, sides)
+        _make_network(job)
     return job
 
 
-def fit_batch(recipe: TrainRecipe, training_set: TrainingSet) -> TrainRecipe:
-    """Return the recipe, with a lower batch if an epoch has fewer images; the parts of a step do
-    not become larger.
+def _check_judged(recipe: TrainRecipe) -> None:
+    """Raises UserError: judged shards are to be learned by something else than an R-Tagger."""
+    parts = list(recipe.data.val)
+    if recipe.model.kind != "tagger":
+        parts += recipe.data.train
+    if any(part.judged for part in parts):
+        raise UserError(
+            "judged shards (--judgements) teach the R-Tagger only: set model.kind=tagger, and none"
+            " in data.val"
+        )
 
-    Raises UserError: the batch cannot be divided evenly between the workers.
+
+def _discard_outdated(job: TrainingJob, before: str, now: str) -> None:
+    """Delete the initial network of other settings.
+
+    Raises:
+        UserError: a network of other settings has been trained
+    """
+    if json.loads(before) == json.loads(now):
+        return
+    if job.checkpoints.latest():
+        raise settings_changed(job.out, json.loads(before), json.loads(now))
+    for folder in job.private.glob(f"{job.initial_model.name}*"):
+        shutil.rmtree(folder)
+
+
+def _make_network(job: TrainingJob) -> None:
+    data = job.recipe.data
+    closed = job.training_set.closed_labels
+    if closed is not None:
+        texts = [*closed.objects, *closed.relations]
+    else:
+        texts = [*job.training_set.objects.names, *job.training_set.relations.names]
+    for wordings in data.wordings.values():
+        texts += wordings
+    sides = (data.short_side, data.long_side)
+    make_initial_model(job.recipe.model, texts, job.recipe.seed, job.initial_model, sides)
+
+
+def fit_batch(recipe: TrainRecipe, training_set: TrainingSet) -> TrainRecipe:
+    """Return the recipe, with a lower batch if an epoch has fewer images.
+
+    The parts of a step do not become larger.
+
+    Raises:
+        UserError: the batch cannot be divided evenly between the workers
     """
     options = recipe.optimisation
     workers = recipe.workers.count
     check_batch(options.batch, workers, options.accumulate)
     images = len(shuffled_epoch(training_set, recipe.data.shuffle, recipe.seed, epoch=0))
-    if (
-        images >= options.batch or images < workers
-    ):  # `StepStream` refuses what gives a worker nothing
+    if images >= options.batch or images < workers:  # `StepStream` refuses the latter
         return recipe
     part = min(options.batch // (workers * options.accumulate), images // workers)
     accumulate = images // (workers * part)
@@ -189,8 +219,10 @@ def fit_batch(recipe: TrainRecipe, training_set: TrainingSet) -> TrainRecipe:
 
 
 def _position(job: TrainingJob) -> Position:
-    """Return the position of the latest checkpoint, or the start. Raises UserError: the checkpoint
-    is damaged.
+    """Return the position of the latest checkpoint, or the start.
+
+    Raises:
+        UserError: the checkpoint is damaged
     """
     latest = job.checkpoints.latest()
     try:
@@ -200,51 +232,57 @@ def _position(job: TrainingJob) -> Position:
 
 
 def _identity(job: TrainingJob) -> dict[str, Any]:
-    """Return every setting that decides the weights; what is written, and which workers compute,
-    does not.
-    """
-    recipe = job.recipe.model_dump(mode="json", exclude={"name", "output", "workers"})
+    """Return every setting that decides the weights, but not outputs and workers."""
+    settings = job.recipe.model_dump(mode="json", exclude={"name", "output", "workers"})
+    data = settings["data"]
     for name in ("threads", "prefetch"):
-        del recipe["data"][name]
-    for part in (*recipe["data"]["train"], *recipe["data"]["val"]):
+        del data[name]
+    for part in (*data["train"], *data["val"]):
         del part["images"]
-        part["shards"] = fingerprint(
-            {shard.file: shard.sha256 for shard in Manifest.load(part["shards"]).shards}
-        )
-    found = [folder.judged for folder in job.training_set.folders if folder.judged is not None]
-    judged = [
-        sorted((*key, *each) for key, image in images.items() for each in image) for images in found
-    ]
+        shards = Manifest.load(part["shards"]).shards
+        part["shards"] = fingerprint({shard.file: shard.sha256 for shard in shards})
+    judged = _judged_rows(job.training_set)
     if judged:
-        recipe["data"]["judgements"] = fingerprint({"judged": judged})
+        data["judgements"] = fingerprint({"judged": judged})
     if job.recipe.data.calibration is not None:
-        recipe["data"]["calibration"] = text_sha256(job.recipe.data.calibration)
-    sets = {"training": job.training_set, "validation": job.validation_set}
-    rows = {name: each.rows if each else 0 for name, each in sets.items()}
-    options = recipe[
-        "optimisation"
-    ]  # a step schedule can be extended; the length of a cosine is that of its decay
-    unused = (
-        ("epochs", "steps")
-        if options["schedule"] == "step"
-        else ("epochs",)
-        if options["steps"]
-        else ()
-    )
-    for name in unused:
-        del options[name]
-    return {"sgpipe": __version__, **recipe, "images": rows}
+        data["calibration"] = text_sha256(job.recipe.data.calibration)
+    options = settings["optimisation"]
+    # A step schedule can be extended; the length of a cosine is that of its decay.
+    if options["schedule"] == "step":
+        del options["epochs"], options["steps"]
+    elif options["steps"]:
+        del options["epochs"]
+    validation = job.validation_set
+    images = {"training": job.training_set.rows, "validation": validation.rows if validation else 0}
+    return {"sgpipe": __version__, **settings, "images": images}
+
+
+def _judged_rows(training_set: TrainingSet) -> list[list[tuple[Any, ...]]]:
+    """Return the judged relations of each folder that has any, with split and image id."""
+    folders = []
+    for folder in training_set.folders:
+        if folder.judged is not None:
+            rows: list[tuple[Any, ...]] = []
+            for image, relations in folder.judged.items():
+                rows += [(*image, *relation) for relation in relations]
+            folders.append(sorted(rows))
+    return folders
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
     """What a training takes.
 
-    images: per epoch, of all workers. accumulate, part: each worker computed its share of a batch
-    in `accumulate` parts of `part` images. step_seconds, waited: mean time of a step of a worker's
-    share, and the part of it that waited for images. memory, device_memory: bytes at their peak, on
-    the GPU or else of the process, and those that there are.
-    fitting: the fewest parts per worker that are estimated to fit. seconds: of all steps alone.
+    Attributes:
+        images: per epoch, of all workers
+        accumulate: parts in which each worker computes its share of a batch
+        part: images of a part
+        step_seconds: mean time of a step of a worker's share
+        waited: the share of it that waited for images
+        memory: bytes at their peak, on the GPU or else of the process
+        device_memory: bytes that there are
+        fitting: the fewest parts per worker that are estimated to fit
+        seconds: of all steps alone
     """
 
     device: str
@@ -270,8 +308,10 @@ class _EnoughError(Exception):
 
 
 def plan_training(recipe: TrainRecipe, progress: Progress, steps: int = STEPS) -> TrainingPlan:
-    """Make some steps of a worker's share, in twice as many parts until they fit on the GPU. Raises
-    as `train`.
+    """Make some steps of a worker's share, in twice as many parts until they fit on the GPU.
+
+    Raises:
+        UserError, EngineError, OSError: as `train`
     """
     options = recipe.optimisation
     workers = recipe.workers.count
@@ -295,20 +335,40 @@ def plan_training(recipe: TrainRecipe, progress: Progress, steps: int = STEPS) -
             progress.say(f"the memory is full: trying optimisation.accumulate={accumulate}")
 
 
+class _Measurement:
+    """The metrics of the first steps, and when they came."""
+
+    def __init__(self, steps: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._times: list[float] = []
+        self._steps = steps
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Raises _EnoughError: no further step is needed."""
+        self.rows.append(row)
+        self._times.append(time.monotonic())
+        is_slow = len(self.rows) > 1 and self._times[-1] - self._times[0] > PATIENCE
+        if len(self.rows) > self._steps or is_slow:
+            raise _EnoughError
+
+    def step_seconds(self, images: int) -> float:
+        """Return the mean time of a step of this many images."""
+        if len(self.rows) > 1:
+            return (self._times[-1] - self._times[0]) / (len(self.rows) - 1)
+        return images / float(self.rows[0]["images_per_second"])
+
+
 def _measure(
     alone: TrainRecipe, recipe: TrainRecipe, steps: int, progress: Progress
 ) -> TrainingPlan:
-    rows: list[dict[str, Any]] = []
-    times: list[float] = []
+    """Plan a training by some steps of `alone`, the share of a worker.
 
-    def show(row: dict[str, Any]) -> None:
-        rows.append(row)
-        times.append(time.monotonic())
-        if len(rows) > steps or (len(rows) > 1 and times[-1] - times[0] > PATIENCE):
-            raise _EnoughError
-
+    Raises:
+        UserError, EngineError, OSError: as `train`
+    """
     options = recipe.optimisation
     workers = recipe.workers.count
+    measurement = _Measurement(steps)
     with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as folder, suppress(_EnoughError):
         (Path(folder) / PRIVATE).mkdir()
         job = prepare(alone, Path(folder).resolve(), progress)
@@ -319,51 +379,71 @@ def _measure(
         StepStream(job.training_set, recipe.data, options.batch, recipe.seed, 1, world_size=workers)
         state = _STATE * (job.initial_model / "model.safetensors").stat().st_size
         progress.say(f"measuring {count(steps + 1, 'step')}")
-        run_job(job, show)
+        run_job(job, measurement.add)
     share = alone.optimisation.batch
     accumulate = alone.optimisation.accumulate
+    rows = measurement.rows
     measured = rows[1:] or rows  # the first one also allocates and warms up
-    seconds = (
-        (times[-1] - times[0]) / (len(rows) - 1)
-        if len(rows) > 1
-        else share / rows[0]["images_per_second"]
-    )
-    device = pick_device(alone.workers.device, alone.workers.gpus)
-    name = "CPU"
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        total = torch.cuda.get_device_properties(device).total_memory
+    step_seconds = measurement.step_seconds(share)
+    device, device_memory = _device_memory(alone)
     part = -(-share // accumulate)
     memory = int(max(row.get("gpu_memory", row["memory"]) for row in rows))
-    per_image = max(memory - state, 0) / part
-    sizes = [size for size in range(1, share + 1) if share % size == 0]
-    whole = options.steps or rows[0]["steps"] // (options.epochs * workers) * options.epochs
-    fitting = share // max(
-        (size for size in sizes if state + size * per_image <= _USABLE * total), default=1
-    )
+    image_memory = max(memory - state, 0) / part
+    all_steps = options.steps
+    if not all_steps:
+        all_steps = rows[0]["steps"] // (options.epochs * workers) * options.epochs
     return TrainingPlan(
-        device=name, epochs=None if options.steps else options.epochs, steps=whole, images=job.training_set.rows,
-        batch=options.batch, workers=workers, accumulate=accumulate, part=part, measured_steps=len(measured),
-        step_seconds=seconds, waited=sum(row["waited"] for row in measured) / len(measured), memory=memory,
-        device_memory=total, fitting=fitting, gpus=usable_gpus(), seconds=whole * seconds,
-    )  # fmt: skip
+        device=device,
+        epochs=None if options.steps else options.epochs,
+        steps=all_steps,
+        images=job.training_set.rows,
+        batch=options.batch,
+        workers=workers,
+        accumulate=accumulate,
+        part=part,
+        measured_steps=len(measured),
+        step_seconds=step_seconds,
+        waited=sum(row["waited"] for row in measured) / len(measured),
+        memory=memory,
+        device_memory=device_memory,
+        fitting=_fewest_parts(share, image_memory, _USABLE * device_memory - state),
+        gpus=usable_gpus(),
+        seconds=all_steps * step_seconds,
+    )
+
+
+def _device_memory(recipe: TrainRecipe) -> tuple[str, int]:
+    """Return the name of the device of a worker, and its memory in bytes."""
+    device = pick_device(recipe.workers.device, recipe.workers.gpus)
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return torch.cuda.get_device_name(device), properties.total_memory
+    return "CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _fewest_parts(share: int, image_memory: float, memory: float) -> int:
+    """Return into how few equal parts a share of a batch can be cut so that a part fits."""
+    for part in range(share, 1, -1):
+        if share % part == 0 and part * image_memory <= memory:
+            return share // part
+    return share
 
 
 def print_training_plan(plan: TrainingPlan, console: Console) -> None:
     parts = f"{count(plan.accumulate, 'part')} of {count(plan.part, 'image')}"
     rate = f"{plan.batch / plan.step_seconds:.3g} images/s, waiting for images {plan.waited:.0%}"
+    schedule = count(plan.steps, "step")
+    if plan.epochs:
+        schedule += f", {count(plan.epochs, 'epoch')}"
+    days = plan.seconds / 86400
     rows = {
         "device": plan.device,
-        "schedule": (
-            f"{count(plan.steps, 'step')}"
-            + (f", {count(plan.epochs, 'epoch')}" if plan.epochs else "")
-        ),
+        "schedule": schedule,
         "images": f"{plan.images:,}",
         "step": f"{plan.step_seconds:.3g} s, {rate}",
         "batch": f"{plan.batch}: {count(plan.workers, 'worker')} × {parts}",
         "memory": f"{plan.memory / 1e9:.1f} of {plan.device_memory / 1e9:.1f} GB",
-        "time": f"{duration(plan.seconds)} ({plan.seconds / 86400:.2g} days), without validations",
+        "time": f"{duration(plan.seconds)} ({days:.2g} days), without validations",
         "parts that fit": f"optimisation.accumulate={plan.fitting} (estimated)",
     }
     if plan.gpus > plan.workers and plan.batch % plan.gpus == 0:
