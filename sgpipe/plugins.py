@@ -95,8 +95,12 @@ def code_identity(kind: Kind, reference: str) -> str:
     the hash of its module. Raises UserError: as `load`.
     """
     loaded = load(kind, reference)
-    module = inspect.getmodule(loaded) or import_module(reference.partition(":")[0])
-    name = f"{module.__name__}:{getattr(loaded, '__qualname__', reference.partition(':')[2])}"
+    module_name, _, attribute = reference.partition(":")
+    module = import_module(module_name)
+    if inspect.isclass(loaded):  # it may be written in another module than names it
+        module = inspect.getmodule(loaded) or module
+        attribute = loaded.__qualname__
+    name = f"{module.__name__}:{attribute}"
     try:
         source = inspect.getsource(module)
     except (OSError, TypeError):

@@ -1,5 +1,6 @@
 """The examples of docs/extend.md work, and what is wrong with code of others is told in a line."""
 
+import hashlib
 import json
 import math
 import os
@@ -7,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import ray
@@ -18,7 +21,7 @@ from sgpipe import load_recipe
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.generation.run import generate
-from sgpipe.plugins import code_identity
+from sgpipe.plugins import Kind, code_identity, installed
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
@@ -102,7 +105,9 @@ def test_the_source_of_the_page_is_imported_and_labelled(extension, yolo, tmp_pa
     assert records[0].objects[0].bbox == pytest.approx((256, 144, 128, 192))
     assert records[0].objects[2].bbox == pytest.approx((544, 216, 96, 48))  # clipped
     identity = Manifest.load(tmp_path / "imported").run["identity"]
-    assert identity["options"] == {"source": code_identity("source", "own.yolo:YOLO")}
+    [code] = identity["options"].values()
+    digest = hashlib.sha256((extension / "own/yolo.py").read_bytes()).hexdigest()
+    assert code == f"own.yolo:YOLO no version sha256:{digest}"
 
     assert "imported before" in run(*command)
     (tmp_path / "labels/0.txt").write_text("0 0.5 0.5 0.2 0.4")
@@ -143,6 +148,45 @@ def test_what_is_wrong_with_a_source_is_told_in_a_line(
     assert done.exit_code == 2
     assert told in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
+
+
+@pytest.fixture
+def package(extension):
+    """The package of the page is installed, with the short names that the page gives."""
+    [table] = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    lines = []
+    for group, names in tomllib.loads(table)["project"]["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())]
+    folder = extension / "own-1.2.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.2\n")
+    (folder / "RECORD").write_text("own/captions.py,,\n")
+    (folder / "entry_points.txt").write_text("\n".join(lines))
+    installed.cache_clear()
+    yield
+    installed.cache_clear()
+
+
+def test_a_package_that_is_installed_gives_short_names(package, yolo, tmp_path):
+    names = {kind: list(installed(kind)) for kind in get_args(Kind)}
+    assert names == {
+        "captioner": ["colours"],
+        "evaluator": ["predicates"],
+        "format": ["lines"],
+        "source": ["yolo"],
+        "tagger": ["near"],
+    }
+    for kind in get_args(Kind):
+        [reference] = installed(kind).values()
+        assert code_identity(kind, reference).startswith(f"{reference} 1.2 sha256:")
+    run("import", "yolo", *yolo, "--split", "val", "--out", tmp_path / "imported")
+    run("export", tmp_path / "imported", "--to", "lines", "--out", tmp_path / "lines")
+    assert (tmp_path / "lines/val.txt").is_file()
+    settings = {"caption.captioner": "colours", "tag.tagger": "near"}
+    recipe = load_recipe("miniworld", settings)
+    assert (recipe.caption.plugin, recipe.tag.plugin) == (CAPTIONER, TAGGER)
+    help_ = CliRunner().invoke(app, ["eval", "--help"]).output
+    assert "Evaluate by own.predicates:PREDICATES" in " ".join(help_.split())
 
 
 def test_relations_of_a_source_have_objects(tmp_path, yolo, monkeypatch):
