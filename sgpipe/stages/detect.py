@@ -266,13 +266,23 @@ class ZeroShotDetector(Detector):
 
     def ask(self, classes: Sequence[str]) -> None:
         """Look for other classes. Raises UserError: as the constructor."""
-        names = [self._spelled(name) for name in classes]
+        self._prompts = self._read_together(classes)
+        self._texts = [self._inputs(names) for names in self._prompts]
+
+    def _read_together(self, classes: Sequence[str]) -> list[list[str]]:
+        """Return the names of classes as the model reads them, those of one call together."""
         special = self._processor.tokenizer.num_special_tokens_to_add()
-        most = {_OMDET: len(names), **dict.fromkeys(_SAM, 1)}.get(self._kind, _QUERIES)
-        most = self._limit - special if self._together else most
-        self._prompts: list[list[str]] = []  # class names read together
+        capacity = _QUERIES
+        if self._together:
+            capacity = self._limit - special
+        elif self._kind == _OMDET:
+            capacity = len(classes)
+        elif self._kind in _SAM:
+            capacity = 1
+        prompts: list[list[str]] = []
         room = 0
-        for name, class_name in zip(names, classes, strict=True):
+        for class_name in classes:
+            name = self._spelled(class_name)
             tokens = self._tokens(name)
             if tokens > self._limit:
                 raise UserError(
@@ -281,20 +291,20 @@ class ZeroShotDetector(Detector):
                 )
             cost = tokens - special if self._together else 1
             if cost > room:
-                self._prompts.append([])
-                room = most
-            self._prompts[-1].append(name)
+                prompts.append([])
+                room = capacity
+            prompts[-1].append(name)
             room -= cost
-        needed = (
-            {"images": Image.new("RGB", (64, 64))} if self._kind == _OMDET else {}
-        )  # by its processor
-        texts = self._prompts if self._kind in _SAM else [[names] for names in self._prompts]
-        read = [
-            self._processor(text=text, return_tensors="pt", **needed).to(self._device)
-            for text in texts
-        ]
-        shown = self._processor.image_processor.model_input_names
-        self._texts = [{name: each[name] for name in each if name not in shown} for each in read]
+        return prompts
+
+    def _inputs(self, names: list[str]) -> dict[str, Tensor]:
+        """Return the tensors of names that are read together, without those of an image."""
+        text = names if self._kind in _SAM else [names]
+        # OmDet's processor needs an image, too.
+        example = {"images": Image.new("RGB", (64, 64))} if self._kind == _OMDET else {}
+        inputs = self._processor(text=text, return_tensors="pt", **example).to(self._device)
+        of_image = self._processor.image_processor.model_input_names
+        return {name: inputs[name] for name in inputs if name not in of_image}
 
     @torch.no_grad()
     def detect(self, image: Prepared, threshold: float) -> DetectedBoxes:
@@ -474,27 +484,23 @@ class GivenBoxesStage(Stage):
         self.classes = {name: number for number, name in sorted(self._instances.categories.items())}
 
     def fill(self, record: Record) -> None:
-        ids = next(
-            (
-                self._ids[suffix]
-                for suffix in _path_suffixes(record.file_name)
-                if suffix in self._ids
-            ),
-            [],
-        )
+        suffixes = _path_suffixes(record.file_name)
+        known = [suffix for suffix in suffixes if suffix in self._ids]
+        ids = self._ids[known[0]] if known else []
         if len(ids) != 1:
             record.fail(self.name, f"{self._file} has {len(ids) or 'no'} images of this name")
             return
-        given = self._instances.record(
+        annotated = self._instances.record(
             ids[0], record.dataset, record.split, self._instances.problems
         )
-        if not given.ok:
-            record.fail(self.name, str(given.error))
+        if not annotated.ok:
+            record.fail(self.name, str(annotated.error))
             return
-        if given.width and given.height:  # compared with the actual size when the image is opened
-            record.width = given.width
-            record.height = given.height
-        record.objects = given.objects
+        if annotated.width and annotated.height:
+            # Compared with the actual size when the image is opened.
+            record.width = annotated.width
+            record.height = annotated.height
+        record.objects = annotated.objects
         clip_objects(record, ProblemCounts())
 
 
@@ -559,13 +565,16 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
             f" {corners.shape}"
         )
     names = () if classes is None or isinstance(classes, str) else tuple(classes)
-    plain = [isinstance(name, str) and single_line(name) == name.strip() != "" for name in names]
-    if len(names) != len(corners) or not all(plain):
+    if len(names) != len(corners) or not all(map(_is_class_name, names)):
         raise UserError(
             f"classes={where}: expected a class name for each of {len(corners)} boxes, got"
             f" {classes!r}"
         )
     return GivenBoxes(corners, names, where)
+
+
+def _is_class_name(name: object) -> bool:
+    return isinstance(name, str) and single_line(name) == name.strip() != ""
 
 
 def _path_suffixes(name: str) -> list[str]:

@@ -582,9 +582,8 @@ def sample_captions(
         ended, finite, enough = flags.tolist()
         check_finite(finite, sampling)
         if not enough:
-            decoder.width = max(
-                decoder.width, 4 * width
-            )  # from now on; other threads may have done so
+            # From now on; other threads may have done so.
+            decoder.width = max(decoder.width, 4 * width)
             return sample_captions(decoder, image_states, prompt, keys, sampling)
         if ended:
             break
@@ -616,8 +615,7 @@ def _draw(
     row_keys = keys.repeat_interleave(samples)
     row_samples = torch.arange(count, device=device) % samples
     drawn = torch.full((count, most), end, device=device)
-    for at, token in enumerate(prompt):
-        drawn[:, at] = token
+    _write_prompt(drawn, prompt)
 
     state = decoder.start(image_states, most)
     scores = decoder(drawn[::samples, : len(prompt)], state).repeat_interleave(samples, dim=0)
@@ -638,15 +636,19 @@ def _draw(
             yield torch.cat((~active.any().unsqueeze(0), sound)), drawn
             if is_last:
                 return
-            if (
-                on_cpu and images == 1 and not bool(active.all())
-            ):  # with several, shapes do not depend on others
+            # With several images, shapes do not depend on others.
+            if on_cpu and images == 1 and not bool(active.all()):
                 left = active.nonzero().squeeze(-1)
                 rows = left if isinstance(rows, slice) else rows[left]
                 tokens = tokens[left]
                 active = active[left]
                 state.take(left)
         scores = decoder(tokens.unsqueeze(-1), state)
+
+
+def _write_prompt(tokens: Tensor, prompt: list[int]) -> None:
+    for position, token in enumerate(prompt):
+        tokens[:, position] = token
 
 
 class RecordedCaptions:

@@ -41,6 +41,7 @@ _NO_TEXT = re.compile(r"^\s*((```|~~~).*|([-*_]\s*){3,})$")  # code fences and r
 _MARKS = re.compile(r"\*\*|__|`|(?<!\w)[*_](?=\w)|(?<=[\w.,!?])[*_](?!\w)")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _UNPRINTABLE = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff\ufffd]")
+_QUOTES = ('""', "''", "“”", "«»")
 _ENDED = re.compile(r"""[.!?:;,…。！？]["')\]]*$""")
 
 
@@ -110,21 +111,22 @@ def one_line(text: str) -> str:
     written = [line for line in text.splitlines() if not _NO_TEXT.match(line)]
     if "".join(written).lstrip().startswith("<think>"):  # cut off before it came to an answer
         return ""
-    plain = (_MARKS.sub("", _LINK.sub(r"\1", _LINE_START.sub("", line))) for line in written)
-    lines = [
-        line for line in (" ".join(_UNPRINTABLE.sub(" ", line).split()) for line in plain) if line
-    ]
-    ended = [line if _ENDED.search(line) else line + "." for line in lines[:-1]]
-    joined = " ".join([*ended, *lines[-1:]])
-    for left, right in ('""', "''", "“”", "«»"):
-        if (
-            len(joined) > 1
-            and joined[0] == left
-            and joined[-1] == right
-            and left not in joined[1:-1]
-        ):
-            return joined[1:-1].strip()
-    return joined
+    lines = [line for line in map(_plain, written) if line]
+    ended = [line if _ENDED.search(line) else f"{line}." for line in lines[:-1]]
+    return _unquoted(" ".join([*ended, *lines[-1:]]))
+
+
+def _plain(line: str) -> str:
+    """Return a line without Markdown and with single spaces."""
+    text = _MARKS.sub("", _LINK.sub(r"\1", _LINE_START.sub("", line)))
+    return " ".join(_UNPRINTABLE.sub(" ", text).split())
+
+
+def _unquoted(text: str) -> str:
+    """Return a text without quotes around all of it."""
+    inside = text[1:-1]
+    is_quoted = len(text) > 1 and text[0] + text[-1] in _QUOTES and text[0] not in inside
+    return inside.strip() if is_quoted else text
 
 
 class ChatCaptioner(Captioner):

@@ -70,39 +70,45 @@ class VisionLanguageCaptioner(ChatCaptioner):
         template do not fit.
         """
         config = checkpoint.read_config(self.source, self.role)
-        family = str(config.get("model_type"))
-        if family not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            own = "; code in its own repository is never run" if config.get("auto_map") else ""
-            raise UserError(
-                f"{self.name} does not read images and text: its model_type is {family!r}{own}"
-            )
-        checkpoint.check_architecture(
-            self.name, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family]
-        )
-        if (
-            "next_sequence_length"
-            not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-        ):
-            raise UserError(
-                f"{self.name} needs a newer transformers: pip install --upgrade transformers"
-            )
+        self._check_family(config)
         self._load_prompt()
         if self.role != "captioner" and not self.is_chat:
             raise UserError(f"{self.name} has no chat template, so it cannot be asked")
         text = {**config, **(config.get("text_config") or {})}
-        min_tokens = self.config.min_tokens
-        most = self.config.max_tokens or 0
-        positions = text.get("max_position_embeddings")
+        self._check_lengths(text.get("max_position_embeddings"))
         vocabulary = text.get("vocab_size")
-        if most < min_tokens or (isinstance(positions, int) and most > positions):
-            raise UserError(
-                f"caption.max_tokens is {most}: expected at least caption.min_tokens ({min_tokens}) and"
-                f" at most the positions of {self.name} ({positions or 'unknown'})"
-            )
         if isinstance(vocabulary, int):
             checkpoint.check_vocabulary(self.name, len(self.tokenizer), (vocabulary / 2, math.inf))
         if self.role == "scorer":
             self.yes_and_no = self._find_yes_and_no()
+
+    def _check_family(self, config: dict[str, Any]) -> None:
+        """Raises UserError: transformers cannot load such a model for images and text."""
+        family = str(config.get("model_type"))
+        if family not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            code = "; code in its own repository is never run" if config.get("auto_map") else ""
+            raise UserError(
+                f"{self.name} does not read images and text: its model_type is {family!r}{code}"
+            )
+        architecture = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family]
+        checkpoint.check_architecture(self.name, config, architecture)
+        prepare = inspect.signature(GenerationMixin.prepare_inputs_for_generation)
+        if "next_sequence_length" not in prepare.parameters:
+            raise UserError(
+                f"{self.name} needs a newer transformers: pip install --upgrade transformers"
+            )
+
+    def _check_lengths(self, positions: object) -> None:
+        """Raises UserError: the model has fewer positions than the longest answer has tokens."""
+        min_tokens = self.config.min_tokens
+        max_tokens = self.config.max_tokens or 0
+        is_too_long = isinstance(positions, int) and max_tokens > positions
+        if max_tokens < min_tokens or is_too_long:
+            raise UserError(
+                f"caption.max_tokens is {max_tokens}: expected at least caption.min_tokens"
+                f" ({min_tokens}) and at most the positions of {self.name}"
+                f" ({positions or 'unknown'})"
+            )
 
     def setup(self) -> None:
         """Load the model and try it. Raises UserError like `check`, or if it is damaged or too
@@ -118,25 +124,21 @@ class VisionLanguageCaptioner(ChatCaptioner):
             )
             self.model = torch.nn.Module.to(model, self.device).eval()
             self.generation = copy.deepcopy(self.model.generation_config)
-            unset = (
-                "max_length",
-                "min_length",
-                "temperature",
-                "top_p",
-                "top_k",
-                "cache_implementation",
+            self.generation.update(
+                max_length=None,
+                min_length=None,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                cache_implementation=None,
+                do_sample=False,
+                repetition_penalty=1.0,
+                return_dict_in_generate=False,
+                max_new_tokens=config.max_tokens,
+                min_new_tokens=config.min_tokens,
+                num_beams=config.beams if config.decoding == "beam" else 1,
+                num_return_sequences=1,
             )
-            plain = {
-                "do_sample": False,
-                "repetition_penalty": 1.0,
-                "return_dict_in_generate": False,
-            }
-            lengths = {"max_new_tokens": config.max_tokens, "min_new_tokens": config.min_tokens}
-            beams = {
-                "num_beams": config.beams if config.decoding == "beam" else 1,
-                "num_return_sequences": 1,
-            }
-            self.generation.update(**dict.fromkeys(unset), **plain, **lengths, **beams)
             short = copy.deepcopy(self.generation)
             short.update(max_new_tokens=2, min_new_tokens=2)
             with checkpoint.loading(f"{self.name} cannot process an example image"):
@@ -213,24 +215,28 @@ class VisionLanguageCaptioner(ChatCaptioner):
         """Return the first tokens of these words, in any spelling. Raises UserError: they cannot be
         told apart.
         """
-        found: dict[str, set[int]] = {"yes": set(), "no": set()}
-        for word, tokens in found.items():
-            for spelling in (word, word.capitalize(), word.upper()):
-                for variant in _VARIANTS:
-                    for token in self.tokenizer.encode(
-                        variant.format(spelling), add_special_tokens=False
-                    ):
-                        said = self.tokenizer.decode([token]).strip().lower()
-                        if said:  # not only white space
-                            tokens |= {int(token)} if word.startswith(said) else set()
-                            break
-        yes = found["yes"] - found["no"]
-        no = found["no"] - found["yes"]
-        if not (yes and no):
+        yes = self._first_tokens("yes")
+        no = self._first_tokens("no")
+        if not (yes - no and no - yes):
             raise UserError(
                 f"{self.name}: its tokenizer does not tell the answers yes and no apart"
             )
-        return torch.tensor(sorted(yes)), torch.tensor(sorted(no))
+        return torch.tensor(sorted(yes - no)), torch.tensor(sorted(no - yes))
+
+    def _first_tokens(self, word: str) -> set[int]:
+        """Return the tokens that an answer of this word may begin with."""
+        first = set[int]()
+        for spelling in (word, word.capitalize(), word.upper()):
+            for variant in _VARIANTS:
+                tokens = self.tokenizer.encode(variant.format(spelling), add_special_tokens=False)
+                for token in tokens:
+                    text = self.tokenizer.decode([token]).strip().lower()
+                    if not text:  # white space
+                        continue
+                    if word.startswith(text):
+                        first.add(int(token))
+                    break
+        return first
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
         """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced.

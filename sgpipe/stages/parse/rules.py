@@ -255,13 +255,17 @@ def _attribute(tree: Tree, index: int, name: str) -> str:
     if word in lexicon.QUANTIFIERS or word in name.split():
         return ""
     after = tree.texts[index + 1] if index + 1 < len(tree) else ""
-    if word in lexicon.SHADES and after in lexicon.COLOURS:
+    if _is_shaded(word, after) or _names_a_feature(word) or _names_a_feature(after):
         return ""
-    if _names_a_feature(word) or _names_a_feature(after) or not _describes(tree, index):
+    if not _describes(tree, index):
         return ""
     before = tree.texts[index - 1]
-    shaded = word in lexicon.COLOURS and before in lexicon.SHADES
-    return f"{before} {word}" if shaded else word
+    return f"{before} {word}" if _is_shaded(before, word) else word
+
+
+def _is_shaded(shade: str, colour: str) -> bool:
+    """Whether two words are a shade and its colour: "light blue"."""
+    return shade in lexicon.SHADES and colour in lexicon.COLOURS
 
 
 def _number_word(word: str) -> str:

@@ -117,21 +117,20 @@ def _free_final_participle(tree: Tree, index: int) -> None:
     """
     if not tree.is_noun(index) or tree.deps[index] == "compound":
         return
-    participle = _is_participle(tree.texts[index])
-    if not participle and tree.texts[index] not in lexicon.POSTURES:
+    is_participle = _is_participle(tree.texts[index])
+    if not is_participle and tree.texts[index] not in lexicon.POSTURES:
         return
     noun = index - 1
     if noun < 0 or tree.heads[noun] != index:
         return
-    if participle and tree.deps[noun] == "amod" and tree.texts[noun] in lexicon.PEOPLE:
-        tag = "NN"  # "a female holding a bag"
-    elif tree.is_noun(noun) and tree.deps[noun] == "compound":
-        tag = tree.tags[noun]
-    else:
+    is_person = tree.deps[noun] == "amod" and tree.texts[noun] in lexicon.PEOPLE
+    is_compound = tree.is_noun(noun) and tree.deps[noun] == "compound"
+    if is_participle and is_person:  # "a female holding a bag"
+        tree.tags[noun] = "NN"
+    elif not is_compound:
         return
     tree.replace(index, noun)
-    tree.tags[noun] = tag
-    tree.tags[index] = "VBG" if participle else "VBP"
+    tree.tags[index] = "VBG" if is_participle else "VBP"
     tree.attach(index, noun, "acl")
     _hand_over_premodifiers(tree, index, noun)
 
@@ -146,9 +145,10 @@ def _free_relative_clause(tree: Tree, index: int) -> None:
     """
     if tree.heads[index] != index or not tree.is_verb(index):
         return
+    if tree.dependents(index, "dobj", "attr", "acomp", "ccomp", "agent"):
+        return
     after = [child for child in tree.children[index] if child > index]
-    complete = tree.dependents(index, "dobj", "attr", "acomp", "ccomp", "agent")
-    if complete or any(tree.children[child] for child in after):
+    if any(tree.children[child] for child in after):
         return
     noun = _object_before_subject(tree, index)
     if noun is None:

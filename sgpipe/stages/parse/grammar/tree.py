@@ -45,6 +45,7 @@ _QUANTITY = (
     r" water)) of"
 )
 
+_BOX_OF_CAN = {"can": "box", "cans": "boxes"}  # what the parser sees of a can of something
 _FIXED = "|".join(sorted([*lexicon.EXPRESSIONS, *lexicon.SPELLINGS], key=len, reverse=True))
 
 _DETERMINER = "|".join(sorted(lexicon.DETERMINERS))
@@ -145,11 +146,11 @@ def tokenise(caption: str) -> list[Token]:
     matches = _SCANNER.finditer(clean(caption))
     tokens = [_token(match) for match in matches if not match["omitted"]]
     for index, (before, after) in enumerate(pairwise(tokens)):
-        if after.text in ("can", "cans") and before.text in lexicon.CANS:
-            tokens[index + 1] = Token("boxes" if after.text == "cans" else "box", after.text)
+        if before.text in lexicon.CANS and after.text in _BOX_OF_CAN:
+            tokens[index + 1] = Token(_BOX_OF_CAN[after.text], after.text)
         elif before.text == "left" and after.text.rstrip("s") in lexicon.SIDED_PARTS:
             tokens[index] = Token("big", "left")
-        elif before.text == "and" and after.text == "tie":  # "a suit and tie"
+        elif (before.text, after.text) == ("and", "tie"):  # "a suit and tie"
             tokens[index + 1] = Token("shirt", "tie")
     while tokens and not tokens[-1].word[-1].isalnum():
         tokens.pop()
