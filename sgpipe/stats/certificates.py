@@ -480,19 +480,12 @@ def plan_round(
     cells = np.flatnonzero((group.level <= focus) & (left > 0))
     if not len(cells):
         return None
-
-    level = group.level[cells]
-    scores = group.scores[cells]
-    if rounds or not last:
-        weight = weigh(from_log_odds(odds[0] + scores @ odds[1:]), left[cells])
-    else:
-        weight = 1 / np.bincount(level, left[cells])[level]  # as many of each level
-    weight = np.array([float(f"{share:.4g}") for share in weight / weight.max()])
+    explores = last > 0 and not rounds
     round_ = Round(
-        level=level,
-        scores=scores,
+        level=group.level[cells],
+        scores=group.scores[cells],
         left=left[cells],
-        weight=weight,
+        weight=_weight_of_draws(group, cells, left, odds, explores),
         slopes=odds[1:],
         start=start,
         capital=0.0 if start is None else capital,
@@ -501,6 +494,21 @@ def plan_round(
         is_open=np.zeros(0, bool),
     )
     return round_, cells, odds
+
+
+def _weight_of_draws(
+    group: Group, cells: Ints, left: Floats, odds: Floats, explores: bool
+) -> Floats:
+    """Return the weight of a relation of each cell, at most 1; `explores`: as many of each level
+    are drawn, whatever is predicted.
+    """
+    if explores:
+        level = group.level[cells]
+        weight = 1 / np.bincount(level, left[cells])[level]
+    else:
+        predicted = from_log_odds(odds[0] + group.scores[cells] @ odds[1:])
+        weight = weigh(predicted, left[cells])
+    return np.array([float(f"{share:.4g}") for share in weight / weight.max()])
 
 
 def _best_start(answers: Sequence[int]) -> int:

@@ -30,7 +30,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from sgpipe.errors import UserError
-from sgpipe.records import Box, Record
+from sgpipe.records import Box, Record, Relation
 from sgpipe.stats.certificate_progress import measure, rounds_of
 from sgpipe.stats.certificate_rounds import extend
 from sgpipe.stats.plans import (
@@ -165,15 +165,9 @@ def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
         raise HTTPException(404, "the run has no such image or boxes")
     subject = view.record.objects[line.subject]
     object_ = view.record.objects[line.object]
-    relations = [
-        relation
-        for relation in view.record.relations
-        if (relation.subject, relation.object, relation.predicate) == line.key[2:]
-    ]
+    relations = _relations_of(view.record, line)
     plan = _plan(viewer, line.plan) if line.plan else None
-    strata: dict[stored.RelationKey, int] = {}
-    for question in plan.questions if plan else ():
-        strata.setdefault(question.key, question.stratum)
+    strata = {} if plan is None else _strata(plan)
     is_known = bool(relations)
     is_proposed = plan is not None and plan.kind == "doubts" and line.key in strata
     if is_proposed and not is_known:
@@ -182,23 +176,45 @@ def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
         _check_addition(line, is_known, subject)
     elif not (is_known or is_proposed or viewer.judgements.was_added(line.key)):
         raise HTTPException(404, "the run has no such relation")
-    if line.change and line.change.action == "swap" and object_.is_nothing:
-        raise HTTPException(400, "a relation without an object cannot be swapped")
-    if line.change and line.change.predicate is not None:
-        _check_predicate(line.change.predicate)
-    confidences = [
-        relation.confidence
-        for relation in relations
-        if relation.confidence is not None and isfinite(relation.confidence)
-    ]
+    if line.change:
+        _check_change(line.change, object_)
     known = {
         "plan": plan.plan if plan and line.key in strata else None,
         "stratum": strata.get(line.key),
         "subject_category": subject.category,
         "object_category": object_.category,
-        "confidence": max(confidences, default=None),
+        "confidence": _highest_confidence(relations),
     }
     return line.model_copy(update=known)
+
+
+def _relations_of(record: Record, line: stored.Judgement) -> list[Relation]:
+    """Return the relations of an image that a judgement is about."""
+    relations = []
+    for relation in record.relations:
+        if (relation.subject, relation.object, relation.predicate) == line.key[2:]:
+            relations.append(relation)
+    return relations
+
+
+def _strata(plan: stored.SamplingPlan) -> dict[stored.RelationKey, int]:
+    """Return the stratum of each relation that a plan asks about; of repeated ones, the first."""
+    strata: dict[stored.RelationKey, int] = {}
+    for question in plan.questions:
+        strata.setdefault(question.key, question.stratum)
+    return strata
+
+
+def _highest_confidence(relations: Sequence[Relation]) -> float | None:
+    confidences = [relation.confidence for relation in relations if relation.confidence is not None]
+    return max(filter(isfinite, confidences), default=None)
+
+
+def _check_change(change: stored.Correction, object_: Box) -> None:
+    if change.action == "swap" and object_.is_nothing:
+        raise HTTPException(400, "a relation without an object cannot be swapped")
+    if change.predicate is not None:
+        _check_predicate(change.predicate)
 
 
 def _check_addition(line: stored.Judgement, is_known: bool, subject: Box) -> None:

@@ -5,7 +5,7 @@ they are).
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -391,41 +391,65 @@ def _ordered(index: Index, filters: Filters, where: Where, limit: int, back: boo
     )
 
 
-def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
-    if not found:
+def _hits(index: Index, filters: Filters, rows: Sequence[Row]) -> list[Hit]:
+    """Return the hits of `_ordered` with what is shown of them."""
+    if not rows:
         return []
-    query = """select image, first_object, objects, split::varchar, image_id, width, height, error, why
-        from run.images join (select distinct unnest(?::int[]) as image) using (image)"""
-    images = {image: values for image, *values in index.rows(query, [[row[1] for row in found]])}
-    captions: dict[int, str] = {}
-    if filters.query.captions:  # the first one that contains the text
-        query = f"""select image, arg_min(caption, number) from run.captions
-            where image in ({", ".join(map(str, images))}) and contains(folded, lower(?)) group by 1"""
-        captions = dict(index.rows(query, [filters.query.captions[0]]))
-    shown = [replace(Hit(*images[row[1]][2:]), caption=captions.get(row[1])) for row in found]
+    numbers = [row[1] for row in rows]
+    images = _images(index, numbers)
+    captions = _captions(index, filters, images)
+    hits = [replace(Hit(*images[image][2:]), caption=captions.get(image)) for image in numbers]
     if filters.finds_images:
-        return shown
-    ends = {(row[1], end) for row in found for end in row[3:5] if end is not None}
-    objects = index.rows(
-        "select image, number, x, y, w, h from run.objects join (select unnest(?::bigint[]) as row)"
-        " on rowid = row",
-        [[images[image][0] + end for image, end in ends if 0 <= end < images[image][1]]],
-    )
-    boxes: dict[tuple[int, int], Box] = {
-        (image, number): (x, y, w, h) for image, number, x, y, w, h in objects
-    }
-    query = "select image, number, state from judged where image in (select unnest(?::int[]))"
-    judged = {
-        (image, number): state
-        for image, number, state in index.rows(query, [[row[1] for row in found]])
-    }
-    return [
-        replace(
+        return hits
+    boxes = _boxes(index, rows, images)
+    judged = _judged(index, numbers)
+    shown = []
+    for hit, row in zip(hits, rows, strict=True):
+        _, image, number, subject, object_ = row[:5]
+        relation = replace(
             hit,
             **dict(zip(_OF_RELATION, row[3:], strict=True)),
-            subject_box=boxes.get((row[1], row[3])),
-            object_box=boxes.get((row[1], row[4])),
-            judged=judged.get(row[1:3]),
+            subject_box=boxes.get((image, subject)),
+            object_box=boxes.get((image, object_)),
+            judged=judged.get((image, number)),
         )
-        for hit, row in zip(shown, found, strict=True)
-    ]
+        shown.append(relation)
+    return shown
+
+
+def _images(index: Index, numbers: Sequence[int]) -> dict[int, Sequence[Any]]:
+    """Return of images, by number, the first object, the number of objects, and what a hit has."""
+    query = """select image, first_object, objects, split::varchar, image_id, width, height, error, why
+        from run.images join (select distinct unnest(?::int[]) as image) using (image)"""
+    return {image: values for image, *values in index.rows(query, [numbers])}
+
+
+def _captions(index: Index, filters: Filters, images: Iterable[int]) -> dict[int, str]:
+    """Return the first caption of each image that contains the text of a search."""
+    if not filters.query.captions:
+        return {}
+    query = f"""select image, arg_min(caption, number) from run.captions
+        where image in ({", ".join(map(str, images))}) and contains(folded, lower(?)) group by 1"""
+    return dict(index.rows(query, [filters.query.captions[0]]))
+
+
+def _boxes(
+    index: Index, rows: Sequence[Row], images: Mapping[int, Sequence[Any]]
+) -> dict[tuple[int, int], Box]:
+    """Return the boxes of relations by image and number."""
+    positions = set[int]()
+    for row in rows:
+        first, objects = images[row[1]][:2]
+        for number in row[3:5]:
+            if number is not None and 0 <= number < objects:
+                positions.add(first + number)
+    query = """select image, number, x, y, w, h
+        from run.objects join (select unnest(?::bigint[]) as row) on rowid = row"""
+    objects_found = index.rows(query, [list(positions)])
+    return {(image, number): (x, y, w, h) for image, number, x, y, w, h in objects_found}
+
+
+def _judged(index: Index, images: Sequence[int]) -> dict[tuple[int, int], str]:
+    """Return the state of the judged relations of images, by image and number."""
+    query = "select image, number, state from judged where image in (select unnest(?::int[]))"
+    return {(image, number): state for image, number, state in index.rows(query, [images])}
