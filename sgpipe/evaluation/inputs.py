@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -249,19 +248,29 @@ def read_annotations(
             raise UserError(f"{path}: image {name!r}: {record.error}{hint}")
         if name in annotated:
             raise UserError(f"{path}: image {name!r} occurs twice")
-        corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
-        classes = [objects[box.category] for box in record.objects]
-        triplets = [
-            (item.subject, item.object, predicates[item.predicate]) for item in record.relations
-        ]
-        annotated[name] = ImageGroundTruth.from_lists(corners, classes, triplets)
-    wrong = +problems
-    if wrong:  # not those counted as 0
-        counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in wrong.items())
-        raise UserError(f"{path} cannot be used for evaluation: {counts}")
+        annotated[name] = _ground_truth(record, objects, predicates)
+    occurred = +problems  # without those counted as 0
+    if occurred:
+        counts = [f"{number:,} {name.replace('_', ' ')}" for name, number in occurred.items()]
+        raise UserError(f"{path} cannot be used for evaluation: {', '.join(counts)}")
     if not annotated and not may_be_empty:
         raise UserError(f"{path} contains no images")
     return annotated
+
+
+def _ground_truth(
+    record: Record, objects: Mapping[str, int], predicates: Mapping[str, int]
+) -> ImageGroundTruth:
+    """Return the boxes and relations of an image; `objects`, `predicates`: numbers of names."""
+    corners = []
+    for box in record.objects:
+        x, y, width, height = box.bbox
+        corners.append((x, y, x + width, y + height))
+    classes = [objects[box.category] for box in record.objects]
+    triplets = []
+    for relation in record.relations:
+        triplets.append((relation.subject, relation.object, predicates[relation.predicate]))
+    return ImageGroundTruth.from_lists(corners, classes, triplets)
 
 
 def data_classes(root: Path) -> DatasetClasses:
@@ -322,31 +331,45 @@ def shard_annotations(
     Raises UserError, also while reading: the folder is not a run, is damaged, or has names that are
     not classes.
     """
-    shards = (
-        []
-        if group
-        else [shard for shard in Manifest.load(root).shards if split in (None, shard.split)]
-    )
+    shards = Manifest.load(root).shards if group is None else []
+    if split is not None:
+        shards = [shard for shard in shards if shard.split == split]
+
+    def tables() -> Iterator[pa.Table]:
+        if group is not None:
+            yield read_row_group(group.file, group.group, _COLUMNS)
+        for shard in shards:
+            yield read_file(root / shard.file, _COLUMNS)
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        first = [read_row_group(group.file, group.group, _COLUMNS)] if group else []
-        tables = chain(first, (read_file(root / shard.file, _COLUMNS) for shard in shards))
-        for record in (one for rows in tables for one in from_table(rows) if one.ok):
-            if persons_only:
-                own = [
-                    item
-                    for item in record.relations
-                    if record.objects[item.subject].category == PERSON
-                ]
-                record = replace(record, relations=own)
-            names = {box.category for box in record.objects} - {*classes.objects}
-            unknown = names | {item.predicate for item in record.relations} - {*classes.relations}
-            if unknown:
-                what = f"{min(unknown)!r} is not a listed class"
-                raise UserError(f"{root}: image {record.image_id}: {what}; list all in --classes")
-            yield record
+        for rows in tables():
+            for record in from_table(rows):
+                if record.ok:
+                    if persons_only:
+                        record = _relations_of_persons(record)
+                    _check_names(root, record, classes)
+                    yield record
 
     return AnnotationSource("shards", split or "all", read, {"annotations": root}, classes=classes)
+
+
+def _relations_of_persons(record: Record) -> Record:
+    relations = []
+    for relation in record.relations:
+        if record.objects[relation.subject].category == PERSON:
+            relations.append(relation)
+    return replace(record, relations=relations)
+
+
+def _check_names(root: Path, record: Record, classes: DatasetClasses) -> None:
+    """Raises UserError: a name is not a class."""
+    unknown = {box.category for box in record.objects} - {*classes.objects}
+    unknown |= {relation.predicate for relation in record.relations} - {*classes.relations}
+    if unknown:
+        raise UserError(
+            f"{root}: image {record.image_id}: {min(unknown)!r} is not a listed class; list all in"
+            " --classes"
+        )
 
 
 def _class_map(content: Any, classes: DatasetClasses) -> tuple[Array, Array]:

@@ -436,25 +436,24 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
     by_frequency = []
     curves = {}
     for band in BANDS:
-        among = [predicate for predicate in result.predicates if predicate.band == band]
-        sums = Quality(
-            *(sum(getattr(each.quality, name.name) for each in among) for name in fields(Quality))
-        )
-        average = mean(np.array([each.average_precision for each in among]))
-        by_frequency.append(
-            {"band": band, "predicates": len(among), **_row(sums), "mean_AP": average}
-        )
-        if among:
-            name = f"{band} ({count(len(among), 'predicate')})"
-            curves[name] = mean_curve(precision_at(*each.curve) for each in among)
+        predicates = [predicate for predicate in result.predicates if predicate.band == band]
+        by_frequency.append(_band_row(band, predicates))
+        if predicates:
+            name = f"{band} ({count(len(predicates), 'predicate')})"
+            curves[name] = mean_curve(precision_at(*predicate.curve) for predicate in predicates)
     rows = []
-    for own in result.predicates:
-        names = {"predicate": own.predicate, "band": own.band or "no targets"}
-        rows.append({**names, **_row(own.quality), "average_precision": own.average_precision})
-    images = [
-        f"{image.dataset} {image.image_id}"
-        for image in (result.images[place] for place in result.compared)
-    ]
+    for predicate in result.predicates:
+        row = {
+            "predicate": predicate.predicate,
+            "band": predicate.band or "no targets",
+            **_row(predicate.quality),
+            "average_precision": predicate.average_precision,
+        }
+        rows.append(row)
+    images = []
+    for number in result.compared:
+        image = result.images[number]
+        images.append(f"{image.dataset} {image.image_id}")
     return EvaluationResult(
         f"Label quality ({result.source})",
         {"source": result.source, "threshold": result.threshold, **settings},
@@ -466,6 +465,19 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
         curves,
         Resampling(images, lambda counts: _summary(result.resampled(counts))),
     )
+
+
+def _band_row(band: FrequencyBand, predicates: Sequence[PredicateQuality]) -> dict[str, Any]:
+    """Return the counts of all predicates of a band, and their mean average precision."""
+    qualities = [predicate.quality for predicate in predicates]
+    total = Quality(
+        predicted=sum(quality.predicted for quality in qualities),
+        true_positives=sum(quality.true_positives for quality in qualities),
+        matched=sum(quality.matched for quality in qualities),
+        targets=sum(quality.targets for quality in qualities),
+    )
+    average = mean(np.array([predicate.average_precision for predicate in predicates]))
+    return {"band": band, "predicates": len(predicates), **_row(total), "mean_AP": average}
 
 
 def _summary(result: LabelQuality) -> dict[str, float]:

@@ -7,7 +7,7 @@ these files; `anna/tagger` `anna/tagger@COMMIT`.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,11 +20,8 @@ from sgpipe.utils import console
 from sgpipe.utils.atomic import temporary_folder, write_text
 from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
 
-_PLACES = (
-    "",
-    "best/",
-    "last/",
-)  # of a model: a folder of its own, or the checkpoints of a training
+# Of a model: a folder of its own, or the checkpoints of a training.
+_PLACES = ("", "best/", "last/")
 _CONFIG = "config.json"
 _OPEN_CLIP = "open_clip_config.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -117,27 +114,35 @@ def _fetched(uri: str, sha256: str = "") -> Path:
 
 
 def _listed(uri: str, store: StorePath) -> dict[str, ObjectInfo]:
+    """Return the files of a model by their names in its folder, without hidden ones.
+
+    Raises:
+        UserError: it is not a model, or a file is outside its folder
+    """
     store.check()
     infos = {info.name: info for info in store.list()}
-    place = next(
-        (place for place in _PLACES if f"{place}{_CONFIG}" in infos),
-        "" if _OPEN_CLIP in infos else None,
-    )
-    if place is None:
+    folder = _model_folder(infos)
+    if folder is None:
         raise UserError(f"{uri} is not a model: it has no {_CONFIG}")
-    files = {
-        name.removeprefix(place): info
-        for name, info in sorted(infos.items())
-        if name.startswith(place)
-    }
-    outside = [name for name in files if ".." in name.split("/") or name.startswith("/")]
-    if outside:
-        raise UserError(f"the model has a file outside its folder: {outside[0]!r}")
-    return {
-        name: info
-        for name, info in files.items()
-        if not any(part.startswith(".") for part in name.split("/"))
-    }
+    files = {}
+    for name, info in sorted(infos.items()):
+        file = name.removeprefix(folder)
+        parts = file.split("/")
+        if not name.startswith(folder):
+            continue
+        if ".." in parts or file.startswith("/"):
+            raise UserError(f"the model has a file outside its folder: {file!r}")
+        if not any(part.startswith(".") for part in parts):
+            files[file] = info
+    return files
+
+
+def _model_folder(names: Collection[str]) -> str | None:
+    """Return where the model is: in the folder itself, or in a checkpoint of a training."""
+    for folder in _PLACES:
+        if f"{folder}{_CONFIG}" in names:
+            return folder
+    return "" if _OPEN_CLIP in names else None
 
 
 @contextmanager

@@ -128,26 +128,24 @@ def list_row_groups(
     no image folder.
     """
     manifest = Manifest.load(root)
-    row_groups = list[RowGroup]()
+    row_groups: list[RowGroup] = []
     shards = [shard for shard in manifest.shards if split in (None, shard.split)]
     with closing(opened_ahead([root / shard.file for shard in shards])) as contents:
         for shard, content in zip(shards, contents, strict=True):
-            with open_shard(root / shard.file, _COLUMNS, content) as file:
-                embedded = IMAGE_COLUMN in file.schema_arrow.names
-                rows = [
-                    file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)
-                ]
-            folder = None if embedded else manifest.image_root(shard.split, images)
-            row_groups += [
-                RowGroup(root / shard.file, group, folder, number)
-                for group, number in enumerate(rows)
-            ]
+            path = root / shard.file
+            with open_shard(path, _COLUMNS, content) as file:
+                has_images = IMAGE_COLUMN in file.schema_arrow.names
+                metadata = file.metadata
+            folder = None if has_images else manifest.image_root(shard.split, images)
+            for group in range(metadata.num_row_groups):
+                rows = metadata.row_group(group).num_rows
+                row_groups.append(RowGroup(path, group, folder, rows))
     if not row_groups:
         splits = ", ".join(sorted({shard.split for shard in manifest.shards}))
-        what = (
-            f"has no split {split!r}; it has {splits}" if split and splits else "contains no images"
-        )
-        raise UserError(f"{root} {what}{'' if splits else '; is the run finished?'}")
+        if not splits:
+            raise UserError(f"{root} contains no images; is the run finished?")
+        problem = f"has no split {split!r}; it has {splits}" if split else "contains no images"
+        raise UserError(f"{root} {problem}")
     return row_groups
 
 
