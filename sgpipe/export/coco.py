@@ -101,16 +101,21 @@ def number_categories(
     `seen`: id and name of the class of every object; `names`: all classes in order, if the run
     knows them; `positive`: the form has no ids below 1.
     """
-    known = {name: number for number, name in sorted(seen)}
-    classes = list(dict.fromkeys([*(names or ()), *known]))
-    if len({number for number, _ in seen}) == len(known) == len(seen):
-        official = map(category_names, ("coco", "objects365", "open_images"))
-        for ids in (known, *({name: number for number, name in each.items()} for each in official)):
-            kept = {name: number for name, number in ids.items() if name in classes}
-            fits = not positive or all(number > 0 for number in kept.values())
-            if fits and known.items() <= kept.items() and len(kept) == len(classes):
-                return kept
-    return {name: number for number, name in enumerate(classes if names else sorted(classes), 1)}
+    own_ids = {name: number for number, name in sorted(seen)}
+    classes = list(dict.fromkeys([*(names or ()), *own_ids]))
+    is_unambiguous = len({number for number, _ in seen}) == len(own_ids) == len(seen)
+    if is_unambiguous:
+        for ids in (own_ids, *map(_official_ids, ("coco", "objects365", "open_images"))):
+            chosen = {name: number for name, number in ids.items() if name in classes}
+            is_complete = len(chosen) == len(classes) and own_ids.items() <= chosen.items()
+            if is_complete and (not positive or min(chosen.values(), default=1) > 0):
+                return chosen
+    ordered = classes if names else sorted(classes)
+    return {name: number for number, name in enumerate(ordered, 1)}
+
+
+def _official_ids(dataset: str) -> dict[str, int]:
+    return {name: number for number, name in category_names(dataset).items()}
 
 
 COCO = Format("coco", write_coco, keeps=("captions",))

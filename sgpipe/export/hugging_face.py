@@ -7,7 +7,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from io import BytesIO
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -340,21 +340,27 @@ def _tables(rows: ExportRows, shard: ShardEntry, *, embed: bool) -> Iterator[pa.
         columns = [name for name in file.schema_arrow.names if name != SOURCES]
     has_all = not rows.threshold and rows.certificate is None and len(rows.origins) == len(ORIGINS)
     for table in iter_groups(path, columns):
-        chosen = (
-            [] if has_all else [rows.choose(each) for each in from_table(table.select(_RELATIONS))]
-        )
-        for name in () if has_all else {"relations", *SCORES} & set(columns):
-            pairs = zip(table[name].to_pylist(), chosen, strict=True)
-            kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in pairs]
-            at = columns.index(name)
-            column = table.field(name)
-            table = table.set_column(at, column, pa.array(kept, column.type))
+        if not has_all:
+            table = _with_chosen(table, rows)
         if embed and IMAGE_COLUMN not in columns:
             records = from_table(table.select(IMAGE_FIELDS))
-            table = with_images(
-                table, [rows.read_image(record) if record.ok else None for record in records]
-            )
+            images = [rows.read_image(record) if record.ok else None for record in records]
+            table = with_images(table, images)
         yield table
+
+
+def _with_chosen(table: pa.Table, rows: ExportRows) -> pa.Table:
+    """Return a table with only the relations that are exported, and their scores."""
+    chosen = [rows.choose(record) for record in from_table(table.select(_RELATIONS))]
+    for place, name in enumerate(table.column_names):
+        if name in ("relations", *SCORES):
+            field = table.field(name)
+            values = [
+                list(compress(items, is_chosen))
+                for items, is_chosen in zip(table[name].to_pylist(), chosen, strict=True)
+            ]
+            table = table.set_column(place, field, pa.array(values, field.type))
+    return table
 
 
 def _metadata(

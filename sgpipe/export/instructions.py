@@ -11,10 +11,10 @@ import math
 import random
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -39,9 +39,11 @@ from sgpipe.export.question_items import (
 )
 from sgpipe.export.question_quotas import quotas
 from sgpipe.export.question_text import English, Phrases, filled, load_phrases, plain_name
-from sgpipe.export.rows import ExportRows, new_file
+from sgpipe.export.rows import ExportRows, FormatOptions, new_file
 from sgpipe.records import HUB_DATASET, LABEL_STUDIO_DATASET, Record, list_of
 from sgpipe.storage.manifest import Manifest
+
+_Row: TypeAlias = dict[str, Any]  # of a file; the columns of _ROW
 
 LIKELY = 0.5  # the lowest probability of an answer, unless a threshold is given
 _WAITING = 1000  # images that wait for another one to be compared with
@@ -98,29 +100,26 @@ class Instructions:
             "merged" in identity for identity in Manifest.identities(rows.manifest.run)
         )
         self.written = Counter[str]()
-        self._turns = defaultdict[Any, Iterator[int]](count)
+        self._turns = defaultdict[object, Iterator[int]](count)
         self._orders: dict[Stratum, tuple[int, str, dict[str, str]]] = {}
-        self._waiting: dict[Stratum, tuple[Item, dict[str, str], dict[str, Any]]] = {}
+        self._waiting: dict[Stratum, tuple[Item, dict[str, str], _Row]] = {}
 
     def _absent(self) -> float:
+        if self.run.calibration is None:
+            return 1.0
         confidence = 0.0
         is_tagged = False
         for identity in Manifest.identities(self.run.manifest.run):
             for name in ("tag", "exported"):
                 step = identity.get(name)
-                if isinstance(step, Mapping):
-                    threshold = step.get("threshold") or 0.0
-                    if step.get("calibration") is not None or not isinstance(
-                        threshold, int | float
-                    ):
-                        return 1.0  # the threshold is a probability, by a curve that may be another
-                    confidence = max(confidence, threshold)
-                    is_tagged = is_tagged or name == "tag"
-        return (
-            self._probabilities([confidence])[0]
-            if is_tagged and self.run.calibration is not None
-            else 1.0
-        )
+                if not isinstance(step, Mapping):
+                    continue
+                threshold = step.get("threshold") or 0.0
+                if step.get("calibration") is not None or not isinstance(threshold, int | float):
+                    return 1.0  # the threshold is a probability, by a curve that may be another
+                confidence = max(confidence, threshold)
+                is_tagged = is_tagged or name == "tag"
+        return self._probabilities([confidence])[0] if is_tagged else 1.0
 
     def items(self, record: Record) -> Iterator[Item]:
         """Yield what an image can be asked with answers that are probable enough."""
@@ -147,26 +146,34 @@ class Instructions:
         return probability >= self.least or self.run.calibration is None
 
     def _facts(self, record: Record) -> Facts:
-        names = list[str]()
-        seen = set[Any]()
-        partial = set[str]()
-        for box in record.objects:
-            name = "" if box.is_nothing else plain_name(box.category)
-            is_unusable = box.iscrowd or (name, box.bbox) in seen
-            if is_unusable or box.origin == "grounded":
-                partial.add(name)
-            names.append("" if is_unusable else name)
-            seen.add((name, box.bbox))
+        names, partial = _object_names(record)
         counted: dict[str, list[int]] = {}
-        if (
-            not self._is_merged
-            and record.dataset not in _PARTIAL
-            and not record.left_out.get("boxes")
-        ):
-            for name in {*names}.difference(partial, [""]):
-                counted[name] = [index for index, each in enumerate(names) if each == name]
-        scored = dict[Key, float]()
-        kept = set[Key]()
+        is_countable = record.dataset not in _PARTIAL and not record.left_out.get("boxes")
+        if is_countable and not self._is_merged:
+            counted = _objects_by_name(names, partial)
+        boxes = [box.bbox for box in record.objects]
+        facts = Facts(names, boxes, {}, {}, {}, counted)
+        exported, others, known = self._known_relations(record)
+        for key, probability in known.items():
+            is_asked = key[0] != key[2] and all(facts.classes(key))
+            if not is_asked or not self._english.predicate(key[1]):
+                continue
+            if key in exported:
+                facts.held[key] = probability
+            elif probability <= IMPROBABLE and key not in others:
+                facts.denied[key] = probability
+            else:
+                facts.unclear[key] = probability
+        return facts
+
+    def _known_relations(
+        self, record: Record
+    ) -> tuple[set[Key], dict[Key, float], dict[Key, float]]:
+        """Return the relations that are exported, those of other origins, and the probabilities of
+        these, of all others, and of the candidates.
+        """
+        confidences = dict[Key, float]()
+        exported = set[Key]()
         others = dict[Key, float]()
         for relation in record.relations:
             key = relation.subject, plain_name(relation.predicate), relation.object
@@ -174,22 +181,15 @@ class Instructions:
                 others[key] = math.nan
                 continue
             confidence = math.inf if relation.confidence is None else relation.confidence
-            scored[key] = max(scored.get(key, 0.0), confidence)
+            confidences[key] = max(confidences.get(key, 0.0), confidence)
             if self.run.keeps(relation.predicate, relation.confidence):
-                kept.add(key)
-        known = others | dict(zip(scored, self._probabilities(scored.values()), strict=True))
+                exported.add(key)
+        probabilities = self._probabilities(confidences.values())
+        known = others | dict(zip(confidences, probabilities, strict=True))
         for pair in record.pairs:
             for text in pair.predicates:
                 known.setdefault((pair.subject, plain_name(text), pair.object), self.absent)
-        facts = Facts(
-            names, [box.bbox for box in record.objects], {}, {}, {}, dict(sorted(counted.items()))
-        )
-        for key, probability in known.items():
-            if key[0] != key[2] and all(facts.classes(key)) and self._english.predicate(key[1]):
-                is_denied = probability <= IMPROBABLE and key not in others
-                part = facts.held if key in kept else facts.denied if is_denied else facts.unclear
-                part[key] = probability
-        return facts
+        return exported, others, known
 
     def _probabilities(self, confidences: Collection[float]) -> list[float]:
         """Return the probabilities of confidences (an annotation's is 1); below the lowest judged
@@ -198,10 +198,9 @@ class Instructions:
         calibration = self.run.calibration
         if calibration is None or not confidences:
             return [1.0 if math.isinf(confidence) else math.nan for confidence in confidences]
-        given = np.maximum(list(confidences), calibration.lowest)
-        return list(
-            np.where(np.isinf(given), 1.0, calibration.probabilities(np.minimum(given, 1))).tolist()
-        )
+        judged = np.maximum(list(confidences), calibration.lowest)
+        probabilities = calibration.probabilities(np.minimum(judged, 1))
+        return list(np.where(np.isinf(judged), 1.0, probabilities).tolist())
 
     def rows(
         self,
@@ -209,7 +208,7 @@ class Instructions:
         image: Any,
         left: dict[Stratum, Counter[str]],
         drawn: dict[Stratum, Counter[str]],
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[_Row]:
         """Yield the rows of the items that are `drawn` of an image, and of comparisons with one
         before it; `left`: how many items of each answer are in this image and later ones.
         """
@@ -230,7 +229,7 @@ class Instructions:
         templates = self._english.phrases.templates[form]
         return f"{form}/{number % len(templates) + 1}", templates[number % len(templates)]
 
-    def _row(self, item: Item, record: Record, image: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    def _row(self, item: Item, record: Record, image: Any) -> tuple[_Row, dict[str, str]]:
         """Return a row and the fields of its texts: each answer of a stratum in turn by each
         template and letter.
         """
@@ -252,7 +251,7 @@ class Instructions:
         elif stratum.options:
             fields |= self._option_fields(item, claims, turn)
             answer = fields["letter"]
-        row = self._made(
+        row = self._conversation(
             stratum.kind,
             name,
             [image],
@@ -277,9 +276,7 @@ class Instructions:
         lines = [f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False)]
         return {"options": "\n".join(lines), "letter": _LETTERS[place], "option": options[place]}
 
-    def _comparison(
-        self, item: Item, fields: dict[str, str], row: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
+    def _comparison(self, item: Item, fields: dict[str, str], row: _Row) -> Iterator[_Row]:
         """Yield a comparison with an image that waits, with another answer to the same question."""
         other, _, its_row = self._waiting.pop(item.stratum, (item, {}, row))
         probability = item.probability + other.probability - 1
@@ -304,17 +301,13 @@ class Instructions:
                 for key in ("images", "image_ids", "objects", "relations")
             }
             question = filled(texts["question"], fields)
-            made = self._made(
-                "comparison",
-                name,
-                both["images"],
-                question,
-                filled(texts[answer], fields),
-                probability,
+            text = filled(texts[answer], fields)
+            comparison = self._conversation(
+                "comparison", name, both["images"], question, text, probability
             )
-            yield made | both | {"answer": answer}
+            yield comparison | both | {"answer": answer}
 
-    def _made(
+    def _conversation(
         self,
         kind: str,
         template: str,
@@ -322,21 +315,21 @@ class Instructions:
         question: str,
         answer: str,
         probability: float,
-    ) -> dict[str, Any]:
+    ) -> _Row:
         self.written[kind] += 1
-        asked: list[dict[str, str]] = [
-            *({"type": "image"} for _ in images),
-            {"type": "text", "text": question},
+        user = [{"type": "image"}] * len(images)
+        user.append({"type": "text", "text": question})
+        assistant = [{"type": "text", "text": answer}]
+        messages = [
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": assistant},
         ]
-        said = [{"type": "text", "text": answer}]
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-        known = None if math.isnan(probability) else round(probability, 5)
         return {
             "images": images,
             "messages": messages,
             "kind": kind,
             "template": template,
-            "probability": known,
+            "probability": None if math.isnan(probability) else round(probability, 5),
         }
 
     def _fields(self, record: Record, key: Key, shows_boxes: bool) -> dict[str, str]:
@@ -372,20 +365,48 @@ class Instructions:
         return f"[{', '.join(f'{share:.3f}' for share in shares)}]"
 
 
-def _sources(item: Item, image_id: str) -> dict[str, list[dict[str, Any]]]:
+def _object_names(record: Record) -> tuple[list[str], set[str]]:
+    """Return the names of the objects ("": it is not asked about), and those of which some objects
+    cannot be counted.
+    """
+    names = list[str]()
+    partial = {""}
+    seen = set[tuple[str, tuple[float, ...]]]()
+    for box in record.objects:
+        name = "" if box.is_nothing else plain_name(box.category)
+        is_unusable = box.iscrowd or (name, box.bbox) in seen
+        if is_unusable or box.origin == "grounded":
+            partial.add(name)
+        names.append("" if is_unusable else name)
+        seen.add((name, box.bbox))
+    return names, partial
+
+
+def _objects_by_name(names: Sequence[str], partial: Collection[str]) -> dict[str, list[int]]:
+    objects: dict[str, list[int]] = {name: [] for name in sorted({*names}.difference(partial))}
+    for index, name in enumerate(names):
+        if name in objects:
+            objects[name].append(index)
+    return objects
+
+
+def _sources(item: Item, image_id: str) -> dict[str, list[dict[str, object]]]:
     """Return the objects and relations of an image that an item is about."""
-    ends = {end for (subject, _, object_), _ in item.claims for end in (subject, object_)}
-    objects = [{"image_id": image_id, "object": end} for end in sorted(ends.union(item.counted))]
-    relations = [
-        {
-            "image_id": image_id,
-            "subject": subject,
-            "predicate": predicate,
-            "object": object_,
-            "holds": holds,
-        }
-        for (subject, predicate, object_), holds in item.claims
-    ]
+    ends = set(item.counted)
+    relations: list[dict[str, object]] = []
+    for (subject, predicate, object_), holds in item.claims:
+        ends |= {subject, object_}
+        relations.append(
+            {
+                "image_id": image_id,
+                "subject": subject,
+                "predicate": predicate,
+                "object": object_,
+                "holds": holds,
+            }
+        )
+    objects: list[dict[str, object]]
+    objects = [{"image_id": image_id, "object": end} for end in sorted(ends)]
     return {"objects": objects, "relations": relations}
 
 
@@ -396,61 +417,79 @@ def write_instructions(rows: ExportRows, out: Path) -> None:
     Raises UserError: where the images are is not known.
     """
     options = rows.options
-    parquet = options.parquet
-    if options.embed and not parquet:
+    if options.embed and not options.parquet:
         raise UserError("--embed stores the images in Parquet files: pass --parquet, too")
-    asked = Instructions(
-        rows, load_phrases(options.templates), options.coordinates, options.seed or 0
-    )
-
-    def made(split: str) -> Iterator[dict[str, Any]]:
-        is_placed = not rows.options.embed and rows.options.images_url is None
-        if is_placed:
-            rows.image_root(split)  # raises before anything is counted
-        counts = defaultdict[Stratum, Counter[str]](Counter)
-        for record in rows.records(split, *_COLUMNS):
-            rows.choose(record)  # which counts what is left out
-            for item in asked.items(record):
-                counts[item.stratum][item.answer] += 1
-        drawn = quotas(counts)
-        for record, content in rows.records_with_images(split, *_COLUMNS):
-            path = (
-                rows.image_path(record)
-                if is_placed
-                else f"{rows.options.images_url or ''}{record.file_name}"
-            )
-            if path is not None and (content is not None or not rows.options.embed):
-                yield from asked.rows(
-                    record, {"bytes": content, "path": path} if parquet else path, counts, drawn
-                )
-
+    phrases = load_phrases(options.templates)
+    questions = Instructions(rows, phrases, options.coordinates, options.seed or 0)
     for split in rows.splits:
-        path = out / f"{split}.{'parquet' if parquet else 'jsonl'}"
-        with new_file(path) as file:
-            if parquet:
-                features = {name: feature_of(kind) for name, kind in _ROW.items()} | {
-                    "images": [{"_type": "Image"}]
-                }
-                schema = pa.schema(
-                    _ROW, metadata={"huggingface": json.dumps({"info": {"features": features}})}
-                )
-                batches = made(split)
-                with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                    while batch := list(islice(batches, 100 if rows.options.embed else 2000)):
-                        writer.write_table(pa.Table.from_pylist(batch, schema))
-            else:
-                file.writelines(
-                    json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made(split)
-                )
-    kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(asked.written.items()))
-    rows.note = f"{asked.written.total():,} questions ({kinds or 'nothing to ask'})"
-    if asked.absent > IMPROBABLE:
-        why = (
+        if options.parquet:
+            _write_parquet(out / f"{split}.parquet", _rows_of_split(questions, split), options)
+        else:
+            _write_json_lines(out / f"{split}.jsonl", _rows_of_split(questions, split))
+    rows.note = _note(questions)
+
+
+def _rows_of_split(questions: Instructions, split: str) -> Iterator[_Row]:
+    rows = questions.run
+    options = rows.options
+    if not options.embed and options.images_url is None:
+        rows.image_root(split)  # raises before anything is counted
+    counts = defaultdict[Stratum, Counter[str]](Counter)
+    for record in rows.records(split, *_COLUMNS):
+        rows.choose(record)  # which counts what is left out
+        for item in questions.items(record):
+            counts[item.stratum][item.answer] += 1
+    drawn = quotas(counts)
+    for record, content in rows.records_with_images(split, *_COLUMNS):
+        path = _image_path(rows, record)
+        if path is None or (options.embed and content is None):
+            continue
+        image = {"bytes": content, "path": path} if options.parquet else path
+        yield from questions.rows(record, image, counts, drawn)
+
+
+def _image_path(rows: ExportRows, record: Record) -> str | None:
+    if rows.options.images_url is not None:
+        return f"{rows.options.images_url}{record.file_name}"
+    if rows.options.embed:
+        return record.file_name
+    return rows.image_path(record)
+
+
+def _write_parquet(path: Path, rows: Iterator[_Row], options: FormatOptions) -> None:
+    features = {name: feature_of(kind) for name, kind in _ROW.items()}
+    features["images"] = [{"_type": "Image"}]
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    schema = pa.schema(_ROW, metadata=metadata)
+    group_size = 100 if options.embed else 2000
+    with (
+        new_file(path) as file,
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
+        for group in iter(lambda: list(islice(rows, group_size)), []):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def _write_json_lines(path: Path, rows: Iterator[_Row]) -> None:
+    with new_file(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+def _note(questions: Instructions) -> str:
+    """Return how many questions were written, and why hard ones are missing."""
+    written = questions.written
+    kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(written.items()))
+    note = f"{written.total():,} questions ({kinds or 'nothing to ask'})"
+    if questions.absent <= IMPROBABLE:
+        return note
+    if questions.run.calibration:
+        reason = (
             "the run keeps too few improbable candidates; make it with a lower tag.threshold, such"
             " as 0"
         )
-        why = why if rows.calibration else "without --calibration, nothing is known to be false"
-        rows.note += f"; few or no hard negatives, without which some kinds are missing: {why}"
+    else:
+        reason = "without --calibration, nothing is known to be false"
+    return f"{note}; few or no hard negatives, without which some kinds are missing: {reason}"
 
 
 INSTRUCTIONS = Format(

@@ -3,10 +3,9 @@
 import base64
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
@@ -15,7 +14,7 @@ from PIL import Image
 from sgpipe.export.formats import Format
 from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, write_json
 from sgpipe.images import open_header
-from sgpipe.records import Record, Relation, deduplicate
+from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
 
 CONFIGURATION = "labeling_config.xml"
@@ -56,8 +55,9 @@ def write_label_studio(rows: ExportRows, out: Path) -> None:
         for split, folder in folders.items():
             prefixes[split] = f"{LOCAL_FILES}?d={quote(os.path.relpath(folder, root))}/"
     for split, prefix in prefixes.items():
-        found = rows.records_with_images(split, "objects", "captions", "relations")
-        write_json(out / f"{split}.json", (_task(rows, *each, prefix or "") for each in found))
+        images = rows.records_with_images(split, "objects", "captions", "relations")
+        tasks = (_task(rows, record, content, prefix or "") for record, content in images)
+        write_json(out / f"{split}.json", tasks)
     classes, predicates = rows.names
     text = _CONFIGURATION.format(
         classes=_tags("Label", classes), predicates=_tags("Relation", predicates)
@@ -74,82 +74,106 @@ def _is_name(name: str) -> bool:
     return bool(name.strip()) and not _UNHELD.search(name)
 
 
-def _task(rows: ExportRows, record: Record, content: bytes | None, prefix: str) -> dict[str, Any]:
-    address = prefix + (
-        quote(record.file_name) if prefix.startswith(("/", "http:", "https:")) else record.file_name
-    )
+def _task(
+    rows: ExportRows, record: Record, content: bytes | None, prefix: str
+) -> dict[str, object]:
+    data: dict[str, object] = {"image": _address(rows, record, content, prefix)}
+    for key in IMAGE_FIELDS[:-1]:
+        data[key] = getattr(record, key)
+    captions = [caption.text for caption in record.captions if caption.scope == "image"]
+    rows.left_out["captions that the format cannot hold"] += len(record.captions) - len(captions)
+    usable = [_is_name(box.category) and not box.is_nothing for box in record.objects]
+    indices = rows.renumber(record, usable)
+    relations = _relations(rows, record, indices)
+    boxes = [record.objects[index] for index in indices]
+    numbers = _class_numbers(rows, boxes)
+    if captions:
+        data["captions"] = captions
+    if any(numbers.values()):
+        data["category_ids"] = numbers
+    run = rows.manifest.run
+    version = f"{run.get('name', 'sgpipe')} {run.get('fingerprint', '')[:12]}".strip()
+    prediction: dict[str, object] = {"model_version": version}
+    confidences = [item.confidence for item in relations if item.confidence is not None]
+    if confidences:
+        prediction["score"] = sum(confidences) / len(confidences)
+    regions = [_region(record, box, number) for number, box in enumerate(boxes)]
+    prediction["result"] = [*regions, *_links(relations)]
+    return {"data": data, "predictions": [prediction]}
+
+
+def _address(rows: ExportRows, record: Record, content: bytes | None, prefix: str) -> str:
+    """Return the address of an image, which contains the image if it is embedded."""
     if content is not None:
         with rows.unreadable_left_out(), open_header(BytesIO(content), record.file_name) as image:
             kind = Image.MIME[image.format or ""]
-            address = f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-    data: dict[str, Any] = {
-        "image": address,
-        **{key: getattr(record, key) for key in IMAGE_FIELDS[:-1]},
-    }
-    captions = [caption.text for caption in record.captions if caption.scope == "image"]
-    rows.left_out["captions that the format cannot hold"] += len(record.captions) - len(captions)
-    indices = rows.renumber(
-        record, [_is_name(box.category) and not box.is_nothing for box in record.objects]
-    )
-    kept = rows.relations(record, indices)
-    relations = [
-        item for item in deduplicate(kept) if _is_name(item.predicate)
-    ]  # of repeated ones, the most confident
-    rows.left_out["relations that the format cannot hold"] += len(kept) - len(relations)
-    numbers: dict[str, int] = {}  # of the classes: one for each name
-    for box in (record.objects[index] for index in indices):
+            return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    if prefix.startswith(("/", "http:", "https:")):
+        return prefix + quote(record.file_name)
+    return prefix + record.file_name
+
+
+def _relations(rows: ExportRows, record: Record, indices: dict[int, int]) -> list[Relation]:
+    """Return the relations that Label Studio keeps; of repeated ones, the most confident."""
+    chosen = rows.relations(record, indices)
+    relations = [item for item in deduplicate(chosen) if _is_name(item.predicate)]
+    rows.left_out["relations that the format cannot hold"] += len(chosen) - len(relations)
+    return relations
+
+
+def _class_numbers(rows: ExportRows, boxes: Iterable[Box]) -> dict[str, int]:
+    """Return the numbers of the classes of an image, one for each name."""
+    numbers: dict[str, int] = {}
+    for box in boxes:
         if numbers.setdefault(box.category, box.category_id) != box.category_id:
             rows.left_out["class numbers that the format cannot hold"] += 1
-    data |= {"captions": captions} if captions else {}
-    data |= {"category_ids": numbers} if any(numbers.values()) else {}
-    run = rows.manifest.run
-    version = f"{run.get('name', 'sgpipe')} {run.get('fingerprint', '')[:12]}".strip()
-    prediction: dict[str, Any] = {"model_version": version}
-    known = [item.confidence for item in relations if item.confidence is not None]
-    if known:
-        prediction["score"] = sum(known) / len(known)
-    results: list[dict[str, Any]] = []
-    for index, number in indices.items():
-        box = record.objects[index]
-        sides = zip(
-            ("x", "y", "width", "height"), box.bbox, (record.width, record.height) * 2, strict=True
-        )
-        value: dict[str, Any] = {
-            key: 100 * length / side for key, length, side in sides
-        }  # percent of the image
-        region: dict[str, Any] = {
-            **{
-                "id": f"object{number}",
-                "type": "rectanglelabels",
-                "from_name": "objects",
-                "to_name": "image",
-            },
-            **{
-                "original_width": record.width,
-                "original_height": record.height,
-                "image_rotation": 0,
-            },
-            "value": value | {"rotation": 0, "rectanglelabels": [box.category]},
-        }
-        region |= {} if box.score is None else {"score": box.score}
-        results.append(region | ({"meta": {"text": [CROWD]}} if box.iscrowd else {}))
-    pairs: dict[
-        tuple[int, int], list[Relation]
-    ] = {}  # one link for each: the editor drops a second one
+    return numbers
+
+
+def _region(record: Record, box: Box, number: int) -> dict[str, object]:
+    """Return a rectangle, whose sides are in percent of the image."""
+    x, y, width, height = box.bbox
+    region: dict[str, object] = {
+        "id": f"object{number}",
+        "type": "rectanglelabels",
+        "from_name": "objects",
+        "to_name": "image",
+        "original_width": record.width,
+        "original_height": record.height,
+        "image_rotation": 0,
+        "value": {
+            "x": 100 * x / record.width,
+            "y": 100 * y / record.height,
+            "width": 100 * width / record.width,
+            "height": 100 * height / record.height,
+            "rotation": 0,
+            "rectanglelabels": [box.category],
+        },
+    }
+    if box.score is not None:
+        region["score"] = box.score
+    if box.iscrowd:
+        region["meta"] = {"text": [CROWD]}
+    return region
+
+
+def _links(relations: Iterable[Relation]) -> Iterator[dict[str, object]]:
+    """Yield one link for each pair of rectangles: the editor drops a second one."""
+    pairs: dict[tuple[int, int], list[Relation]] = {}
     for relation in relations:
         pairs.setdefault((relation.subject, relation.object), []).append(relation)
-    for (subject, object_), stated in pairs.items():
-        link: dict[str, Any] = {
+    for (subject, object_), of_pair in pairs.items():
+        link: dict[str, object] = {
             "type": "relation",
             "from_id": f"object{subject}",
             "to_id": f"object{object_}",
+            "direction": "right",
+            "labels": [relation.predicate for relation in of_pair],
         }
-        link |= {"direction": "right", "labels": [relation.predicate for relation in stated]}
-        scores = [relation.confidence for relation in stated]
-        results.append(
-            link if all(score is None for score in scores) else link | {"scores": scores}
-        )
-    return {"data": data, "predictions": [prediction | {"result": results}]}
+        scores = [relation.confidence for relation in of_pair]
+        if any(score is not None for score in scores):
+            link["scores"] = scores
+        yield link
 
 
 LABEL_STUDIO = Format(

@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from rlip_model.pretrained import CheckpointError
 from rlip_model.training.state import Position, read_position
@@ -32,8 +32,6 @@ TAG = "sgpipe"  # in the card of everything that sgpipe pushes
 _OURS = re.compile(
     r"\n## (Training|Evaluation|Licence)\n.*?(?=\n## |\Z)", re.DOTALL
 )  # of cards that are pushed again
-
-
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SHARD = re.compile(
     r"data/\w+-\d+-of-\d+\.parquet"
@@ -43,7 +41,24 @@ _WEIGHTS = re.compile(
     r"model[^/]*\.safetensors|[^/]+\.index\.json"
 )  # of a model: what is deleted if it is gone
 _STATE = ("training.json", "optimizer.safetensors")  # of a checkpoint, for resuming
+_Figures: TypeAlias = tuple[str, dict[str, Any]]  # of an evaluation, by its title
+
 _ITS_OWN = (".gitattributes", README)
+
+
+@dataclass
+class _Training:
+    """What is known of the training of a model.
+
+    Attributes:
+        run: the header of the training, as it wrote it.
+        parts: the runs that the model was trained on, and how their labels were made.
+    """
+
+    run: dict[str, Any] = field(default_factory=dict)
+    parts: list[tuple[str, list[str]]] = field(default_factory=list)
+    position: Position = field(default_factory=Position)
+    figures: list[_Figures] = field(default_factory=list)
 
 
 def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence[Path]) -> str:
@@ -53,74 +68,80 @@ def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence
     damaged.
     """
     settings = _read_json(folder / "config.json")
-    root = folder.resolve().parent.parent
     metadata, body = _read_card(folder / README)
-    training: dict[str, Any] = {}
-    position = Position()
-    rows = []
-    parts = []
-    if (root / ".training" / "run.json").is_file():
-        training = _read_json(root / ".training" / "run.json")
-        parts = [_part(part["shards"]) for part in read_yaml(root / "recipe.yaml")["data"]["train"]]
-        with suppress(CheckpointError):
-            position = read_position(folder)
-        rows = [
-            row
-            for row in read_metrics(root)
-            if (row["event"], row["step"]) == ("validation", position.step)
-        ]
-    init = training.get("model", {}).get("init")
+    training = _read_training(folder)
+    if licence:
+        metadata["license"] = licence
+    metadata["tags"] = _tags(metadata.get("tags"), settings.get("model_type", "model"))
+    init = training.run.get("model", {}).get("init")
     if init:
         hub = HubModel.parse(init)
         if hub:
             metadata["base_model"] = hub.name
-        training["model"]["init"] = init if hub else Path(init).name
-    metadata |= {"license": licence} if licence else {}
-    tags = metadata.get("tags") or []
-    tags = [
-        *map(str, tags if isinstance(tags, list) else [tags]),
-        TAG,
-        settings.get("model_type", "model"),
-    ]
-    metadata["tags"] = list(dict.fromkeys(tags))
-    figures = [
-        ("Validation of this checkpoint", {name: row[name] for name in MEASURES if name in row})
-        for row in rows
-    ]
-    for file in evaluations:
-        result = _read_json(file)
-        summary = result.get("summary") or {}
-        if not isinstance(summary, dict):
-            raise UserError(
-                f"{file}: `summary` is not a JSON object; name a file that `sgpipe eval"
-                " --json-file` wrote"
-            )
-        figures.append((str(result.get("benchmark", "Evaluation")), summary))
-    data = training.pop("data", {})
-    new = {
-        "Evaluation",
-        "Training" if parts else "",
-        "Licence" if "licences of their own" in body else "",
-    }
-    body = _OURS.sub(
-        lambda section: "" if section[1] in new else section[0], body.replace("FOLDER_OR_ID", to)
-    ).strip()
+        training.run["model"]["init"] = init if hub else Path(init).name
+    evaluated = [_evaluation(file) for file in evaluations]
+    data = training.run.pop("data", {})
+    data = {name: value for name, value in data.items() if name not in ("train", "val")}
+    body = _without_ours(body.replace("FOLDER_OR_ID", to), is_trained=bool(training.parts))
     return card_template("model.md.jinja").render(
         metadata=dump_yaml(metadata),
         name=to.partition("/")[2],
         auto=next(iter(settings.get("architectures") or ()), "AutoModel"),
         body=body,
         kept={section[1] for section in _OURS.finditer(body)},
-        images=training.pop("images", {}).get("training"),
-        recipe=dump_yaml(
-            training | {"data": {name: data[name] for name in data if name not in ("train", "val")}}
-        ),
+        images=training.run.pop("images", {}).get("training"),
+        recipe=dump_yaml(training.run | {"data": data}),
         to=to,
-        position=position,
-        parts=parts,
-        figures=figures,
+        position=training.position,
+        parts=training.parts,
+        figures=[*training.figures, *evaluated],
         licence=metadata.get("license"),
     )
+
+
+def _read_training(folder: Path) -> _Training:
+    root = folder.resolve().parent.parent
+    training = _Training()
+    header = root / ".training" / "run.json"
+    if not header.is_file():
+        return training
+    training.run = _read_json(header)
+    for part in read_yaml(root / "recipe.yaml")["data"]["train"]:
+        training.parts.append(_part(part["shards"]))
+    with suppress(CheckpointError):
+        training.position = read_position(folder)
+    for row in read_metrics(root):
+        if (row["event"], row["step"]) == ("validation", training.position.step):
+            measured = {name: row[name] for name in MEASURES if name in row}
+            training.figures.append(("Validation of this checkpoint", measured))
+    return training
+
+
+def _tags(tags: object, model_type: str) -> list[str]:
+    """Return the tags of a card, and ours."""
+    listed = tags if isinstance(tags, list) else [tags] if tags else []
+    return list(dict.fromkeys([*map(str, listed), TAG, model_type]))
+
+
+def _evaluation(file: Path) -> _Figures:
+    result = _read_json(file)
+    summary = result.get("summary") or {}
+    if not isinstance(summary, dict):
+        raise UserError(
+            f"{file}: `summary` is not a JSON object; name a file that `sgpipe eval"
+            " --json-file` wrote"
+        )
+    return str(result.get("benchmark", "Evaluation")), summary
+
+
+def _without_ours(body: str, *, is_trained: bool) -> str:
+    """Return the body of a card without the sections that are written again."""
+    rewritten = {"Evaluation"}
+    if is_trained:
+        rewritten.add("Training")
+    if "licences of their own" in body:
+        rewritten.add("Licence")
+    return _OURS.sub(lambda section: "" if section[1] in rewritten else section[0], body).strip()
 
 
 def _part(place: str) -> tuple[str, list[str]]:
@@ -184,6 +205,21 @@ class Pushed:
         return {"url": self.url, "private": self.private, "files": len(self.files)} | kept
 
 
+def _check_account(name: str, kind: str) -> None:
+    from huggingface_hub import constants, get_token
+
+    if not _REPOSITORY.fullmatch(name):
+        raise UserError(f"--to {name}: expected USER/NAME, the id of a {kind} on the hub")
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            "push sends files to the hub, and HF_HUB_OFFLINE is set: unset it, and push again"
+        )
+    if get_token() is None:
+        raise UserError(
+            "push needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN"
+        )
+
+
 class _Repository:
     """A dataset or a model on the hub, which may be new."""
 
@@ -191,18 +227,9 @@ class _Repository:
         """Raises UserError: HF_HUB_OFFLINE is set, nobody is logged in, no such user, or it has
         files of others.
         """
-        from huggingface_hub import HfApi, constants, get_token
+        from huggingface_hub import HfApi
 
-        if not _REPOSITORY.fullmatch(name):
-            raise UserError(f"--to {name}: expected USER/NAME, the id of a {kind} on the hub")
-        if constants.HF_HUB_OFFLINE:
-            raise UserError(
-                "push sends files to the hub, and HF_HUB_OFFLINE is set: unset it, and push again"
-            )
-        if get_token() is None:
-            raise UserError(
-                "push needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN"
-            )
+        _check_account(name, kind)
         self.name = name
         self.kind = kind
         self._api = HfApi()
@@ -213,18 +240,16 @@ class _Repository:
             info: Any = self._api.repo_info(name, repo_type=kind, files_metadata=True)
         self.private = bool(info.private)
         self.url = f"{self._api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
-        self._before = {each.rfilename: each.size for each in info.siblings or ()}
-        is_ours = TAG in {
-            *(info.tags or ()),
-            *((info.card_data and info.card_data.get("tags")) or ()),
-        }
-        form = _SHARD if kind == "dataset" else _OF_MODEL
+        self._before = {file.rfilename: file.size for file in info.siblings or ()}
+        tags_of_card = (info.card_data or {}).get("tags") or ()
+        self._check_files(is_ours=TAG in {*(info.tags or ()), *tags_of_card})
+
+    def _check_files(self, *, is_ours: bool) -> None:
+        form = _SHARD if self.kind == "dataset" else _OF_MODEL
         allowed = _ITS_OWN if is_ours or not self._before.get(README) else _ITS_OWN[:1]
-        foreign = [
-            file
-            for file in self._before
-            if file not in allowed and not (is_ours and form.fullmatch(file))
-        ]
+        foreign = [file for file in self._before if file not in allowed]
+        if is_ours:
+            foreign = [file for file in foreign if not form.fullmatch(file)]
         if foreign:
             named = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
             raise UserError(
@@ -232,7 +257,7 @@ class _Repository:
                 " for --to"
             )
 
-    def upload(self, folder: Path, files: Sequence[str], card: str, of: str) -> None:
+    def upload(self, folder: Path, files: Sequence[str], card: str, origin: str) -> None:
         """Send the card first: it shows whose files these are, if the upload is interrupted. Delete
         what is gone.
         """
@@ -243,7 +268,7 @@ class _Repository:
             repository: dict[str, Any] = {"repo_id": self.name, "repo_type": self.kind}
             repository["commit_message"] = "Add the card"
             self._api.upload_file(path_or_fileobj=card.encode(), path_in_repo=README, **repository)
-            repository["commit_message"] = f"Upload {count(len(files), 'file')} of {of}"
+            repository["commit_message"] = f"Upload {count(len(files), 'file')} of {origin}"
             chosen: dict[str, Any] = {
                 "allow_patterns": list(files),
                 "delete_patterns": gone or None,

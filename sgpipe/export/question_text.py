@@ -93,49 +93,71 @@ class English:
         """Return a class name with its article, its plural ("": it is not counted), and whether it
         is one itself.
         """
-        words = name.split()
-        last = name.split()[-1]
-        if name.lower() in self.phrases.uncountable:
+        lowered = name.lower()
+        if lowered in self.phrases.uncountable:
             return name, "", False
-        noun = last.lower()
-        is_word = last.isascii() and last.isalpha() and not last.isupper()
-        is_many = noun in self.phrases.plural_only
-        if is_word and not noun.endswith(("ss", "us", "is")):
-            is_many |= lemmas(noun, "NOUN")[0] != noun or (
-                noun.endswith("s") and plural(noun) == noun
-            )
-        if is_many:
+        *first_words, last = name.split()
+        if self._is_plural(last):
             return name, name, True
-        # "cabinet/shelf" are cabinets/shelves
-        known = self.phrases.plurals
-        parts = noun.split("/")
-        is_word |= all(part.isascii() and part.isalpha() for part in parts) and not last.isupper()
-        many = "/".join(known.get(part, plural(part)) for part in parts) if is_word else f"{last}s"
-        many = " ".join([*words[:-1], many.capitalize() if is_word and last[0].isupper() else many])
-        article = "an" if _VOWEL.match(name.lower()) else "a"
-        return f"{article} {name}", known.get(name.lower(), many), False
+        plural_name = " ".join([*first_words, self._plural(last)])
+        article = "an" if _VOWEL.match(lowered) else "a"
+        return f"{article} {name}", self.phrases.plurals.get(lowered, plural_name), False
+
+    def _is_plural(self, word: str) -> bool:
+        noun = word.lower()
+        if noun in self.phrases.plural_only:
+            return True
+        if not _is_word(word) or word.isupper() or noun.endswith(("ss", "us", "is")):
+            return False
+        has_singular = lemmas(noun, "NOUN")[0] != noun
+        return has_singular or (noun.endswith("s") and plural(noun) == noun)
+
+    def _plural(self, word: str) -> str:
+        """Return the plural of a noun; "cabinet/shelf" are cabinets/shelves."""
+        parts = word.lower().split("/")
+        if word.isupper() or not all(map(_is_word, parts)):
+            return f"{word}s"
+        text = "/".join(self.phrases.plurals.get(part, plural(part)) for part in parts)
+        return text.capitalize() if word[0].isupper() else text
 
     def _predicate(self, predicate: str, is_many: bool = False) -> dict[str, str] | None:
         """Return the fields of a predicate, `is_many` subjects having it; None: nobody could
         answer.
         """
         text = " ".join(without_auxiliaries(predicate))
-        first, *rest = (self.phrases.rewritten.get(text, text) or "").split() or [""]
+        words = (self.phrases.rewritten.get(text, text) or "").split()
+        if not words:
+            return None
+        first, *further = words
         if first in self.phrases.stative:
-            base, one = (" ".join([verb, *rest]) for verb in self.phrases.stative[first])
-            auxiliary, said = ("do", base) if is_many else ("does", one)
-            that = f"that {said}"
+            base, singular = (" ".join([verb, *further]) for verb in self.phrases.stative[first])
+            auxiliary = "do" if is_many else "does"
+            verb = base if is_many else singular
+            that = f"that {verb}"
         else:
-            if first not in self.phrases.not_verbs and is_verb(
-                first
-            ):  # "riding" and "made" can follow "is"
-                is_form = verb_lemma(first) != first and (
-                    first.endswith("ing") or is_participle(first)
-                )
-                first = first if is_form else gerund(first)
-            base = that = " ".join([first, *rest])
+            base = " ".join([self._after_is(first), *further])
+            singular = f"is {base}"
             auxiliary = "are" if is_many else "is"
-            one = f"is {base}"
-            said = f"{auxiliary} {base}"
-        fields = {"predicate": predicate, "is": auxiliary, "verb": base, "is_verb": said}
-        return fields | {"one_verb": one, "that_verb": that} if first else None
+            verb = f"{auxiliary} {base}"
+            that = base
+        return {
+            "predicate": predicate,
+            "is": auxiliary,
+            "verb": base,
+            "is_verb": verb,
+            "one_verb": singular,
+            "that_verb": that,
+        }
+
+    def _after_is(self, word: str) -> str:
+        """Return the form of a verb that can follow "is", as "riding" and "made" can."""
+        if word in self.phrases.not_verbs or not is_verb(word):
+            return word
+        is_inflected = verb_lemma(word) != word
+        if is_inflected and (word.endswith("ing") or is_participle(word)):
+            return word
+        return gerund(word)
+
+
+def _is_word(text: str) -> bool:
+    return text.isascii() and text.isalpha()

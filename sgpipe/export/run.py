@@ -70,24 +70,8 @@ def export_run(
     form = load_format(to)
     options = FormatOptions(embed, images, images_url, coordinates, templates, seed, parquet)
     check_options(form, to, options)
-    if threshold is not None:
-        check_share("threshold", threshold)
-    unknown = set(origins).difference(ORIGINS)
-    if unknown:
-        raise UserError(f"--origin {min(unknown)}: expected one or more of {','.join(ORIGINS)}")
-    if precision is not None:
-        threshold = probability_for(calibration, precision, threshold)
-        if form.probability is not None:
-            threshold = max(threshold, precision)
-    if certificate is not None:
-        if threshold is not None or calibration is not None or len(set(origins)) < len(ORIGINS):
-            raise UserError(
-                "--certified chooses relations: omit --threshold, --calibration, --precision and"
-                " --origin"
-            )
-        threshold = min(certified["threshold"] for certified in certificate["sets"])
-    if threshold is None:
-        threshold = default_threshold(form, is_calibrated=calibration is not None)
+    _check_choice(threshold, calibration, precision, certificate, origins)
+    threshold = _choose_threshold(form, threshold, calibration, precision, certificate)
     rows = ExportRows(location(root), threshold, calibration, certificate, origins, options)
     with new_folder(out if inside else check_output(out)) as folder:
         form.write(rows, folder)
@@ -96,6 +80,45 @@ def export_run(
             write_readme(rows, folder, form)
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     return Exported(out, written, dict(+rows.left_out), exported_relations(rows), rows.note)
+
+
+def _check_choice(
+    threshold: float | None,
+    calibration: Location | None,
+    precision: float | None,
+    certificate: Mapping[str, Any] | None,
+    origins: Collection[str],
+) -> None:
+    """Raises UserError: a value is not one of its option, or two options exclude each other."""
+    if threshold is not None:
+        check_share("threshold", threshold)
+    unknown = set(origins).difference(ORIGINS)
+    if unknown:
+        raise UserError(f"--origin {min(unknown)}: expected one or more of {','.join(ORIGINS)}")
+    choices = (threshold, calibration, precision)
+    is_limited = choices != (None, None, None) or {*origins} != {*ORIGINS}
+    if certificate is not None and is_limited:
+        raise UserError(
+            "--certified chooses relations: omit --threshold, --calibration, --precision and"
+            " --origin"
+        )
+
+
+def _choose_threshold(
+    form: Format,
+    threshold: float | None,
+    calibration: Location | None,
+    precision: float | None,
+    certificate: Mapping[str, Any] | None,
+) -> float:
+    if certificate is not None:
+        return float(min(certified["threshold"] for certified in certificate["sets"]))
+    if precision is not None:
+        probability = probability_for(calibration, precision, threshold)
+        return probability if form.probability is None else max(probability, precision)
+    if threshold is not None:
+        return threshold
+    return default_threshold(form, is_calibrated=calibration is not None)
 
 
 def default_threshold(form: Format, *, is_calibrated: bool) -> float:

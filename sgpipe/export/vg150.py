@@ -3,8 +3,9 @@
 import os
 from array import array
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
@@ -12,8 +13,11 @@ from sgpipe.errors import add_filename, import_extra
 from sgpipe.export.fields import unique_id
 from sgpipe.export.formats import Format
 from sgpipe.export.rows import ExportRows, Members, write_json
+from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import base_split
 from sgpipe.sources.vg150 import BOX_SCALE, VALIDATION_IMAGES
+
+Numbers: TypeAlias = Mapping[str, int]  # by name, from 1
 
 _ATTRIBUTES = 10  # of an object, at most
 _COLUMNS = {
@@ -31,94 +35,156 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
 
     The split val is the first images of the HDF5 file, where loaders look for it.
     """
-    h5py = import_extra("h5py", "vg150")
-    order = sorted(
+    import_extra("h5py", "vg150")
+    splits = sorted(
         rows.splits, key=lambda split: (base_split(split) != "val", base_split(split) == "test")
     )
-    names, predicates = rows.names
-    records = (record for split in order for record in rows.records(split, "objects"))
-    attributes = Counter(
-        attribute.name
-        for record in records
-        for box in record.objects
-        for attribute in box.attributes
+    attributes = _count_attributes(rows, splits)
+    _write_names(out / "VG-SGG-dicts-with-attri.json", rows, attributes)
+    write_json(out / "image_data.json", _image_data(rows, splits))
+    tables = _Tables(rows, _numbers(sorted(attributes)))
+    for record in _records(rows, splits, "objects", "relations"):
+        tables.add(record)
+    tables.write(out / "VG-SGG-with-attri.h5")
+    rows.note = (
+        f"the first {tables.validation:,} images are the split val: give"
+        f" num_val_im={tables.validation} to loaders"
     )
-    objects = Counter[str]()
-    dicts = dict[str, Any]()
+
+
+def _records(rows: ExportRows, splits: Iterable[str], *columns: str) -> Iterator[Record]:
+    for split in splits:
+        yield from rows.records(split, *columns)
+
+
+def _count_attributes(rows: ExportRows, splits: Iterable[str]) -> Counter[str]:
+    counts = Counter[str]()
+    for record in _records(rows, splits, "objects"):
+        for box in record.objects:
+            counts.update(attribute.name for attribute in box.attributes)
+    return counts
+
+
+def _numbers(names: Iterable[str]) -> Numbers:
+    return {name: number for number, name in enumerate(names, 1)}
+
+
+def _write_names(path: Path, rows: ExportRows, attributes: Counter[str]) -> None:
+    """Write the numbers of classes, predicates and attributes, and how often each occurs."""
+    classes = Counter[str]()
     for (_, name), number in rows.census.categories.items():
-        objects[name] += number
-    kinds = (
-        ("label", "object", names, objects),
-        ("predicate", "predicate", predicates, rows.census.predicates),
-    )
-    for kind, counted, listed, seen in (
-        *kinds,
+        classes[name] += number
+    class_names, predicate_names = rows.names
+    tables: dict[str, Mapping[str, object]] = {}
+    for kind, counted, names, counts in (
+        ("label", "object", class_names, classes),
+        ("predicate", "predicate", predicate_names, rows.census.predicates),
         ("attribute", "attribute", sorted(attributes), attributes),
     ):
-        dicts[f"{kind}_to_idx"] = {name: number for number, name in enumerate(listed, 1)}
-        dicts[f"idx_to_{kind}"] = {str(number): name for number, name in enumerate(listed, 1)}
-        dicts[f"{counted}_count"] = {name: seen[name] for name in listed}
-    write_json(out / "VG-SGG-dicts-with-attri.json", Members(dicts.items()))
-    images = (record for split in order for record in rows.records(split))
-    fields = ("width", "height", "file_name")
-    ids = set[str]()
-    items = (
-        {"image_id": unique_id(image, ids)} | {name: getattr(image, name) for name in fields}
-        for image in images
-    )
-    write_json(out / "image_data.json", items)
-    tables: dict[str, array[Any]]
-    tables = {
-        name: array("d" if name == "boxes_1024" else "q") for name in (*_OF_IMAGES, *_COLUMNS)
-    }
-    validation = 0
-    for record in (
-        record for split in order for record in rows.records(split, "objects", "relations")
-    ):
+        numbers = _numbers(names)
+        tables[f"{kind}_to_idx"] = numbers
+        tables[f"idx_to_{kind}"] = {str(number): name for name, number in numbers.items()}
+        tables[f"{counted}_count"] = {name: counts[name] for name in names}
+    write_json(path, Members(tables.items()))
+
+
+def _image_data(rows: ExportRows, splits: Iterable[str]) -> Iterator[dict[str, object]]:
+    seen = set[str]()
+    for record in _records(rows, splits):
+        yield {
+            "image_id": unique_id(record, seen),
+            "width": record.width,
+            "height": record.height,
+            "file_name": record.file_name,
+        }
+
+
+class _Tables:
+    """The arrays of the HDF5 file, to which images are added.
+
+    Attributes:
+        validation: how many images of the split val loaders read.
+    """
+
+    def __init__(self, rows: ExportRows, attributes: Numbers) -> None:
+        self._rows = rows
+        classes, predicates = rows.names
+        self._classes = _numbers(classes)
+        self._predicates = _numbers(predicates)
+        self._attributes = attributes
+        self._integers = {
+            name: array("q") for name in (*_OF_IMAGES, *_COLUMNS) if name != "boxes_1024"
+        }
+        self._boxes = array("d")
+        self.validation = 0
+
+    def add(self, record: Record) -> None:
         usable = [
             not box.iscrowd and not box.is_nothing and min(box.bbox[2:]) > 0
             for box in record.objects
         ]
-        indices = rows.renumber(record, usable)
+        indices = self._rows.renumber(record, usable)
+        relations = self._rows.relations(record, indices)
+        first_box = len(self._integers["labels"])
+        first_relation = len(self._integers["predicates"])
         scale = BOX_SCALE / max(record.width, record.height)
-        relations = rows.relations(record, indices)
-        starts = len(tables["labels"]), len(tables["predicates"])
-        for box in (record.objects[index] for index in indices):
-            x, y, w, h = (value * scale for value in box.bbox)
-            tables["boxes_1024"].extend((x + w / 2, y + h / 2, w, h))
-            tables["labels"].append(dicts["label_to_idx"][box.category])
-            numbers = [dicts["attribute_to_idx"][attribute.name] for attribute in box.attributes]
-            rows.left_out["attributes that the format cannot hold"] += len(numbers[_ATTRIBUTES:])
-            tables["attributes"].extend((numbers + [0] * _ATTRIBUTES)[:_ATTRIBUTES])
-        for item in relations:
-            tables["relationships"].extend((starts[0] + item.subject, starts[0] + item.object))
-            tables["predicates"].append(dicts["predicate_to_idx"][item.predicate])
-        for kind, start, total in (
-            ("box", starts[0], len(indices)),
-            ("rel", starts[1], len(relations)),
-        ):
-            tables[f"img_to_first_{kind}"].append(start if total else -1)
-            tables[f"img_to_last_{kind}"].append(start + total - 1 if total else -1)
-        # loaders leave out the others
-        part = base_split(record.split)
-        is_read = bool(indices and relations)
-        validation += part == "val" and is_read
-        tables["split"].append(2 if part == "test" else int(part == "val" and not is_read))
-    path = out / "VG-SGG-with-attri.h5"
-    with add_filename(path), h5py.File(path, "x") as file:
-        for name, values in tables.items():
-            file[name] = np.array(values).reshape(
-                -1, *([_COLUMNS[name]] if name in _COLUMNS else [])
-            )
-        file["boxes_512"] = file["boxes_1024"][()] / 2
-        file["active_object_mask"] = np.ones_like(file["labels"], bool)
-        file.attrs[VALIDATION_IMAGES] = validation
-    with path.open("rb+") as written:
-        os.fsync(written.fileno())
-    rows.note = (
-        f"the first {validation:,} images are the split val: give num_val_im={validation} to"
-        " loaders"
-    )
+        for index in indices:
+            self._add_box(record.objects[index], scale)
+        for relation in relations:
+            self._add_relation(relation, first_box)
+        self._add_range("box", first_box, len(indices))
+        self._add_range("rel", first_relation, len(relations))
+        self._add_split(base_split(record.split), is_read=bool(indices and relations))
+
+    def _add_box(self, box: Box, scale: float) -> None:
+        x, y, width, height = (value * scale for value in box.bbox)
+        self._boxes.extend((x + width / 2, y + height / 2, width, height))
+        self._integers["labels"].append(self._classes[box.category])
+        numbers = [self._attributes[attribute.name] for attribute in box.attributes]
+        too_many = len(numbers[_ATTRIBUTES:])
+        self._rows.left_out["attributes that the format cannot hold"] += too_many
+        padded = numbers + [0] * _ATTRIBUTES
+        self._integers["attributes"].extend(padded[:_ATTRIBUTES])
+
+    def _add_relation(self, relation: Relation, first_box: int) -> None:
+        ends = (first_box + relation.subject, first_box + relation.object)
+        self._integers["relationships"].extend(ends)
+        self._integers["predicates"].append(self._predicates[relation.predicate])
+
+    def _add_range(self, kind: str, start: int, length: int) -> None:
+        """Add where the boxes or relations of an image are: -1, if it has none."""
+        self._integers[f"img_to_first_{kind}"].append(start if length else -1)
+        self._integers[f"img_to_last_{kind}"].append(start + length - 1 if length else -1)
+
+    def _add_split(self, split: str, *, is_read: bool) -> None:
+        """Add the number of a split: 0 of train and val, 2 of test, 1 of what no loader reads.
+
+        Args:
+            is_read: loaders leave out images without boxes or relations.
+        """
+        if split == "test":
+            number = 2
+        elif split == "val" and not is_read:
+            number = 1
+        else:
+            number = 0
+        self._integers["split"].append(number)
+        self.validation += split == "val" and is_read
+
+    def write(self, path: Path) -> None:
+        import h5py
+
+        with add_filename(path), h5py.File(path, "x") as file:
+            for name in _OF_IMAGES:
+                file[name] = np.array(self._integers[name])
+            for name, width in _COLUMNS.items():
+                values = self._boxes if name == "boxes_1024" else self._integers[name]
+                file[name] = np.array(values).reshape(-1, width)
+            file["boxes_512"] = file["boxes_1024"][()] / 2
+            file["active_object_mask"] = np.ones_like(file["labels"], bool)
+            file.attrs[VALIDATION_IMAGES] = self.validation
+        with path.open("rb+") as written:
+            os.fsync(written.fileno())
 
 
 VG150 = Format("vg150", write_vg150)

@@ -205,46 +205,57 @@ def require_format(path: Location, *accepted: str) -> str:
     """Return the format of a file. Raises UserError, also if it is not accepted, with its format if
     it is known.
     """
-    found = detect_format(path)
-    if found in accepted:
-        return found
-    what = f"has the format {found!r}" if found else "has a format that sgpipe does not know"
-    raise UserError(f"{path} {what}, not {' or '.join(map(repr, accepted))}")
+    form = detect_format(path)
+    if form in accepted:
+        return form
+    problem = f"has the format {form!r}" if form else "has a format that sgpipe does not know"
+    raise UserError(f"{path} {problem}, not {' or '.join(map(repr, accepted))}")
 
 
 def detect_format(path: Location) -> str | None:
     """Return the format of a file by its first items, or None if it is unknown."""
-    with suppress(
-        OSError
-    ):  # a file that is cut short is refused before it is used; a missing one by the reader
+    _check_ends(path)
+    seen = Counter[str]()
+    for array, item in JsonStream(path):
+        seen[array] += 1
+        if array == "rel_categories" and isinstance(item, str):
+            return "triplets"
+        if isinstance(item, dict) and seen[array] <= _ITEMS_EXAMINED:
+            name = _format_of_item(array, item)
+            if name is not None:
+                return name
+        if array == "" and seen[array] > _ITEMS_EXAMINED:
+            return None
+    return None
+
+
+def _check_ends(path: Location) -> None:
+    """Raises UserError: a file is cut short. A missing one is refused by its reader."""
+    with suppress(OSError):
         head, tail = read_ends(path, _TAIL)
         head = head.removeprefix(codecs.BOM_UTF8).lstrip()
         tail = tail.rstrip()
         if head and tail and head[:1] + tail[-1:] not in (b"[]", b"{}"):
             raise UserError(f"{path} is not a JSON array or object, or is cut short")
-    stream = JsonStream(path)
-    seen = Counter[str]()
-    for array, item in stream:
-        seen[array] += 1
-        if array == "rel_categories" and isinstance(item, str):
-            return "triplets"
-        if isinstance(item, dict) and seen[array] <= _ITEMS_EXAMINED:
-            for name, keys, found in _RULES:
-                if name == array and set(keys.split()) <= item.keys():
-                    # HICO-DET and V-COCO number their verbs differently; only the image names tell
-                    # their files apart. Only files that sgpipe exported have image ids as well as
-                    # names, and they may be of any dataset.
-                    prefix = (
-                        "" if "image_id" in item else str(item.get("file_name")).partition("_")[0]
-                    )
-                    return (
-                        {"HICO": "hico", "COCO": "vcoco"}.get(prefix, found)
-                        if found == "hoia"
-                        else found
-                    )
-        if array == "" and seen[array] > _ITEMS_EXAMINED:
-            return None
+
+
+def _format_of_item(array: str, item: Mapping[str, Any]) -> str | None:
+    for name, keys, form in _RULES:
+        if name == array and set(keys.split()) <= item.keys():
+            return _hoia_format(item) if form == "hoia" else form
     return None
+
+
+def _hoia_format(item: Mapping[str, Any]) -> str:
+    """Return the format of a HOIA file.
+
+    HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart.
+    Only files that sgpipe exported have image ids as well as names, and they may be of any dataset.
+    """
+    if "image_id" in item:
+        return "hoia"
+    prefix = str(item.get("file_name")).partition("_")[0]
+    return {"HICO": "hico", "COCO": "vcoco"}.get(prefix, "hoia")
 
 
 def infer_split(
@@ -259,24 +270,15 @@ def infer_split(
     neither is a split's and there is no default.
     """
     folder = None if images is None else Path(located(images).rstrip("/"))
-    words = re.findall(_WORD, _lower(annotations.name.removesuffix(".gz").removesuffix(".json")))
-    words.sort(key="all".__ne__)  # of "train_all", the split is train
-    by_file = _SPLITS[words[-1]] if words else None
-    match = folder and re.fullmatch(
-        _FOLDER, _lower(re.sub(r"\.(zip|tar)$", "", folder.resolve().name))
-    )
-    by_folder = _SPLITS[match[1]] if match else None
+    by_file = _split_of_file(annotations.name)
+    by_folder = None if folder is None else _split_of_folder(folder)
     if by_file != by_folder and not {by_file, by_folder} & {None, WHOLE}:
         raise UserError(
             f"{annotations.name} is named after {by_file!r}, the image folder {folder} after"
             f" {by_folder!r}: pass --split {by_file} or --split {by_folder}, or the folder of these"
             " annotations"
         )
-    outer = (
-        _lower(place.resolve().parent.name) for place in (Path(str(annotations)), folder) if place
-    )
-    around = {_SPLITS[found[1]] for name in outer if (found := re.fullmatch(_ALONE, name))}
-    split = by_file or by_folder or (around.pop() if len(around) == 1 else default)
+    split = by_file or by_folder or _split_around(Path(str(annotations)), folder) or default
     if split:
         return split
     beside = f" nor of the image folder {folder}" if folder else ""
@@ -284,6 +286,28 @@ def infer_split(
         f"the split is unknown: neither the name of {annotations}{beside} says train, val or test;"
         " pass --split NAME"
     )
+
+
+def _split_of_file(name: str) -> str | None:
+    words = re.findall(_WORD, _lower(name.removesuffix(".gz").removesuffix(".json")))
+    words.sort(key="all".__ne__)  # of "train_all", the split is train
+    return _SPLITS[words[-1]] if words else None
+
+
+def _split_of_folder(folder: Path) -> str | None:
+    name = re.sub(r"\.(zip|tar)$", "", folder.resolve().name)
+    match = re.fullmatch(_FOLDER, _lower(name))
+    return _SPLITS[match[1]] if match else None
+
+
+def _split_around(*places: Path | None) -> str | None:
+    """Return the split that the folders around these are named after, if it is one."""
+    splits: set[str] = set()
+    for place in filter(None, places):
+        match = re.fullmatch(_ALONE, _lower(place.resolve().parent.name))
+        if match:
+            splits.add(_SPLITS[match[1]])
+    return splits.pop() if len(splits) == 1 else None
 
 
 def base_split(split: str) -> str:

@@ -132,45 +132,57 @@ def coco_relations_source(
     require_format(annotations, "coco", "coco-rel")
     instances = load_coco_instances(annotations)
     names = instances.predicates
-    related = instances.relations
+    related: Mapping[str, Any] = instances.relations
     if relations is not None:
-        require_format(relations, "triplets")
-        content = list(JsonStream(relations))
-        names = dict(
-            enumerate(fields.clean(str(item)) for key, item in content if key == "rel_categories")
-        )
-        splits = {key: value for key, value in content if isinstance(value, dict)}
-        if split not in splits:
-            choices = " or ".join(map(fields.single_line, sorted(splits))) or "NAME"
-            raise UserError(f"{relations} has no split {split!r}: pass --split {choices}")
-        related = splits[split]
+        names, related = _read_triplets(relations, split)
     elif not instances.with_relations or (related and not names):
         raise UserError(
             f"{annotations} has no rel_annotations or no rel_categories: give its relations by"
             " --relations rel.json"
         )
-    names = {
-        number: name for number, name in sorted(names.items()) if (number, name) != (0, NO_RELATION)
-    }
+    predicates = dict(sorted(names.items()))
+    if predicates.get(0) == NO_RELATION:
+        del predicates[0]
+
+    def relations_of(number: str, record: Record) -> list[Relation]:
+        if relations is None:
+            return instances.related(number, instances.boxes_of(number), predicates)
+        ends = (index for index, box in enumerate(record.objects) if not box.iscrowd)
+        triplets = [fields.numbers(triplet, 3) for triplet in fields.array(related, number)]
+        return annotated.relations_of(triplets, predicates, dict(enumerate(ends)))
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         problems.update(instances.problems)
         problems["unlisted_images"] += len(related.keys() - instances.position.keys())
         for number in instances.position:
             record = instances.record(number, "coco_rel", split, problems)
-            with error_row(record):
-                if record.ok and number in related and relations is None:
-                    record.relations = instances.related(number, instances.boxes_of(number), names)
-                elif record.ok and number in related:
-                    ends = (index for index, box in enumerate(record.objects) if not box.iscrowd)
-                    rows = [fields.numbers(each, 3) for each in fields.array(related, number)]
-                    record.relations = annotated.relations_of(rows, names, dict(enumerate(ends)))
+            if record.ok and number in related:
+                with error_row(record):
+                    record.relations = relations_of(number, record)
             yield record
 
-    files = {"annotations": annotations} | ({} if relations is None else {"relations": relations})
+    files = {"annotations": annotations}
+    if relations is not None:
+        files["relations"] = relations
     objects = tuple(name for _, name in sorted(instances.categories.items()))
-    classes = DatasetClasses(objects, tuple(names.values()))
+    classes = DatasetClasses(objects, tuple(predicates.values()))
     return AnnotationSource("coco_rel", split, read, files, classes=classes, boxes="xywh")
+
+
+def _read_triplets(path: Path, split: str) -> tuple[dict[int, str], Mapping[str, Any]]:
+    """Return the predicates of rel.json by number, and the triplets of a split by image id."""
+    require_format(path, "triplets")
+    names: list[str] = []
+    splits: dict[str, Mapping[str, Any]] = {}
+    for key, value in JsonStream(path):
+        if isinstance(value, dict):
+            splits[key] = value
+        if key == "rel_categories":
+            names.append(fields.clean(str(value)))
+    if split not in splits:
+        choices = " or ".join(map(fields.single_line, sorted(splits))) or "NAME"
+        raise UserError(f"{path} has no split {split!r}: pass --split {choices}")
+    return dict(enumerate(names)), splits[split]
 
 
 def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:

@@ -82,10 +82,10 @@ def correct_run(
         },
         "identity": identity | {"conflicts": conflicts},
     }
-    found = Counter[str]()
+    counts = Counter[str]()
 
     def corrected(shard: ShardEntry, _: bool) -> pa.Table:
-        return corrections.apply(read_file(storage / shard.file), found)
+        return corrections.apply(read_file(storage / shard.file), counts)
 
     title = f"{source.run.get('name', '')}: corrected by sgpipe"
     readme = title, "Relations without a confidence are confirmed or made by people."
@@ -94,9 +94,9 @@ def correct_run(
         root=str(out),
         images=sum(shard.rows for shard in manifest.shards),
         shards=len(manifest.shards),
-        counts={name: found[name] for name in _COUNTS},
+        counts={name: counts[name] for name in _COUNTS},
         conflicts=sum(state.is_conflict for state in states),
-        missing=len(states) - sum(found.values()),
+        missing=len(states) - counts.total(),
         new_predicates=new,
     )
 
@@ -121,44 +121,62 @@ class Corrections:
             outcomes[json.dumps(state.key)] = None if places is None else sorted(places)
         self.fingerprint = fingerprint(outcomes)
 
-    def apply(self, table: pa.Table, found: Counter[str]) -> pa.Table:
-        """Return the table of a shard with corrected relations; adds to `found` what was done, by
+    def apply(self, table: pa.Table, counts: Counter[str]) -> pa.Table:
+        """Return the table of a shard with corrected relations; adds to `counts` what was done, by
         relation.
         """
         images = list(zip(table["split"].to_pylist(), table["image_id"].to_pylist(), strict=True))
-        rows = [number for number, image in enumerate(images) if image in self._images]
-        if not rows:
+        judged_rows = [row for row, image in enumerate(images) if image in self._images]
+        if not judged_rows:
             return table
-        columns = [name for name in ("relations", *SCORES) if name in table.column_names]
-        values = {name: table[name].to_pylist() for name in columns}
-        for row in rows:
+        score_columns = [name for name in SCORES if name in table.column_names]
+        values = {name: table[name].to_pylist() for name in ("relations", *score_columns)}
+        for row in judged_rows:
             relations = values["relations"][row] or []
             objects = len(table["objects"][row].as_py() or ())
-            there = set(map(_place, relations))
-            outcomes = {}
-            for state, left in self._images[images[row]]:
-                place = state.key[2:]
-                if (place not in there and not state.is_added) or any(
-                    max(s, o) >= objects for s, o, _ in left or ()
-                ):
-                    continue  # the image does not have the relation, and cannot have it
-                if left is None:
-                    found["undecided" if state.is_conflict else "unsure"] += 1
-                    continue
-                outcomes[place] = left
-                done = (
-                    "added" if place not in there else "confirmed" if place in left else "changed"
-                )
-                found[done if left else "removed"] += 1
+            outcomes = self._outcomes(images[row], relations, objects, counts)
             values["relations"][row], before = correct_relations(relations, outcomes)
-            for scores in (values[name] for name in columns[1:]):
-                scores[row] = [None if at is None else scores[row][at] for at in before]
-        for name in columns:
+            for name in score_columns:
+                scores = values[name][row]
+                values[name][row] = [None if place is None else scores[place] for place in before]
+        for name, column in values.items():
             field = table.schema.field(name)
-            table = table.set_column(
-                table.column_names.index(name), field, pa.array(values[name], field.type)
-            )
+            place = table.column_names.index(name)
+            table = table.set_column(place, field, pa.array(column, field.type))
         return table
+
+    def _outcomes(
+        self,
+        image: tuple[str, str],
+        relations: Sequence[_Row],
+        objects: int,
+        counts: Counter[str],
+    ) -> dict[Place, frozenset[Place]]:
+        """Return what is left of each judged relation of an image, without those that the image
+        does not have, or cannot have.
+        """
+        present = set(map(_place, relations))
+        outcomes: dict[Place, frozenset[Place]] = {}
+        for state, left in self._images[image]:
+            place = state.key[2:]
+            is_possible = all(max(subject, object_) < objects for subject, object_, _ in left or ())
+            if not is_possible or (place not in present and not state.is_added):
+                continue
+            counts[_outcome(state, left, is_present=place in present)] += 1
+            if left is not None:
+                outcomes[place] = left
+        return outcomes
+
+
+def _outcome(state: RelationState, left: frozenset[Place] | None, *, is_present: bool) -> str:
+    """Return what people did to a relation, as `CorrectedRun.counts` calls it."""
+    if left is None:
+        return "undecided" if state.is_conflict else "unsure"
+    if not left:
+        return "removed"
+    if not is_present:
+        return "added"
+    return "confirmed" if state.key[2:] in left else "changed"
 
 
 def correct_relations(

@@ -12,6 +12,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImageRoot
 from sgpipe.images import read_size
-from sgpipe.records import SCHEMA, Record
+from sgpipe.records import SCHEMA, Box, Record
 from sgpipe.sources import fields
 from sgpipe.sources.annotated import CLIP_TOLERANCE, AnnotationSource, ProblemCounts, add_name
 from sgpipe.sources.fields import FieldError
@@ -401,19 +402,22 @@ def doubt_boxes(
     form = stated or usual
     best, share = geometry.best_form(boxes, sizes)
     outside = 1 - geometry.share_inside(boxes, sizes, form)
-    still = 1 - share
+    outside_best = 1 - share
     number = outside * len(boxes)
-    if (
+    looks_normalised = (
         geometry.are_parts(boxes)
         and not form.endswith("n")
         and len(boxes) >= _FEW
         and sizes.max() > _SMALL_IMAGE
-    ):
+    )
+    if looks_normalised:
         doubt = f"all boxes lie in the first pixel of their images, but {share:.0%} fit as {best}"
         certain = len(boxes) >= _ENOUGH
-    elif number >= _FEW and outside >= _SOME and still <= outside / 10:
-        doubt = f"{outside:.0%} of the boxes leave their images as {form}, {still:.0%} as {best}"
-        certain = number >= _ENOUGH and outside >= _MANY and still <= _HARDLY
+    elif number >= _FEW and outside >= _SOME and outside_best <= outside / 10:
+        doubt = (
+            f"{outside:.0%} of the boxes leave their images as {form}, {outside_best:.0%} as {best}"
+        )
+        certain = number >= _ENOUGH and outside >= _MANY and outside_best <= _HARDLY
     elif number >= _ENOUGH and outside >= _MANY:
         return [
             f"{name}: {outside:.0%} of the boxes leave their images: are width and height those of"
@@ -433,51 +437,68 @@ def doubt_detections(detections: Detections, captions: object) -> list[str]:
     they come from.
     """
     rows = np.asarray(detections.box_rows)
-    listed = detections.categories.keys()
-    used = np.asarray(detections.box_categories)[:BOXES][rows[:BOXES] >= 0]
-    unlisted = np.isin(used, list(listed), invert=True)
-    if listed and len(used) and unlisted.mean() >= _HARDLY:
-        ids = set(used.tolist())
-        which = ", ".join(map(str, sorted(ids - listed)[:3]))
-        shifts = [
-            word
-            for word, step in (("smaller", -1), ("larger", 1))
-            if {identifier + step for identifier in ids} <= listed
-        ]
-        advice = f"; all would be listed if they were {shifts[0]} by one" if shifts else ""
-        boxes = f"{int(unlisted.sum()):,} of {count(len(used), 'box', 'boxes')}"
-        return [
-            f"{boxes} have a category_id that is not in the categories, such as {which}, and are"
-            f" dropped{advice}"
-        ]
-    if not detections.captions:
-        return []
+    numbers = np.asarray(detections.box_categories)[:BOXES][rows[:BOXES] >= 0]
+    notes = _doubt_categories(numbers, detections.categories.keys())
+    if notes or not detections.captions:
+        return notes
     captioned = list(islice(sorted(detections.captions), IMAGES))
-    boxed: dict[int, set[str]] = {row: set() for row in captioned}
-    for index in np.flatnonzero(np.isin(rows, captioned)).tolist():
-        boxed[rows[index]].add(detections.categories.get(detections.box_categories[index], ""))
     classes = [name for _, name in sorted(detections.categories.items())]
-    synonyms = {**packaged_synonyms("objects365"), **packaged_synonyms("coco")}
-    find = geometry.ClassFinder(
-        {class_name: synonyms.get(class_name, ()) for class_name in classes}
-    )
-    named = geometry.class_matrix(
-        [set().union(*map(find, detections.captions[row])) for row in captioned], classes
-    )
-    there = geometry.class_matrix(boxed.values(), classes)
-    found = geometry.match_captions(named, there)
-    if not found.is_chance:
+    in_captions = _classes_of_captions(detections, captioned, classes)
+    in_boxes = _classes_of_boxes(detections, rows, captioned, classes)
+    match = geometry.match_captions(in_captions, in_boxes)
+    if not match.is_chance:
         return []
     doubt = (
-        f"{captions}: of the classes that captions name, {found.same:.0%} have a box in the same"
-        " image"
+        f"{captions}: of the classes that captions name, {match.same:.0%} have a box in the same"
+        f" image and {match.other:.0%} in any other image, so that captions and boxes seem"
+        " unrelated"
     )
-    doubt += f" and {found.other:.0%} in any other image, so that captions and boxes seem unrelated"
     for axis, step, fault in _SHIFTS:
-        shifted = geometry.match_captions(named, np.roll(there, step, axis))
+        shifted = geometry.match_captions(in_captions, np.roll(in_boxes, step, axis))
         if shifted.is_real:
             return [f"{doubt}: {shifted.same:.0%} would have one if {fault}"]
     return [f"{doubt}: do they belong together?"]
+
+
+def _doubt_categories(numbers: NDArray[Any], listed: AbstractSet[int]) -> list[str]:
+    """Return what is doubtful about the category_ids of boxes."""
+    unlisted = np.isin(numbers, list(listed), invert=True)
+    if not listed or not len(numbers) or unlisted.mean() < _HARDLY:
+        return []
+    ids = set(numbers.tolist())
+    examples = ", ".join(map(str, sorted(ids - listed)[:3]))
+    advice = ""
+    if {number - 1 for number in ids} <= listed:
+        advice = "; all would be listed if they were smaller by one"
+    elif {number + 1 for number in ids} <= listed:
+        advice = "; all would be listed if they were larger by one"
+    boxes = f"{int(unlisted.sum()):,} of {count(len(numbers), 'box', 'boxes')}"
+    return [
+        f"{boxes} have a category_id that is not in the categories, such as {examples}, and are"
+        f" dropped{advice}"
+    ]
+
+
+def _classes_of_captions(
+    detections: Detections, rows: Sequence[int], classes: Sequence[str]
+) -> NDArray[Any]:
+    """Return which classes the captions of images name, `[images, classes]`."""
+    synonyms = {**packaged_synonyms("objects365"), **packaged_synonyms("coco")}
+    find = geometry.ClassFinder({name: synonyms.get(name, ()) for name in classes})
+    return geometry.class_matrix(
+        [set().union(*map(find, detections.captions[row])) for row in rows], classes
+    )
+
+
+def _classes_of_boxes(
+    detections: Detections, box_rows: NDArray[Any], rows: Sequence[int], classes: Sequence[str]
+) -> NDArray[Any]:
+    """Return which classes the boxes of images have, `[images, classes]`."""
+    names: dict[int, set[str]] = {row: set() for row in rows}
+    for box in np.flatnonzero(np.isin(box_rows, rows)).tolist():
+        category = detections.box_categories[box]
+        names[box_rows[box]].add(detections.categories.get(category, ""))
+    return geometry.class_matrix(names.values(), classes)
 
 
 def settle_records(
@@ -491,20 +512,16 @@ def settle_records(
     examine = examine and source.boxes is not None
     if form is None and not examine:
         return []
-    owners = [
-        (record, box)
-        for record in records
-        if record.ok
-        for box in record.objects
-        if not box.is_nothing
-    ]
-    sizes = np.array([(record.width, record.height) for record, _ in owners], np.float64).reshape(
-        -1, 2
-    )
-    boxes = np.array([box.bbox for _, box in owners], np.float64).reshape(-1, 4)
-    boxes = (
-        geometry.xywh_to_xyxy(boxes) if source.boxes == "xyxy" else boxes
-    )  # as the file has them
+    sides: list[tuple[int, int]] = []
+    objects: list[Box] = []
+    for record in records:
+        boxes_of_record = [box for box in record.objects if record.ok and not box.is_nothing]
+        objects += boxes_of_record
+        sides += [(record.width, record.height)] * len(boxes_of_record)
+    sizes = np.array(sides, np.float64).reshape(-1, 2)
+    boxes = np.array([box.bbox for box in objects], np.float64).reshape(-1, 4)
+    if source.boxes == "xyxy":  # as the file has them
+        boxes = geometry.xywh_to_xyxy(boxes)
     notes: list[str] = []
     is_finite = np.isfinite(boxes).all(1)
     if examine and is_finite.any():
@@ -512,9 +529,8 @@ def settle_records(
         usual = source.boxes or "xywh"
         notes = doubt_boxes(boxes[is_finite], sizes[is_finite], form, usual, name, "--boxes ")
     if form is not None:
-        for (_, box), bbox in zip(
-            owners, geometry.to_xywh(boxes, sizes, form).tolist(), strict=True
-        ):
+        settled = geometry.to_xywh(boxes, sizes, form).tolist()
+        for box, bbox in zip(objects, settled, strict=True):
             box.bbox = tuple(bbox)
     return notes
 

@@ -13,7 +13,7 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream, json_lines
 from sgpipe.files.locations import Location
 from sgpipe.images import read_size
-from sgpipe.records import Box, Caption, Record
+from sgpipe.records import Box, Caption, Record, Scope
 from sgpipe.sources import fields
 from sgpipe.sources.annotated import NO_CATEGORY_ID, AnnotationSource, ProblemCounts, error_row
 from sgpipe.sources.fields import FieldError
@@ -134,14 +134,19 @@ def _add_captions(
         texts = [fields.text(caption, "text") for caption in fields.array(vertex, "descs")]
         edges = fields.array({"out_edges": [], **vertex}, "out_edges")
         targets = [fields.text(edge, "target") for edge in edges]
-        ends = [indices[target] for target in targets if target in indices]
-        if vertex["label"] == "entity":
-            if vertex["vertex_id"] in indices:
-                index = indices[vertex["vertex_id"]]
-                record.captions += [Caption(text, "box", [index]) for text in texts]
-        elif vertex["label"] == "relation" and len(ends) == 2:
-            record.captions += [Caption(text, "pair", ends) for text in texts]
-        elif vertex["label"] == "composition":
+        label = vertex["label"]
+        if label == "composition":
             problems["compositions"] += len(texts)
-        else:
-            record.captions += [Caption(text) for text in texts]
+            continue
+        if label == "entity" and vertex["vertex_id"] not in indices:
+            continue
+        ends = [indices[target] for target in targets if target in indices]
+        scope: Scope = "image"
+        boxes: list[int] = []
+        if label == "entity":
+            scope = "box"
+            boxes = [indices[vertex["vertex_id"]]]
+        elif label == "relation" and len(ends) == 2:
+            scope = "pair"
+            boxes = ends
+        record.captions += [Caption(text, scope, list(boxes)) for text in texts]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -135,51 +135,56 @@ def check_classes(
     impossible with these.
     """
     title = classes or _TITLES[dataset]
-    beside = annotations.with_name(
-        f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json"
-    )
-    if (
-        classes is None
-        and beside.is_file()
-        and read_classes(beside).class_list != schema.class_list
-    ):
+    stem = annotations.name.removesuffix(".gz").removesuffix(".json")
+    beside = annotations.with_name(f"{stem}_classes.json")
+    is_beside = classes is None and beside.is_file()
+    if is_beside and read_classes(beside).class_list != schema.class_list:
         raise UserError(
             f"{annotations} has the classes of {beside}, not those of {title}: pass --classes"
             f" {beside}"
         )
-    possible = set[tuple[int, int]]()  # HICO-DET's 600 interactions
-    if dataset == "hico":
-        from rlip_model.evaluation.hico_classes import (
-            CLASSES,
-            class_numbers,
-        )  # every other source does without
-
-        verbs = list(schema.relations)
-        things = list(schema.objects)
-        possible = {
-            (verbs[verb], things[thing])
-            for thing, verb in CLASSES.labels(class_numbers())[:, 1:].tolist()
-        }
-    wrong = total = 0
+    possible = _hico_interactions(schema) if dataset == "hico" else None
+    wrong = 0
+    total = 0
     for _, item in islice(JsonStream(annotations), _IMAGES_CHECKED):
         with suppress(FieldError):  # it makes an error row
-            boxes, relations = (fields.array(item, key) for key in ("annotations", schema.key))
-            for relation in relations:
-                index, verb = (
-                    fields.integer(relation, key) for key in ("object_id", "category_id")
-                )
-                thing = (
-                    fields.integer(boxes[index], "category_id") if 0 <= index < len(boxes) else None
-                )
-                known = verb in schema.relations and (thing is None or thing in schema.objects)
-                known = known and (thing is None or not possible or (verb, thing) in possible)
-                total = total + 1
-                wrong = wrong + (not known)
+            for verb, thing in _verbs_and_classes(item, schema.key):
+                total += 1
+                wrong += not _is_possible(verb, thing, schema, possible)
     if wrong >= _ENOUGH and 2 * wrong > total:
         raise UserError(
             f"the classes of {annotations} are not those of {title}: {wrong:,} of {total:,}"
             " relations are impossible; list its classes in a file and pass --classes FILE"
         )
+
+
+def _hico_interactions(schema: HoiaSchema) -> set[tuple[int, int]]:
+    """Return the verbs and classes of HICO-DET's 600 interactions."""
+    # Every other source does without this module.
+    from rlip_model.evaluation.hico_classes import CLASSES, class_numbers
+
+    verbs = list(schema.relations)
+    things = list(schema.objects)
+    numbers = CLASSES.labels(class_numbers())[:, 1:].tolist()
+    return {(verbs[verb], things[thing]) for thing, verb in numbers}
+
+
+def _verbs_and_classes(item: Any, key: str) -> Iterator[tuple[int, int | None]]:
+    """Yield the verb of each relation of an image, and the class of its object, if it has one."""
+    boxes = fields.array(item, "annotations")
+    for relation in fields.array(item, key):
+        index = fields.integer(relation, "object_id")
+        verb = fields.integer(relation, "category_id")
+        has_object = 0 <= index < len(boxes)
+        yield verb, fields.integer(boxes[index], "category_id") if has_object else None
+
+
+def _is_possible(
+    verb: int, thing: int | None, schema: HoiaSchema, possible: Collection[tuple[int, int]] | None
+) -> bool:
+    if verb not in schema.relations or thing is None:
+        return verb in schema.relations
+    return thing in schema.objects and (possible is None or (verb, thing) in possible)
 
 
 def hico_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
@@ -272,32 +277,37 @@ def _read_pairs(annotations: Path, dataset: str) -> tuple[list[Any], _Fill]:
     for key, item in JsonStream(annotations):
         arrays[key].append(item)
     objects, verbs, images, verb_names = _PAIR_KEYS[dataset]
-    things = {
-        name.replace(" ", "_"): name for name in (_BACKGROUND, *category_names("coco").values())
+    classes = (_BACKGROUND, *category_names("coco").values())
+    things = {name.replace(" ", "_"): name for name in classes}
+    names = {
+        objects: _listed_names(annotations, arrays, "objects", things),
+        verbs: _listed_names(annotations, arrays, verb_names, official_relation_names(dataset)),
     }
-    names = {}
-    for key, listed, known in (
-        (objects, "objects", things),
-        (verbs, verb_names, official_relation_names(dataset)),
-    ):
-        own = [str(name).replace(" ", "_") for name in arrays[listed]]
-        if not own or not set(own) <= known.keys():
-            raise UserError(
-                f"{annotations}: its list {listed!r} does not have the names of the dataset"
-            )
-        names[key] = [known[name] for name in own]
     items = arrays[images]
     if dataset == "hico":  # V-COCO's images have their names, and no sizes
         if not len(items) == len(arrays["filenames"]) == len(arrays["size"]):
             raise UserError(f"{annotations}: 'annotation', 'filenames' and 'size' differ in length")
-        sizes = (
-            size if isinstance(size, list) and len(size) == 2 else (0, 0) for size in arrays["size"]
-        )
+        rows = zip(items, arrays["filenames"], map(_pair, arrays["size"]), strict=True)
         items = [
             {"content": item, "file_name": str(name), "width": width, "height": height}
-            for item, name, (width, height) in zip(items, arrays["filenames"], sizes, strict=True)
+            for item, name, (width, height) in rows
         ]
     return items, partial(_fill_pairs, names)
+
+
+def _listed_names(
+    annotations: Path, arrays: Mapping[str, list[Any]], key: str, known: Mapping[str, str]
+) -> list[str]:
+    """Return our names of those that a file lists."""
+    listed = [str(name).replace(" ", "_") for name in arrays[key]]
+    if not listed or not set(listed) <= known.keys():
+        raise UserError(f"{annotations}: its list {key!r} does not have the names of the dataset")
+    return [known[name] for name in listed]
+
+
+def _pair(size: Any) -> tuple[Any, Any]:
+    """Return width and height, or zeros for what is not such a pair."""
+    return tuple(size) if isinstance(size, list) and len(size) == 2 else (0, 0)
 
 
 def _fill_pairs(names: Mapping[str, Sequence[str]], record: Record, item: Any) -> None:
@@ -372,22 +382,23 @@ def _vrd_as_hoia(item: Any) -> Any:
     """Return an image of vrd-train-anno.json, with parallel lists of boxes and labels, as in HOIA
     format.
     """
-    if not isinstance(item, dict) or not isinstance(name := item.get("img_fn"), str):
+    name = item.get("img_fn") if isinstance(item, dict) else None
+    if not isinstance(name, str):
         return None
-    size, boxes, labels, relations = (
-        item.get(key) for key in ("img_size", "bbox", "det_labels", "rel")
-    )
-    width, height = size if isinstance(size, list) and len(size) == 2 else (0, 0)
+    width, height = _pair(item.get("img_size"))
     hoia = {"file_name": f"{name}.jpg", "image_id": name, "width": width, "height": height}
+    boxes = item.get("bbox")
+    labels = item.get("det_labels")
     if isinstance(boxes, list) and isinstance(labels, list) and len(boxes) == len(labels):
-        hoia["annotations"] = [
-            {"bbox": box, "category_id": label} for box, label in zip(boxes, labels, strict=True)
-        ]
-    if isinstance(relations, list):
-        keys = ("subject_id", "object_id", "category_id")
-        triplets = (
-            relation if isinstance(relation, list) and len(relation) == len(keys) else ()
-            for relation in relations
-        )
-        hoia["rel_annotations"] = [dict(zip(keys, triplet, strict=False)) for triplet in triplets]
+        pairs = zip(boxes, labels, strict=True)
+        hoia["annotations"] = [{"bbox": box, "category_id": label} for box, label in pairs]
+    if isinstance(item.get("rel"), list):
+        hoia["rel_annotations"] = list(map(_vrd_relation, item["rel"]))
     return hoia
+
+
+def _vrd_relation(triplet: Any) -> dict[str, Any]:
+    keys = ("subject_id", "object_id", "category_id")
+    if not isinstance(triplet, list) or len(triplet) != len(keys):
+        return {}
+    return dict(zip(keys, triplet, strict=True))

@@ -130,10 +130,11 @@ def _add_row(
         item: the id and file name of the image.
         numbers: of classes, by name.
     """
-    width, height = row["width"], row["height"]
+    size = {"width": row["width"], "height": row["height"]}
     failure = ""
     if columns["width"] is None:
         (width, height), failure = size_or_reason(root, item["file_name"])
+        size = {"width": width, "height": height}
     boxes = fields.as_list(row["boxes"])
     classes = fields.as_list(row["classes"])
     crowds = fields.as_list(row["crowd"]) if columns["crowd"] else [False] * len(boxes)
@@ -145,18 +146,22 @@ def _add_row(
         )
         if columns["crowd"]:
             failure += f", {count(len(crowds), 'value')} of {columns['crowd']}"
-    image = detections.attempt(
-        detections.add_image, item | {"width": width, "height": height}, failure
-    )
+    image = detections.attempt(detections.add_image, item | size, failure)
     if image is None:
         return
     if has_one_length:
-        for box, kind, crowd in zip(boxes, classes, crowds, strict=True):
-            is_name = kind is None or isinstance(kind, str)
-            number = numbers.get(fields.clean(kind or ""), -1) if is_name else kind
+        for box, category, crowd in zip(boxes, classes, crowds, strict=True):
+            number = _class_number(category, numbers)
             detections.attempt(detections.add_row_box, image, number, box, crowd)
     for text in fields.as_list(row["captions"]):
         detections.attempt(detections.add_text, image, text)
+
+
+def _class_number(category: Any, numbers: Mapping[str, int]) -> Any:
+    """Return the number of a class, -1 of an unknown name, or a number as it is."""
+    if category is None or isinstance(category, str):
+        return numbers.get(fields.clean(category or ""), -1)
+    return category
 
 
 def _sha256(*values: Any) -> Any:
@@ -304,18 +309,17 @@ def dataset_source(
     if len(splits) > 1:
         raise UserError(f"{dataset} has several splits: pass --split {' or '.join(splits)}")
     ((split, names),) = splits.items()
-    files = {name: root.file(name) for name in names}
-    first = names[0]
-    named = dict(entry.partition("=")[::2] for entry in mapping)
-    unknown = named.keys() - USUAL_COLUMNS.keys()
+    first, *further = names
+    stated_columns = dict(entry.partition("=")[::2] for entry in mapping)
+    unknown = stated_columns.keys() - USUAL_COLUMNS.keys()
     if unknown:
         raise UserError(f"--map {min(unknown)}: expected one of {', '.join(USUAL_COLUMNS)}")
-
     with open_parquet(root, first) as parquet:
         schema = parquet.schema_arrow
     if not (mapping or classes) and {"triplets", "status"} <= set(schema.names):
+        files = {name: root.file(name) for name in names}
         return _exported(split, root, files), root.location
-    columns = map_columns(schema, USUAL_COLUMNS, named, REQUIRED, first, "--map ")
+    columns = map_columns(schema, USUAL_COLUMNS, stated_columns, REQUIRED, first, "--map ")
     has_images = own_images and len(image_columns(schema)) == 1
     if not has_images and columns["file_name"] is None:
         raise UserError(f"{first} has neither images nor their names: pass --map file_name=COLUMN")
@@ -325,42 +329,47 @@ def dataset_source(
         closed_classes = DatasetClasses(tuple(categories.values()), tuple(predicates.values()))
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        rows_read = 0
-        for name in names:
-            with open_parquet(root, name) as parquet:
-                columns_of_file = map_columns(
-                    parquet.schema_arrow, USUAL_COLUMNS, named, REQUIRED, name, "--map "
-                )
-                for number, row in enumerate(iter_values(parquet, columns_of_file)):
-                    has_ids = columns["image_id"] is not None
-                    image_id = fields.identifier(row["image_id"]) if has_ids else str(rows_read)
-                    rows_read += 1
-                    file_name = row_name(name, number) if has_images else row["file_name"]
-                    if image_id is None or file_name in (None, ""):
-                        problems["malformed"] += 1
-                        continue
-                    # Images of HUB_DATASET are turned as EXIF says.
-                    kind = HUB_DATASET if has_images else "hf"
-                    stated_name = fields.clean(str(file_name))
-                    record = Record(image_id, kind, split, stated_name, *fields.size(row))
-                    with error_row(record):
-                        if has_images and not (record.width and record.height):
-                            record.width, record.height = read_size(
-                                root, record.file_name, upright=True
-                            )
-                        record.objects, record.relations = _graph(
-                            row, record, categories, predicates, problems
-                        )
-                        drop_nameless(record, problems)
-                    yield record
+        for position, (file_name, row) in enumerate(_iter_rows(root, names, stated_columns)):
+            image_id: str | None = str(position)
+            if columns["image_id"] is not None:
+                image_id = fields.identifier(row["image_id"])
+            if not has_images:
+                file_name = row["file_name"]
+            if image_id is None or file_name in (None, ""):
+                problems["malformed"] += 1
+                continue
+            # Images of HUB_DATASET are turned as EXIF says.
+            kind = HUB_DATASET if has_images else "hf"
+            record = Record(image_id, kind, split, fields.clean(str(file_name)), *fields.size(row))
+            with error_row(record):
+                if has_images and not (record.width and record.height):
+                    record.width, record.height = read_size(root, record.file_name, upright=True)
+                graph = _graph(row, record, categories, predicates, problems)
+                record.objects, record.relations = graph
+                drop_nameless(record, problems)
+            yield record
 
-    roles = {"annotations": files.pop(first), **files}
+    roles: dict[str, Location] = {"annotations": root.file(first)}
+    roles |= {name: root.file(name) for name in further}
     if classes:
         roles["classes"] = classes
     source = AnnotationSource(
         "hf", split, read, roles, {"map": columns}, closed_classes, boxes="xywh"
     )
     return source, root.location
+
+
+def _iter_rows(
+    root: ImageRoot, files: Iterable[str], stated_columns: Mapping[str, str]
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield the names of images in the rows of files, and the values of these rows."""
+    for file in files:
+        with open_parquet(root, file) as parquet:
+            columns = map_columns(
+                parquet.schema_arrow, USUAL_COLUMNS, stated_columns, REQUIRED, file, "--map "
+            )
+            for number, row in enumerate(iter_values(parquet, columns)):
+                yield row_name(file, number), row
 
 
 def _name_tables(

@@ -162,14 +162,19 @@ def find_columns(
     if captions and not _has_texts(*available[captions]):
         problem = f"of texts ({captions} has others)"
         raise no_column(schema, file, problem, f"{_RECIPE_OPTION}captions")
+    if columns["width"] is None or columns["height"] is None:
+        columns |= {"width": None, "height": None}
+    return columns, _find_images(schema, settings.image, file)
+
+
+def _find_images(schema: pa.Schema, stated: str | None, file: str) -> str | None:
+    """Return the column of images, None if it is the only one."""
     images = image_columns(schema)
-    image = settings.image or (images[0] if len(images) == 1 else None)
+    image = stated or (images[0] if len(images) == 1 else None)
     if image is None or image not in schema.names or not holds_images(schema.field(image).type):
         problem = f"of images, or several: {', '.join(images)}"
         raise no_column(schema, file, problem, f"{_RECIPE_OPTION}image")
-    if columns["width"] is None or columns["height"] is None:
-        columns |= {"width": None, "height": None}
-    return columns, None if images == [image] else image
+    return None if images == [image] else image
 
 
 def _has_boxes(lists: int, kind: pa.DataType) -> bool:

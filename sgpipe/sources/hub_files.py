@@ -42,13 +42,9 @@ def find_files(config: HubConfig) -> tuple[ImageRoot, FilesBySplit]:
         StoreError: the hub or a store does not answer.
     """
     dataset = config.dataset or ""
-    is_path = is_uri(dataset) or dataset.startswith(("/", ".", "~")) or Path(dataset).is_dir()
-    on_hub = not is_path and HubDataset.parse(dataset) is not None
+    on_hub = _is_on_hub(dataset)
     root = existing_images(f"{DATASETS}{dataset}" if on_hub else absolute(dataset.rstrip("/")))
-    names = sorted(entry.name for entry in root.entries() if "/." not in f"/{entry.name}")
-    parquet = [name for name in names if name.endswith(".parquet")]
-    card = _read_card(root) if "README.md" in names else {}
-    subsets = _subsets_of_card(parquet, card) or _subsets_of_names(parquet)
+    subsets = _list_subsets(root)
     if not subsets:
         converted = f"{dataset.partition('@')[0]}@refs/convert/parquet"
         hint = f"; try --dataset {converted}" if on_hub else ""
@@ -66,6 +62,19 @@ def find_files(config: HubConfig) -> tuple[ImageRoot, FilesBySplit]:
     if config.split is not None:
         return root, {config.split: splits[config.split]}
     return root, splits
+
+
+def _is_on_hub(dataset: str) -> bool:
+    if is_uri(dataset) or dataset.startswith(("/", ".", "~")) or Path(dataset).is_dir():
+        return False
+    return HubDataset.parse(dataset) is not None
+
+
+def _list_subsets(root: ImageRoot) -> dict[str, FilesBySplit]:
+    names = sorted(entry.name for entry in root.entries() if "/." not in f"/{entry.name}")
+    parquet = [name for name in names if name.endswith(".parquet")]
+    card = _read_card(root) if "README.md" in names else {}
+    return _subsets_of_card(parquet, card) or _subsets_of_names(parquet)
 
 
 def _choose_subset(dataset: str, subset: str | None, subsets: Sequence[str]) -> str:

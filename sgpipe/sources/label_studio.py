@@ -8,7 +8,7 @@ displayed image.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sgpipe.errors import UserError
@@ -32,6 +32,9 @@ LOCAL_FILES = (  # where Label Studio serves files below its document root, name
     "/data/local-files/"
 )
 CROWD = "crowd"  # the meta text of a region that is a crowd
+
+# by id: the first result of a rectangle, and the labels of all its results
+_Regions: TypeAlias = dict[str, tuple[Mapping[str, Any], list[str]]]
 
 _UPLOADS = "/data/upload/"
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
@@ -106,32 +109,31 @@ def _results(
     latest one.
     """
     annotations = _dicts(task.get("annotations"))
-    if annotator is not None:  # Label Studio writes an id, or an object with `id` and `email`
-        people = [annotation.get("completed_by") for annotation in annotations]
-        names = [
-            [who.get("id"), who.get("email")] if isinstance(who, dict) else [who] for who in people
-        ]
-        annotations = [
-            annotation
-            for annotation, name in zip(annotations, names, strict=True)
-            if annotator in map(str, name)
-        ]
-    found = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
+    if annotator is not None:
+        annotations = [item for item in annotations if annotator in _annotators(item)]
+    counted = [item for item in annotations if not item.get("was_cancelled")]
     further = "further_annotations"
     if not annotations and predictions:
-        found = _dicts(task.get("predictions"))
+        counted = _dicts(task.get("predictions"))
         further = "further_predictions"
-    if not found:
+    if not counted:
         problems["skipped_tasks" if annotations else "unannotated_tasks"] += 1
         return None
-    problems[further] += len(found) - 1
+    problems[further] += len(counted) - 1
+    return fields.array(max(reversed(counted), key=_precedence), "result")
 
-    def precedence(result: Mapping[str, Any]) -> tuple[bool, str]:
-        return result.get("ground_truth") is True, str(
-            result.get("updated_at") or result.get("created_at") or ""
-        )
 
-    return fields.array(max(reversed(found), key=precedence), "result")
+def _annotators(annotation: Mapping[str, Any]) -> list[str]:
+    """Return what the person is called: Label Studio writes an id, or `id` and `email`."""
+    person = annotation.get("completed_by")
+    if isinstance(person, dict):
+        return [str(person.get("id")), str(person.get("email"))]
+    return [str(person)]
+
+
+def _precedence(annotation: Mapping[str, Any]) -> tuple[bool, str]:
+    time = annotation.get("updated_at") or annotation.get("created_at") or ""
+    return annotation.get("ground_truth") is True, str(time)
 
 
 def _fill(
@@ -148,56 +150,82 @@ def _fill(
     Several rectangles with one id are one, with the labels of all. Those in further images of the
     task do not count.
     """
-    record.file_name = (
-        fields.text(data, "file_name") if "file_name" in data else _file_name(address, images)
+    _fill_image(record, data, results, images, address)
+    regions, links = _regions_and_links(results, problems)
+    numbers = _dict(data.get("category_ids"))
+    boxes: list[Box | None] = []
+    for item, labels in regions.values():
+        names = [label for label in labels if label.strip()]
+        problems["nameless"] += not names
+        problems["further_labels"] += len(set(names[1:]) - set(names[:1]))
+        boxes.append(_box(item, names[0], numbers, record) if names else None)
+    indices = {key: index for index, key in enumerate(regions)}
+    relations: list[Relation] = []
+    for link in links:
+        relations += _relations(link, indices, problems)
+    record.relations = deduplicate(relations)
+    problems["repeated_relations"] += len(relations) - len(record.relations)
+    annotated.replace_objects(record, boxes, problems)
+
+
+def _fill_image(
+    record: Record, data: Any, results: Sequence[Any], images: ImagePlace, address: str
+) -> None:
+    """Add the name, id, dataset, size and captions of the image, as `sgpipe export` states them or
+    as they can be found out.
+    """
+    if "file_name" in data:
+        record.file_name = fields.text(data, "file_name")
+    else:
+        record.file_name = _file_name(address, images)
+    stated_id = fields.identifier(data.get("image_id"))
+    if stated_id is not None:
+        record.image_id = stated_id
+    elif not record.image_id:
+        record.image_id = annotated.image_id_from_name(record.file_name)
+    if "dataset" in data:
+        record.dataset = fields.text(data, "dataset")
+    record.width, record.height = _size(data, results) or read_size(
+        images, record.file_name, upright=True
     )
-    stated = fields.identifier(data.get("image_id"))
-    record.image_id = (
-        (record.image_id or annotated.image_id_from_name(record.file_name))
-        if stated is None
-        else stated
-    )
-    record.dataset = fields.text(data, "dataset") if "dataset" in data else record.dataset
-    sides = ("width", "height")
-    originals = (
-        fields.size({side: item.get(f"original_{side}") for side in sides})
-        for item in _dicts(results)
-    )
-    size = next((size for size in (fields.size(data), *originals) if all(size)), None)
-    record.width, record.height = size or read_size(images, record.file_name, upright=True)
-    texts = data.get("captions") if isinstance(data.get("captions"), list) else []
-    record.captions = [Caption(fields.clean(text)) for text in texts if isinstance(text, str)]
-    regions: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
-    links = []
+    captions = data.get("captions")
+    if isinstance(captions, list):
+        texts = [text for text in captions if isinstance(text, str)]
+        record.captions = [Caption(fields.clean(text)) for text in texts]
+
+
+def _size(data: Any, results: Sequence[Any]) -> tuple[int, int] | None:
+    """Return the first width and height that a task states."""
+    sizes = [fields.size(data)]
+    for item in _dicts(results):
+        sides = {side: item.get(f"original_{side}") for side in ("width", "height")}
+        sizes.append(fields.size(sides))
+    return next(filter(all, sizes), None)
+
+
+def _regions_and_links(
+    results: Sequence[Any], problems: ProblemCounts
+) -> tuple[_Regions, list[Mapping[str, Any]]]:
+    """Return the rectangles by id, each with all its labels, and the relations."""
+    regions: _Regions = {}
+    links: list[Mapping[str, Any]] = []
     for number, item in enumerate(map(_dict, results)):
         if item.get("type") == "relation":
             links.append(item)
-        elif (
-            item.get("type") in _RECTANGLES
-            and "x" in _dict(item.get("value"))
-            and not item.get("item_index")
-        ):
-            key = (
-                fields.identifier(item.get("id")) or f"\0{number}"
-            )  # without an id, no relation refers to it
-            regions.setdefault(key, (item, []))[1].extend(
-                _labels(item["value"], "rectanglelabels", "labels")
-            )
+        elif _is_rectangle(item):
+            # Without an id, no relation refers to it.
+            key = fields.identifier(item.get("id")) or f"\0{number}"
+            _, labels = regions.setdefault(key, (item, []))
+            labels += _labels(item["value"], "rectanglelabels", "labels")
         else:
             problems["other_results"] += 1
-    boxes: list[Box | None] = []
-    for item, labels in regions.values():
-        named = [label for label in labels if label.strip()]
-        problems["nameless"] += not named
-        problems["further_labels"] += len(set(named[1:]) - set(named[:1]))
-        boxes.append(
-            _box(item, named[0], _dict(data.get("category_ids")), record) if named else None
-        )
-    indices = {key: index for index, key in enumerate(regions)}
-    found = [relation for link in links for relation in _relations(link, indices, problems)]
-    record.relations = deduplicate(found)
-    problems["repeated_relations"] += len(found) - len(record.relations)
-    annotated.replace_objects(record, boxes, problems)
+    return regions, links
+
+
+def _is_rectangle(item: Mapping[str, Any]) -> bool:
+    """Return whether a result is a rectangle in the first image of its task."""
+    is_rectangle = item.get("type") in _RECTANGLES and "x" in _dict(item.get("value"))
+    return is_rectangle and not item.get("item_index")
 
 
 def _split(task: Any) -> str | None:
@@ -271,39 +299,37 @@ def _relations(
     """Return the relations that a link between two regions states; one for each label and
     direction.
     """
-    named = _labels(link, "labels")
-    scores = link.get(
-        "scores"
-    )  # written by `sgpipe export`; Label Studio keeps it in predictions only
-    confidences = (
-        [None] * len(named)
-        if scores is None
-        else list(map(fields.confidence, fields.as_list(scores)))
-    )
-    if len(confidences) != len(named):
-        raise FieldError(
-            f"a relation has {count(len(named), 'label')} and {count(len(confidences), 'score')}"
-        )
-    labels = [
-        (label, score) for label, score in zip(named, confidences, strict=True) if label.strip()
-    ]
+    labels = _labels_with_scores(link)
     problems["nameless"] += not labels
-    first, second = (
-        indices.get(fields.identifier(link.get(key)) or "") for key in ("from_id", "to_id")
-    )
+    first = indices.get(fields.identifier(link.get("from_id")) or "")
+    second = indices.get(fields.identifier(link.get("to_id")) or "")
     if first is None or second is None:
         problems["unknown_object"] += len(labels)
         return []
-    there = (first, second)
-    back = (second, first)
     direction = str(link.get("direction") or "right")
-    pairs = {"right": (there,), "left": (back,), "bi": (there, back)}.get(direction)
-    if pairs is None:
+    if direction not in ("right", "left", "bi"):
         raise FieldError(
             f"the direction of a relation is {direction[:80]!r}, expected right, left or bi"
         )
-    return [
-        Relation(subject, object_, label, score)
-        for subject, object_ in pairs
-        for label, score in labels
-    ]
+    relations: list[Relation] = []
+    if direction != "left":
+        relations += [Relation(first, second, label, score) for label, score in labels]
+    if direction != "right":
+        relations += [Relation(second, first, label, score) for label, score in labels]
+    return relations
+
+
+def _labels_with_scores(link: Mapping[str, Any]) -> list[tuple[str, float | None]]:
+    """Return the labels of a link, and the confidences that `sgpipe export` writes beside them;
+    Label Studio keeps these in predictions only.
+    """
+    labels = _labels(link, "labels")
+    confidences: list[float | None] = [None] * len(labels)
+    if link.get("scores") is not None:
+        confidences = [fields.confidence(score) for score in fields.as_list(link["scores"])]
+    if len(confidences) != len(labels):
+        raise FieldError(
+            f"a relation has {count(len(labels), 'label')} and {count(len(confidences), 'score')}"
+        )
+    pairs = zip(labels, confidences, strict=True)
+    return [(label, score) for label, score in pairs if label.strip()]

@@ -173,7 +173,9 @@ def _segments(
         ImageError: the panoptic PNG cannot be used.
     """
     segments = fields.array(item, "segments_info")
-    entries = fields.array(item, "annotations") if "annotations" in item else [{}] * len(segments)
+    entries: list[Any] = [{}] * len(segments)
+    if "annotations" in item:
+        entries = fields.array(item, "annotations")
     if len(entries) != len(segments):
         raise FieldError(f"it has {len(segments)} segments_info and {len(entries)} annotations")
     pixels = None
@@ -192,12 +194,9 @@ def _segments(
         if mask is not None and mask.any():
             outline = _encode(mask)
             segmentation = json.dumps(outline)
-        if "bbox" in entry:
-            bbox = fields.corners(entry["bbox"])
-        elif segmentation:
-            bbox = _bounding_box(outline)
-        else:
+        if "bbox" not in entry and not segmentation:
             raise FieldError(f"segment {index} has neither a bbox nor pixels")
+        bbox = fields.corners(entry["bbox"]) if "bbox" in entry else _bounding_box(outline)
         iscrowd = bool(segment.get("iscrowd"))
         yield Box(classes[category], category, bbox, iscrowd, segmentation=segmentation)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import yaml
 
@@ -184,6 +184,37 @@ def load_equivalents(path: Location | None) -> Equivalents:
         raise UserError(f"{place}: {error}") from None
 
 
+class _Statement(NamedTuple):
+    """A line of a table: a text says the same as a predicate, or the inverse."""
+
+    kind: str
+    name: str
+    text: str
+
+
+def _statements(tables: Iterable[Mapping[str, PredicateSynonyms]]) -> list[_Statement]:
+    """Return the lines of all tables, without those whose text a later table lists."""
+    statements: list[_Statement] = []
+    for table in tables:
+        lines: list[_Statement] = []
+        for kind, names in table.items():
+            for name, texts in names.items():
+                lines += [_Statement(kind, name, text) for text in texts]
+        listed = {_form(line.text.removeprefix("!")) for line in lines}
+        statements = [line for line in statements if _form(line.text) not in listed]
+        statements += [line for line in lines if not line.text.startswith("!")]
+    return statements
+
+
+def _check_synonyms(statements: Iterable[_Statement]) -> None:
+    names: dict[_Form, str] = {}
+    for kind, name, text in statements:
+        if kind == _SYNONYMS and _form(names.setdefault(_form(text), name)) != _form(name):
+            raise UserError(
+                f"{text!r} is a synonym of both {names[_form(text)]!r} and {name!r}; remove one"
+            )
+
+
 class Equivalents:
     """Which predicates say the same of two boxes: by the form of their verb, and by tables of
     synonyms and inverses.
@@ -195,48 +226,34 @@ class Equivalents:
         What a later one lists replaces what earlier ones say of that text; one with "!" before it
         says nothing else.
         """
-        self._above: dict[
-            str, _Form
-        ] = {}  # towards the lemma that stands for all that say the same
+        self._above: dict[str, _Form] = {}  # towards the lemma that stands for all of one meaning
         self._meaning = lru_cache(1 << 16)(self._find)
-        stated: list[tuple[str, str, str]] = []
-        for table in tables:
-            lines = [
-                (kind, name, text)
-                for kind in table
-                for name, texts in table[kind].items()
-                for text in texts
-            ]
-            listed = {_form(text.removeprefix("!")) for _, _, text in lines}
-            stated = [line for line in stated if _form(line[2]) not in listed]
-            stated += [line for line in lines if not line[2].startswith("!")]
-        names: dict[_Form, str] = {}
-        for kind, name, text in stated:
-            if kind == _SYNONYMS and _form(names.setdefault(_form(text), name)) != _form(name):
-                raise UserError(
-                    f"{text!r} is a synonym of both {names[_form(text)]!r} and {name!r}; remove one"
-                )
-        for kind, name, text in stated:
-            if kind == _SYNONYMS or _form(name) != _form(text):
-                (first, turned), (second, swapped) = self._find(name), self._find(text)
-                differ = turned ^ swapped ^ (kind == _INVERSES)
-                if first != second:
-                    self._above[second] = first, differ
-                elif differ:
-                    raise UserError(
-                        f"{text!r} is both the same as {name!r} and its inverse; remove one"
-                    )
-        self._symmetric = {
-            self._find(name)[0]
-            for kind, name, text in stated
-            if kind == _INVERSES and _form(name) == _form(text)
-        }
-        for _, name, text in stated:
-            (lemma, turned), (_, swapped) = self._find(name), self._find(text)
-            if lemma in self._symmetric and turned != swapped:
+        statements = _statements(tables)
+        _check_synonyms(statements)
+        for statement in statements:
+            if statement.kind == _SYNONYMS or _form(statement.name) != _form(statement.text):
+                self._join(statement)
+        self._symmetric: set[str] = set()
+        for kind, name, text in statements:
+            if kind == _INVERSES and _form(name) == _form(text):
+                self._symmetric.add(self._find(name)[0])
+        for _, name, text in statements:
+            lemma, is_inverse = self._find(name)
+            if lemma in self._symmetric and is_inverse != self._find(text)[1]:
                 raise UserError(
                     f"{name!r} is its own inverse, and {text!r} another one; remove one"
                 )
+
+    def _join(self, statement: _Statement) -> None:
+        """Give the text the meaning of the predicate."""
+        kind, name, text = statement
+        lemma, is_inverse = self._find(name)
+        other_lemma, is_other_inverse = self._find(text)
+        differ = is_inverse ^ is_other_inverse ^ (kind == _INVERSES)
+        if lemma != other_lemma:
+            self._above[other_lemma] = lemma, differ
+        elif differ:
+            raise UserError(f"{text!r} is both the same as {name!r} and its inverse; remove one")
 
     def key(self, subject: int, predicate: str, object_: int) -> tuple[str, int, int]:
         """Return what a relation says: equal for relations that say the same of the same two
