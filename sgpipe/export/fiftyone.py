@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from sgpipe.errors import add_filename
 from sgpipe.export.formats import Format
 from sgpipe.export.rows import ExportRows, Members, write_json
-from sgpipe.records import Record, deduplicate
+from sgpipe.records import Record, Relation, deduplicate
 from sgpipe.utils.boxes import xywh_to_xyxy
+
+_Label: TypeAlias = dict[str, object]
 
 _VERSION = "1.0.0"  # of FiftyOne (docs.voxel51.com), whose form this is; later ones read it
 _MEDIA = "data"
@@ -27,19 +29,17 @@ _OBJECTS = _LABELS | {"index": "Int", "origin": "String", "iscrowd": "Boolean"}
 _ENDS = {"subject": "String", "object": "String", "subject_index": "Int", "object_index": "Int"}
 _RELATIONS = _LABELS | _ENDS | dict.fromkeys(("predicate", "text", "origin"), "String")
 _SAMPLE = {
-    **{
-        "filepath": "String",
-        "tags": "List/String",
-        "created_at": "DateTime",
-        "last_modified_at": "DateTime",
-    },
-    **dict.fromkeys(("image_id", "split", "run"), "String"),
-    **{
-        "captions": "List/String",
-        "_media_type": "String",
-        "_rand": "Float",
-        "_dataset_id": "ObjectId",
-    },
+    "filepath": "String",
+    "tags": "List/String",
+    "created_at": "DateTime",
+    "last_modified_at": "DateTime",
+    "image_id": "String",
+    "split": "String",
+    "run": "String",
+    "captions": "List/String",
+    "_media_type": "String",
+    "_rand": "Float",
+    "_dataset_id": "ObjectId",
 }
 
 
@@ -64,63 +64,74 @@ def write_fiftyone(rows: ExportRows, out: Path) -> None:
     if rows.options.embed:
         (out / _MEDIA).mkdir()
 
-    def samples() -> Iterator[dict[str, Any]]:
-        for split in rows.splits:
-            if not rows.options.embed:
-                rows.image_folder(split)
-            for record, content in rows.records_with_images(
-                split, "objects", "captions", "relations"
-            ):
-                own = _oid(split, record.image_id)
-                path = f"{_MEDIA}/{own['$oid']}{PurePosixPath(record.file_name).suffix}"
-                if content is not None:
-                    with add_filename(out / path):
-                        (out / path).write_bytes(content)
-                elif rows.options.embed or (found := rows.image_path(record)) is None:
-                    continue
-                else:
-                    path = os.path.abspath(found)
-                yield {
-                    **{"_id": own, "filepath": path, "tags": [split], "_media_type": "image"},
-                    "_rand": int(own["$oid"][:8], 16) / 2**32,
-                    "metadata": {
-                        "_cls": "ImageMetadata",
-                        "width": record.width,
-                        "height": record.height,
-                    },
-                    **{
-                        "image_id": record.image_id,
-                        "split": split,
-                        "run": rows.manifest.run.get("fingerprint", ""),
-                    },
-                    "captions": [caption.text for caption in record.captions],
-                    **{
-                        name: {"_cls": "Detections", "detections": of}
-                        for name, of in _labels(rows, record).items()
-                    },
-                }
-
-    write_json(out / "samples.json", Members([("samples", samples())]))
+    write_json(out / "samples.json", Members([("samples", _samples(rows, out))]))
     rows.note = (
         "fiftyone.Dataset.from_dir(FOLDER, dataset_type=fiftyone.types.FiftyOneDataset) reads it"
     )
+
+
+def _samples(rows: ExportRows, out: Path) -> Iterator[dict[str, object]]:
+    for split in rows.splits:
+        if not rows.options.embed:
+            rows.image_folder(split)
+        for record, content in rows.records_with_images(split, "objects", "captions", "relations"):
+            sample_id = _oid(split, record.image_id)
+            path = _image_path(rows, out, record, content, sample_id["$oid"])
+            if path is None:
+                continue
+            objects, relations = _labels(rows, record)
+            yield {
+                "_id": sample_id,
+                "filepath": path,
+                "tags": [split],
+                "_media_type": "image",
+                "_rand": int(sample_id["$oid"][:8], 16) / 2**32,
+                "metadata": {
+                    "_cls": "ImageMetadata",
+                    "width": record.width,
+                    "height": record.height,
+                },
+                "image_id": record.image_id,
+                "split": split,
+                "run": rows.manifest.run.get("fingerprint", ""),
+                "captions": [caption.text for caption in record.captions],
+                "objects": {"_cls": "Detections", "detections": objects},
+                "relations": {"_cls": "Detections", "detections": relations},
+            }
+
+
+def _image_path(
+    rows: ExportRows, out: Path, record: Record, content: bytes | None, name: str
+) -> str | None:
+    """Return where the image of a sample is, after writing it if it is embedded; None: it cannot be
+    read.
+    """
+    if content is not None:
+        path = f"{_MEDIA}/{name}{PurePosixPath(record.file_name).suffix}"
+        with add_filename(out / path):
+            (out / path).write_bytes(content)
+        return path
+    original = None if rows.options.embed else rows.image_path(record)
+    return None if original is None else os.path.abspath(original)
 
 
 def _field(
     name: str, kind: str, document: str | None = None, fields: list[dict[str, Any]] | None = None
 ) -> Any:
     """Return the description of a field; `kind`: "Float", "List/Float" and so on."""
-    outer, _, inner = (
-        f"fiftyone.core.fields.{part}Field" if part else None for part in kind.partition("/")
-    )
-    document = document and f"fiftyone.core.{document}"
-    described = {
+    outer, _, inner = kind.partition("/")
+    return {
         "name": name,
         "db_field": "_id" if name == "id" else name,
-        "ftype": outer,
-        "subfield": inner,
+        "ftype": _field_class(outer),
+        "subfield": _field_class(inner) if inner else None,
+        "embedded_doc_type": document and f"fiftyone.core.{document}",
+        "fields": fields or [],
     }
-    return described | {"embedded_doc_type": document, "fields": fields or []}
+
+
+def _field_class(kind: str) -> str:
+    return f"fiftyone.core.fields.{kind}Field"
 
 
 def _oid(*address: object) -> dict[str, str]:
@@ -128,59 +139,64 @@ def _oid(*address: object) -> dict[str, str]:
     return {"$oid": hashlib.sha256(repr(address).encode()).hexdigest()[:24]}
 
 
-def _labels(rows: ExportRows, record: Record) -> dict[str, list[dict[str, Any]]]:
-    """Return the detections of the objects and of the relations; boxes are xywh, as shares of the
-    image's sides.
-    """
-    where = (record.split, record.image_id)
-    kept = rows.renumber(record, [not box.is_nothing for box in record.objects])
+def _labels(rows: ExportRows, record: Record) -> tuple[list[_Label], list[_Label]]:
+    """Return the detections of the objects and of the relations."""
+    indices = list(rows.renumber(record, [not box.is_nothing for box in record.objects]))
     boxes = np.array([box.bbox for box in record.objects], float).reshape(-1, 4)
     corners = xywh_to_xyxy(boxes / ((record.width, record.height) * 2))
-
-    def label(
-        name: str, xyxy: NDArray[np.float64], score: float | None, *address: object, **more: object
-    ) -> Any:
-        box = {
-            "bounding_box": [*xyxy[:2].tolist(), *(xyxy[2:] - xyxy[:2]).tolist()],
-            "confidence": score,
-        }
-        own = {
-            "_id": _oid(*where, *address),
-            "_cls": "Detection",
-            "attributes": {},
-            "tags": [],
-            "label": name,
-        }
-        return own | box | more
-
     objects = []
-    relations = []
-    for index in kept:
+    for index in indices:
         box = record.objects[index]
-        own = {"index": index, "origin": box.origin, "iscrowd": box.iscrowd}
-        objects.append(label(box.category, corners[index], box.score, index, **own))
-    for relation in deduplicate(rows.relations(record, {index: index for index in kept})):
-        ends = {"subject": relation.subject, "object": relation.object}
-        both = corners[[*ends.values()]]
-        around = np.concatenate([both[:, :2].min(0), both[:, 2:].max(0)])
-        subject, object_ = (record.objects[end].category for end in ends.values())
-        more: dict[str, object] = {name: _oid(*where, end)["$oid"] for name, end in ends.items()}
-        more |= {f"{name}_index": end for name, end in ends.items()}
-        more |= {
-            "predicate": relation.predicate,
-            "text": f"{subject} {relation.predicate} {object_}",
-        }
-        address = relation.subject, relation.predicate, relation.object
-        made = label(
-            relation.predicate,
-            around,
-            relation.confidence,
-            *address,
-            **more,
-            origin=relation.origin,
-        )
-        relations.append(made)
-    return {"objects": objects, "relations": relations}
+        label = _label(record, (index,), box.category, corners[index], box.score)
+        objects.append(label | {"index": index, "origin": box.origin, "iscrowd": box.iscrowd})
+    same_indices = {index: index for index in indices}
+    relations = []
+    for relation in deduplicate(rows.relations(record, same_indices)):
+        ends = corners[[relation.subject, relation.object]]
+        around = np.concatenate([ends[:, :2].min(0), ends[:, 2:].max(0)])
+        address = (relation.subject, relation.predicate, relation.object)
+        label = _label(record, address, relation.predicate, around, relation.confidence)
+        relations.append(label | _relation_fields(record, relation))
+    return objects, relations
+
+
+def _label(
+    record: Record,
+    address: tuple[object, ...],
+    name: str,
+    xyxy: NDArray[np.float64],
+    score: float | None,
+) -> _Label:
+    """Return a detection, whose box is xywh, as shares of the image's sides.
+
+    Args:
+        address: what tells the label from others of its image.
+    """
+    corner = xyxy[:2]
+    sides = xyxy[2:] - corner
+    return {
+        "_id": _oid(record.split, record.image_id, *address),
+        "_cls": "Detection",
+        "attributes": {},
+        "tags": [],
+        "label": name,
+        "bounding_box": [*corner.tolist(), *sides.tolist()],
+        "confidence": score,
+    }
+
+
+def _relation_fields(record: Record, relation: Relation) -> _Label:
+    subject = record.objects[relation.subject].category
+    object_ = record.objects[relation.object].category
+    return {
+        "subject": _oid(record.split, record.image_id, relation.subject)["$oid"],
+        "object": _oid(record.split, record.image_id, relation.object)["$oid"],
+        "subject_index": relation.subject,
+        "object_index": relation.object,
+        "predicate": relation.predicate,
+        "text": f"{subject} {relation.predicate} {object_}",
+        "origin": relation.origin,
+    }
 
 
 FIFTYONE = Format("fiftyone", write_fiftyone, keeps=("captions",), options=("embed", "images"))

@@ -3,7 +3,6 @@
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from rlip_model.evaluation.hico_classes import CLASSES, PERSON, class_numbers
 from sgpipe.export.fields import corners, image_fields
@@ -43,12 +42,12 @@ def write_hico(rows: ExportRows, out: Path) -> None:
         ends = {"subject_id": relation.subject, "object_id": relation.object}
         return {**ends, "category_id": verb, "hoi_category_id": number}
 
-    def item(record: Record) -> dict[str, Any]:
+    def item(record: Record) -> dict[str, object]:
         indices = rows.renumber(
             record, [box.category in categories and not box.iscrowd for box in record.objects]
         )
         boxes = [record.objects[index] for index in indices]
-        found = [
+        interactions_or_none = [
             interaction(relation, boxes[relation.subject].category, boxes[relation.object].category)
             for relation in rows.relations(record, indices)
         ]
@@ -58,7 +57,7 @@ def write_hico(rows: ExportRows, out: Path) -> None:
             "annotations": [
                 {"bbox": corners(box), "category_id": categories[box.category]} for box in boxes
             ],
-            "hoi_annotation": [interaction for interaction in found if interaction is not None],
+            "hoi_annotation": [triplet for triplet in interactions_or_none if triplet is not None],
         }
 
     for split in rows.splits:
@@ -86,9 +85,9 @@ def _describe_renamed(renamed: Counter[tuple[str, str]]) -> str:
         return ""
     frequent = renamed.most_common(_LISTED_PREDICATES)
     names = [f"{predicate} → {verb} ({number:,})" for (predicate, verb), number in frequent]
-    others = len(renamed) - len(frequent)
-    if others:
-        names.append(count(others, "other predicate"))
+    further = len(renamed) - len(frequent)
+    if further:
+        names.append(count(further, "other predicate"))
     return f"{count(renamed.total(), 'relation')} renamed to HICO-DET's verbs: {', '.join(names)}"
 
 

@@ -202,7 +202,7 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
 def exported_relations(rows: ExportRows) -> int:
     """Return how many relations an export has, once its files are written."""
     left_out = sum(
-        number for what, number in rows.left_out.items() if what.startswith("relations ")
+        number for kind, number in rows.left_out.items() if kind.startswith("relations ")
     )
     return rows.totals["relations"] - left_out
 
@@ -257,14 +257,7 @@ def write_hugging_face(rows: ExportRows, out: Path) -> None:
     the shards hold are always kept. Raises UserError: the image folder is unknown.
     """
     (out / DATA).mkdir()
-    tables = (
-        group
-        for shard in rows.manifest.shards
-        for group in iter_groups(rows.root / shard.file, ("objects",))
-    )
-    found = {name for table in tables for name in pc.unique(_categories(table)).to_pylist()}
-    listed = (rows.manifest.run.get("labels") or {}).get("objects", ())
-    names = [*listed, *sorted(found - {*listed, None})]
+    names = _class_names(rows)
     for split in rows.splits:
         shards = rows.shards(split)
         for number, shard in enumerate(shards):
@@ -285,6 +278,17 @@ def write_hugging_face(rows: ExportRows, out: Path) -> None:
     write_card(rows, out, embedded=IMAGE_COLUMN in schema.names)
 
 
+def _class_names(rows: ExportRows) -> list[str]:
+    """Return the closed list of classes, and then the names of others that occur."""
+    names = set[str | None]()
+    for shard in rows.manifest.shards:
+        for table in iter_groups(rows.root / shard.file, ("objects",)):
+            names.update(pc.unique(_categories(table)).to_pylist())
+    listed = (rows.manifest.run.get("labels") or {}).get("objects", ())
+    unlisted = [name for name in names if name is not None and name not in listed]
+    return [*listed, *sorted(unlisted)]
+
+
 def write_webdataset(rows: ExportRows, out: Path) -> None:
     """Write a SPLIT-000000.tar per shard: images, KEY.jpeg or so, and rows, KEY.json. Raises
     UserError: no images.
@@ -295,21 +299,26 @@ def write_webdataset(rows: ExportRows, out: Path) -> None:
                 new_file(out / f"{split}-{number:06d}.tar") as file,
                 tarfile.open(fileobj=file, mode="w") as tar,
             ):
-                found = (
-                    row for table in _tables(rows, shard, embed=True) for row in table.to_pylist()
-                )
-                for key, row in enumerate(
-                    row for row in found if row["status"] == "ok" and row[IMAGE_COLUMN]
-                ):
+                for key, row in enumerate(_rows_with_images(rows, shard)):
                     image = row.pop(IMAGE_COLUMN)["bytes"]
                     with open_header(BytesIO(image), row["file_name"]) as header:
-                        suffix = (
-                            str(header.format).lower().replace("mpo", "jpeg")
-                        )  # a JPEG with further images
-                    for end, content in ((suffix, image), ("json", json.dumps(row).encode())):
-                        member = tarfile.TarInfo(f"{key:06d}.{end}")
-                        member.size = len(content)
-                        tar.addfile(member, BytesIO(content))
+                        # MPO is a JPEG with further images.
+                        suffix = str(header.format).lower().replace("mpo", "jpeg")
+                    _add_member(tar, f"{key:06d}.{suffix}", image)
+                    _add_member(tar, f"{key:06d}.json", json.dumps(row).encode())
+
+
+def _rows_with_images(rows: ExportRows, shard: ShardEntry) -> Iterator[dict[str, Any]]:
+    for table in _tables(rows, shard, embed=True):
+        for row in table.to_pylist():
+            if row["status"] == "ok" and row[IMAGE_COLUMN]:
+                yield row
+
+
+def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, BytesIO(content))
 
 
 def _categories(table: pa.Table) -> pa.Array:

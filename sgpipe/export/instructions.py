@@ -153,14 +153,14 @@ class Instructions:
             counted = _objects_by_name(names, partial)
         boxes = [box.bbox for box in record.objects]
         facts = Facts(names, boxes, {}, {}, {}, counted)
-        exported, others, known = self._known_relations(record)
+        exported, unchosen, known = self._known_relations(record)
         for key, probability in known.items():
             is_asked = key[0] != key[2] and all(facts.classes(key))
             if not is_asked or not self._english.predicate(key[1]):
                 continue
             if key in exported:
                 facts.held[key] = probability
-            elif probability <= IMPROBABLE and key not in others:
+            elif probability <= IMPROBABLE and key not in unchosen:
                 facts.denied[key] = probability
             else:
                 facts.unclear[key] = probability
@@ -174,22 +174,22 @@ class Instructions:
         """
         confidences = dict[Key, float]()
         exported = set[Key]()
-        others = dict[Key, float]()
+        unchosen = dict[Key, float]()
         for relation in record.relations:
             key = relation.subject, plain_name(relation.predicate), relation.object
             if set(relation.origins).isdisjoint(self.run.origins):
-                others[key] = math.nan
+                unchosen[key] = math.nan
                 continue
             confidence = math.inf if relation.confidence is None else relation.confidence
             confidences[key] = max(confidences.get(key, 0.0), confidence)
             if self.run.keeps(relation.predicate, relation.confidence):
                 exported.add(key)
         probabilities = self._probabilities(confidences.values())
-        known = others | dict(zip(confidences, probabilities, strict=True))
+        known = unchosen | dict(zip(confidences, probabilities, strict=True))
         for pair in record.pairs:
             for text in pair.predicates:
                 known.setdefault((pair.subject, plain_name(text), pair.object), self.absent)
-        return exported, others, known
+        return exported, unchosen, known
 
     def _probabilities(self, confidences: Collection[float]) -> list[float]:
         """Return the probabilities of confidences (an annotation's is 1); below the lowest judged

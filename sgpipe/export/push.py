@@ -197,12 +197,15 @@ class Pushed:
     exported: Exported | None = None
 
     def as_json(self) -> dict[str, Any]:
-        kept = (
-            {"relations": self.exported.relations, "left_out": self.exported.left_out}
-            if self.exported
-            else {}
-        )
-        return {"url": self.url, "private": self.private, "files": len(self.files)} | kept
+        content: dict[str, Any] = {
+            "url": self.url,
+            "private": self.private,
+            "files": len(self.files),
+        }
+        if self.exported:
+            content["relations"] = self.exported.relations
+            content["left_out"] = self.exported.left_out
+        return content
 
 
 def _check_account(name: str, kind: str) -> None:

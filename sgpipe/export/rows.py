@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -59,7 +59,7 @@ class FormatOptions:
     def named(self) -> list[str]:
         """Return the options that differ from their defaults, as `Format.options` names them."""
         default = FormatOptions()
-        names = [each.name for each in fields(self)]
+        names = [option.name for option in fields(self)]
         changed = [name for name in names if getattr(self, name) != getattr(default, name)]
         return [name.replace("_", "-") for name in changed]
 
@@ -105,13 +105,13 @@ class ExportRows:
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
         self.calibration = None if calibration is None else load_calibration(calibration)
-        least = (
-            self.threshold if self.calibration is None else self.calibration.threshold(threshold)
-        )
-        self.least: dict[str | None, float] = {None: least}  # confidence by predicate; None: of all
+        # Minimum confidences by predicate; None: of all.
+        self.minima: dict[str | None, float] = {None: self.threshold}
+        if self.calibration is not None:
+            self.minima = {None: self.calibration.threshold(threshold)}
         if certificate is not None:
-            self.least = {
-                each["predicate"]: stored(each["threshold"]) for each in certificate["sets"]
+            self.minima = {
+                chosen["predicate"]: stored(chosen["threshold"]) for chosen in certificate["sets"]
             }
         if self.calibration is not None and self.census.scored:
             self.calibration.check_run(self.manifest.run, root)
@@ -212,37 +212,41 @@ class ExportRows:
     def keeps(self, predicate: str, confidence: float | None) -> bool:
         """Return whether a relation is exported: annotations are, which have no confidence; with a
         certificate by predicate, other predicates are not."""
-        least = self.least.get(predicate, self.least.get(None))
-        return least is not None and (confidence is None or confidence >= least)
+        minimum = self.minima.get(predicate, self.minima.get(None))
+        return minimum is not None and (confidence is None or confidence >= minimum)
 
     def renumber(self, record: Record, usable: Sequence[bool]) -> dict[int, int]:
         """Return new indices of the usable objects by their index in the record; the others are
         left out.
         """
-        kept = [index for index, good in enumerate(usable) if good]
-        self.left_out["objects that the format cannot hold"] += len(usable) - len(kept)
-        return {index: new for new, index in enumerate(kept)}
+        indices = [index for index, is_usable in enumerate(usable) if is_usable]
+        self.left_out["objects that the format cannot hold"] += len(usable) - len(indices)
+        return {index: new_index for new_index, index in enumerate(indices)}
 
     def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
         """Return the relations to export, with new indices of their objects; those of other objects
         are left out.
         """
         chosen = self.choose(record)
-        kept = [
+        relations = [
             replace(relation, subject=indices[relation.subject], object=indices[relation.object])
-            for relation, is_chosen in zip(record.relations, chosen, strict=True)
-            if is_chosen and relation.subject in indices and relation.object in indices
+            for relation in compress(record.relations, chosen)
+            if relation.subject in indices and relation.object in indices
         ]
-        self.left_out["relations that the format cannot hold"] += sum(chosen) - len(kept)
-        return kept
+        self.left_out["relations that the format cannot hold"] += sum(chosen) - len(relations)
+        return relations
 
     def choose(self, record: Record) -> list[bool]:
         """Return which relations are to be exported; the others are left out."""
-        own = [not set(relation.origins).isdisjoint(self.origins) for relation in record.relations]
-        pairs = zip(record.relations, own, strict=True)
-        chosen = [is_own and self.keeps(each.predicate, each.confidence) for each, is_own in pairs]
-        self.left_out["relations of other origins"] += own.count(False)
-        self.left_out["relations below the threshold"] += sum(own) - sum(chosen)
+        chosen = []
+        for relation in record.relations:
+            is_kept = self.keeps(relation.predicate, relation.confidence)
+            if set(relation.origins).isdisjoint(self.origins):
+                self.left_out["relations of other origins"] += 1
+                is_kept = False
+            elif not is_kept:
+                self.left_out["relations below the threshold"] += 1
+            chosen.append(is_kept)
         return chosen
 
     @cached_property
@@ -253,7 +257,7 @@ class ExportRows:
             for table in iter_groups(
                 self.root / shard.file, ("image_id", "objects", "relations", "status")
             ):
-                census.add(table.filter(pc.equal(table["status"], "ok")), self.least, self.origins)
+                census.add(table.filter(pc.equal(table["status"], "ok")), self.minima, self.origins)
         return census
 
 
@@ -273,46 +277,44 @@ class Census:
     numbered: bool = True
 
     def add(
-        self, table: pa.Table, least: Mapping[str | None, float], origins: Collection[str]
+        self, table: pa.Table, minima: Mapping[str | None, float], origins: Collection[str]
     ) -> None:
-        objects, relations = (
-            pc.list_flatten(table[name].combine_chunks()) for name in ("objects", "relations")
-        )
-        classes = pa.table(
-            {name: pc.struct_field(objects, name) for name in ("category_id", "category")}
-        )
-        for row in (
-            classes.group_by(["category_id", "category"]).aggregate([([], "count_all")]).to_pylist()
-        ):
-            self.categories[row["category_id"], row["category"]] += row["count_all"]
-        for item in objects.filter(
-            pc.equal(pc.struct_field(objects, "category"), NO_OBJECT)
-        ).to_pylist():
-            self.nothing[item["category_id"], item["category"]] += not any(item["bbox"])
-        own = pc.match_substring_regex(
+        self._add_objects(pc.list_flatten(table["objects"].combine_chunks()))
+        relations = pc.list_flatten(table["relations"].combine_chunks())
+        is_of_origins = pc.match_substring_regex(
             pc.struct_field(relations, "origin"), origins_pattern(origins)
         )
-        relations = relations.filter(own)
-        confidences, predicates = (
-            pc.struct_field(relations, name) for name in ("confidence", "predicate")
-        )
-        if None in least:
-            confident = pc.greater_equal(confidences, pa.scalar(least[None], pa.float32()))
+        self._add_relations(relations.filter(is_of_origins), minima)
+        image_ids = map(as_number, table["image_id"].to_pylist())
+        self.numbered &= all(isinstance(image_id, int) for image_id in image_ids)
+
+    def _add_objects(self, objects: pa.Array) -> None:
+        names = ["category_id", "category"]
+        classes = pa.table({name: pc.struct_field(objects, name) for name in names})
+        for row in classes.group_by(names).aggregate([([], "count_all")]).to_pylist():
+            self.categories[row["category_id"], row["category"]] += row["count_all"]
+        is_nothing = pc.equal(pc.struct_field(objects, "category"), NO_OBJECT)
+        for item in objects.filter(is_nothing).to_pylist():
+            self.nothing[item["category_id"], item["category"]] += not any(item["bbox"])
+
+    def _add_relations(self, relations: pa.Array, minima: Mapping[str | None, float]) -> None:
+        confidences = pc.struct_field(relations, "confidence")
+        predicates = pc.struct_field(relations, "predicate")
+        if None in minima:
+            confident = pc.greater_equal(confidences, pa.scalar(minima[None], pa.float32()))
         else:
-            lowest = pa.array(
-                [least.get(name, math.inf) for name in predicates.to_pylist()], pa.float32()
-            )
+            minimum = [minima.get(name, math.inf) for name in predicates.to_pylist()]
+            lowest = pa.array(minimum, pa.float32())
             confident = pc.and_kleene(pc.greater_equal(confidences, lowest), pc.is_finite(lowest))
         self.scored += pc.sum(confident).as_py() or 0
-        for names, counts in (
-            (predicates, self.predicates),
-            (pc.struct_field(relations, "origin"), self.origins),
-        ):
-            for row in pc.value_counts(names.filter(pc.fill_null(confident, True))).to_pylist():
-                counts[row["values"]] += row["counts"]
-        self.numbered &= all(
-            isinstance(as_number(image_id), int) for image_id in table["image_id"].to_pylist()
-        )
+        exported = relations.filter(pc.fill_null(confident, True))
+        _add_counts(self.predicates, pc.struct_field(exported, "predicate"))
+        _add_counts(self.origins, pc.struct_field(exported, "origin"))
+
+
+def _add_counts(counts: Counter[str], names: pa.Array) -> None:
+    for row in pc.value_counts(names).to_pylist():
+        counts[row["values"]] += row["counts"]
 
 
 def iter_groups(path: Location, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -25,15 +25,16 @@ def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
         ids = count(1)
         before = 1
         for image, record in coco_images(rows, split, "objects", "relations"):
-            for item in rows.relations(
-                record, {index: before + index for index in range(len(record.objects))}
-            ):
-                own = {"id": next(ids), "image_id": image["id"], "subject_id": item.subject}
-                yield (
-                    own
-                    | {"predicate_id": predicates[item.predicate], "object_id": item.object}
-                    | confidence_field(item)
-                )
+            places = {index: before + index for index in range(len(record.objects))}
+            for item in rows.relations(record, places):
+                relation = {
+                    "id": next(ids),
+                    "image_id": image["id"],
+                    "subject_id": item.subject,
+                    "predicate_id": predicates[item.predicate],
+                    "object_id": item.object,
+                }
+                yield relation | confidence_field(item)
             before += len(record.objects)
 
     for split in rows.splits:
