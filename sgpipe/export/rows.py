@@ -238,15 +238,15 @@ class ExportRows:
 
     def choose(self, record: Record) -> list[bool]:
         """Return which relations are to be exported; the others are left out."""
-        chosen = []
-        for relation in record.relations:
-            is_kept = self.keeps(relation.predicate, relation.confidence)
-            if set(relation.origins).isdisjoint(self.origins):
-                self.left_out["relations of other origins"] += 1
-                is_kept = False
-            elif not is_kept:
-                self.left_out["relations below the threshold"] += 1
-            chosen.append(is_kept)
+        is_of_origin = [
+            not set(relation.origins).isdisjoint(self.origins) for relation in record.relations
+        ]
+        chosen = [
+            is_candidate and self.keeps(relation.predicate, relation.confidence)
+            for relation, is_candidate in zip(record.relations, is_of_origin, strict=True)
+        ]
+        self.left_out["relations of other origins"] += is_of_origin.count(False)
+        self.left_out["relations below the threshold"] += sum(is_of_origin) - sum(chosen)
         return chosen
 
     @cached_property
