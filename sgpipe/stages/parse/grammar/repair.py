@@ -5,6 +5,8 @@ syntax alone; who can act, what is worn and what is a body part resolves most of
 to it but not to a reader.
 """
 
+from collections.abc import Iterable
+
 from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.relations import is_a, singular
 from sgpipe.stages.parse.grammar.tree import Tree
@@ -18,6 +20,7 @@ _MISTAKEN_FOR_NOUN = frozenset(
 _PREMODIFIERS = frozenset(
     {"amod", "compound", "nmod", "det", "nummod", "poss", "advmod", "npadvmod"}
 )
+_COMPLEMENTS = ("dobj", "attr", "acomp", "ccomp", "agent")
 _SUBJECTS = ("nsubj", "nsubjpass", "csubj", "expl")
 _MISTAKEN_FOR_SUBJECT = frozenset({"compound", "npadvmod", "nmod", "dep"})
 
@@ -143,9 +146,8 @@ def _free_relative_clause(tree: Tree, index: int) -> None:
     """ "silver helmet man is wearing", "the bench a man is sitting on": the object precedes the
     subject.
     """
-    if tree.heads[index] != index or not tree.is_verb(index):
-        return
-    if tree.dependents(index, "dobj", "attr", "acomp", "ccomp", "agent"):
+    is_main_verb = tree.heads[index] == index and tree.is_verb(index)
+    if not is_main_verb or tree.dependents(index, *_COMPLEMENTS):
         return
     after = [child for child in tree.children[index] if child > index]
     if any(tree.children[child] for child in after):
@@ -156,11 +158,15 @@ def _free_relative_clause(tree: Tree, index: int) -> None:
     stranded = [child for child in after if tree.texts[child] in lexicon.STRANDED_PREPOSITIONS]
     if not stranded and verb_lemma(tree.texts[index]) not in lexicon.TRANSITIVE_VERBS:
         return
-    for child in stranded:
-        tree.deps[child] = "prep"
-        tree.tags[child] = "IN"
+    _label_prepositions(tree, stranded)
     tree.replace(index, noun)
     tree.attach(index, noun, "relcl")
+
+
+def _label_prepositions(tree: Tree, tokens: Iterable[int]) -> None:
+    for token in tokens:
+        tree.deps[token] = "prep"
+        tree.tags[token] = "IN"
 
 
 def _object_before_subject(tree: Tree, verb: int) -> int | None:
