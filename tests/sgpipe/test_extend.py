@@ -25,6 +25,7 @@ from sgpipe.plugins import Kind, code_identity, installed
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
+from tests.sgpipe.generation.in_process import without_ray
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
 CAPTIONER = "own.captions:ColourCaptioner"
@@ -96,6 +97,7 @@ def yolo(tmp_path):
     return ["--annotations", tmp_path / "labels", "--images", tmp_path / "photos"]
 
 
+@without_ray()
 def test_the_source_of_the_page_is_imported_and_labelled(extension, yolo, tmp_path):
     command = ("import", "own.yolo:YOLO", *yolo, "--split", "val", "--out", tmp_path / "imported")
     run(*command)
@@ -247,6 +249,7 @@ def test_the_evaluator_of_the_page_measures_and_compares(extension, tmp_path):
     )
 
 
+@without_ray()
 def test_a_run_does_not_have_its_code_imported(extension, tmp_path):
     labelled(tmp_path / "run", tagger=TAGGER)
     shutil.rmtree(extension)
@@ -281,6 +284,7 @@ def test_a_run_does_not_have_its_code_imported(extension, tmp_path):
         ),
     ],
 )
+@without_ray()
 def test_what_is_wrong_with_code_is_told_in_a_line(tmp_path, monkeypatch, code, name, message):
     (tmp_path / "wrong.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -295,6 +299,7 @@ def test_what_is_wrong_with_code_is_told_in_a_line(tmp_path, monkeypatch, code, 
     assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
 
 
+@without_ray()
 def test_the_tagger_of_the_page_scores_candidates(extension, tmp_path):
     records = labelled(tmp_path / "run", tagger=TAGGER)
     relations = [relation for record in records for relation in record.relations]
