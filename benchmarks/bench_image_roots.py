@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks.measure import report
 from sgpipe.files.image_roots import ImagePlace, IndexFolder, image_root
 from sgpipe.files.locations import StorePath
-from sgpipe.recipe import load_recipe, with_model_folders
+from sgpipe.recipe import StagePlan, load_recipe, with_model_folders
 from sgpipe.records import to_table
 from sgpipe.sources.opening import open_source
 from sgpipe.stages.base import StageRunner
@@ -123,8 +123,9 @@ def label(drawn: Path, roots: dict[str, ImagePlace]) -> tuple[dict[str, float], 
     index = open_source(recipe.source, "val", drawn / "index.arrow")
     indexes = IndexFolder(drawn, whole=True)
     image_roots = {name: {"val": image_root(location, indexes)} for name, location in roots.items()}
+    plan = StagePlan.of_recipe(recipe)
     runners = {
-        name: StageRunner(build_stages(recipe, roots_of_split, index.meta["categories"]))
+        name: StageRunner(build_stages(plan, roots_of_split, index.meta["categories"]))
         for name, roots_of_split in image_roots.items()
     }
     seconds = dict.fromkeys(roots, 0.0)

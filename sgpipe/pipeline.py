@@ -37,7 +37,14 @@ from sgpipe.errors import (
 )
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import from_array, open_row_image, read_size, upright_rgb
-from sgpipe.recipe import Recipe, load_recipe, models_of, resolved, with_model_folders
+from sgpipe.recipe import (
+    Recipe,
+    StagePlan,
+    load_recipe,
+    models_of,
+    resolved,
+    with_model_folders,
+)
 from sgpipe.records import (
     FOLDER_DATASET,
     TRAINING_CONFIDENCE,
@@ -528,7 +535,7 @@ class Pipeline:
     @cached_property
     def _labellers(self) -> list[Stage]:
         """What is done for images with boxes of `_classes`."""
-        stages = build_stages(self.recipe, _ROOTS, self._classes)
+        stages = build_stages(StagePlan.of_recipe(self.recipe), _ROOTS, self._classes)
         for stage in stages:
             stage.setup()
         return stages

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from sgpipe.errors import EngineError, UserError, first_line, format_os_error
 from sgpipe.files.image_roots import ImageRoot
 from sgpipe.files.locations import Location, open_file
-from sgpipe.recipe import AUTO_ON_CPU, STAGES, Recipe, Resources, models_of
+from sgpipe.recipe import AUTO_ON_CPU, STAGES, EngineConfig, Resources, StageConfig, StagePlan
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.stages.endpoint import CacheFolder
@@ -41,7 +41,7 @@ _UNITS_PER_ACTOR = 4
 # of an actor that shares a GPU
 _GPU_ACTOR_CPUS = 0.5
 _MOST_THREADS = 4
-_UNSET = {"cpus": Resources().cpus, "io_threads": None}
+_UNSET = Resources()
 # for more, spreading stages over GPUs or CPUs saves more than the time in which Ray starts
 _LOCAL_IMAGES = 2000
 
@@ -137,15 +137,19 @@ def cut_units(
 class StageBuilder:
     """Builds the stages that run, in the process that runs them; for Ray in the driver.
 
-    `build`: `build_stages`. `classes`: the id of every class that a box can have; None: those of
-    the detector, which runs first. `skipped`: the stages that do not run.
+    Attributes:
+        build: `build_stages`.
+        plan: which stages run, and their settings.
+        roots: the images of each split.
+        classes: the id of every class that a box can have; None: those of the detector, which runs
+            first.
+        cache_folder: where answers of served models are kept.
     """
 
-    build: Callable[[Recipe, Mapping[str, ImageRoot], Mapping[str, int]], Sequence[Stage]]
-    recipe: Recipe
+    build: Callable[[StagePlan, Mapping[str, ImageRoot], Mapping[str, int]], Sequence[Stage]]
+    plan: StagePlan
     roots: Mapping[str, ImageRoot]
     classes: Mapping[str, int] | None
-    skipped: Collection[str]
     cache_folder: CacheFolder
 
     def __call__(self) -> list[Stage]:
@@ -157,24 +161,15 @@ class StageBuilder:
         if classes is None:
             from sgpipe.stages.detect import DetectStage, detector_classes
 
-            classes = {
-                name: number for number, name in enumerate(detector_classes(self.recipe.detect), 1)
-            }
-            stages.append(DetectStage(self.recipe.detect, self.roots))
-        stages += self.build(self.recipe, self.roots, classes)
-        stages = [stage for stage in stages if stage.section not in self.skipped]
+            names = detector_classes(self.plan.detect)
+            classes = {name: number for number, name in enumerate(names, 1)}
+            stages.append(DetectStage(self.plan.detect, self.roots))
+        stages += self.build(self.plan, self.roots, classes)
+        stages = [stage for stage in stages if stage.section not in self.plan.skipped]
         for stage in stages:
             stage.check()
             stage.cache_folder = self.cache_folder
         return stages
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name in STAGES if name not in self.skipped]
-
-    @property
-    def resources(self) -> list[Resources]:
-        return [getattr(self.recipe, name).resources for name in self.names]
 
 
 class Engine(Protocol):
@@ -220,11 +215,10 @@ def plain_error(error: Exception) -> UserError | EngineError:
     return EngineError(format_os_error(error) if isinstance(error, OSError) else failed)
 
 
-def runs_locally(recipe: Recipe, stages: StageBuilder, images: float) -> bool:
+def runs_locally(engine: EngineConfig, stages: StagePlan, images: float) -> bool:
     """Return whether Ray is not needed: by default no cluster is joined, and images are few or all
     stages equal.
     """
-    engine = recipe.engine
     if engine.kind != "auto":
         return engine.kind == "local"
     equal = len(set(stages.resources)) == 1 and not stages.resources[0].gpus
@@ -240,57 +234,54 @@ def usable_cpus() -> int:
     return cpus
 
 
-def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
+def stages_sharing_gpus(
+    sections: Mapping[str, StageConfig], engine: EngineConfig, before: Mapping[str, Any]
+) -> frozenset[str]:
     """Return the stages that share this machine's GPUs: none if one asks for GPUs, or `before`
     began on CPUs.
     """
-    configs = {name: recipe.stages[name] for name in models_of(recipe)}
-    models = {name: config for name, config in configs.items() if config.shares_gpus}
-    able = {
-        name
-        for name, model in models.items()
-        if model.resources.gpus is None and model.device in ("auto", "cuda")
-    }
-    settled = any(model.resources.gpus for model in models.values())
-    settled |= any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in able)
-    if (
-        settled
-        or recipe.engine.address is not None
-        or not usable_gpus()
-        or (os.cpu_count() or 1) < 2
-    ):
+    if engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
         return frozenset()
-    return frozenset(able)
+    models = {
+        name: section
+        for name, section in sections.items()
+        if section.loaded_model is not None and section.shares_gpus
+    }
+    if any(section.resources.gpus for section in models.values()):
+        return frozenset()
+    sharing = {
+        name
+        for name, section in models.items()
+        if section.resources.gpus is None and section.device in ("auto", "cuda")
+    }
+    if any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in sharing):
+        return frozenset()
+    return frozenset(sharing)
 
 
-def share_gpus(recipe: Recipe, stages: Collection[str]) -> Recipe:
-    """Return the recipe with the GPUs of this machine shared by `stages`: as many actors of each
-    pool as GPUs.
+def share_gpus(plan: StagePlan, sharing: Collection[str], engine: EngineConfig) -> StagePlan:
+    """Return the plan with the GPUs of this machine shared: as many actors of each pool as GPUs.
 
     Actors also get threads that open images, which are no CPUs: they wait for the GPU most of the
     time.
+
+    Args:
+        sharing: the stages that share them.
+        engine: says how many CPUs can be used.
     """
     gpus = usable_gpus()
-    cpus = recipe.engine.cpus or os.cpu_count() or 1
-    pools = sum(shares for shares, _ in groupby(STAGES, lambda name: name in stages))
-    changed = {}
-    for name in stages:
-        resources = getattr(recipe, name).resources
-        share = min(1, gpus / resources.actors if resources.actors else 1) / pools
-        given = {
-            "gpus": max(math.floor(100 * share) / 100, 0.01),
-            "cpus": _GPU_ACTOR_CPUS,
-            "io_threads": min(max(cpus // (gpus * pools), 2), _MOST_THREADS),
-        }
-        kept = {
-            key: value
-            for key, value in given.items()
-            if key == "gpus" or getattr(resources, key) == _UNSET[key]
-        }
-        changed[name] = getattr(recipe, name).model_copy(
-            update={"resources": resources.model_copy(update=kept)}
-        )
-    return recipe.model_copy(update=changed)
+    cpus = engine.cpus or os.cpu_count() or 1
+    pools = sum(shares for shares, _ in groupby(STAGES, lambda name: name in sharing))
+    for name in sharing:
+        resources = plan.section(name).resources
+        actor_gpus = min(1, gpus / resources.actors if resources.actors else 1) / pools
+        amounts: dict[str, float] = {"gpus": max(math.floor(100 * actor_gpus) / 100, 0.01)}
+        if resources.cpus == _UNSET.cpus:
+            amounts["cpus"] = _GPU_ACTOR_CPUS
+        if resources.io_threads == _UNSET.io_threads:
+            amounts["io_threads"] = min(max(cpus // (gpus * pools), 2), _MOST_THREADS)
+        plan = plan.with_resources(name, **amounts)
+    return plan
 
 
 class WorkerProcess:
@@ -345,9 +336,10 @@ class LocalEngine(Engine):
     allow.
     """
 
-    def __init__(self, stages: StageBuilder) -> None:
+    def __init__(self, stages: StagePlan, engine: EngineConfig) -> None:
         resources = stages.resources
-        cpus = stages.recipe.engine.cpus or usable_cpus()
+        cpus = engine.cpus or usable_cpus()
+        self._unit_size = engine.unit_size
         self._gpus = usable_gpus() if any(resource.gpus for resource in resources) else 0
         self._threads = max(1, *(int(resource.cpus) for resource in resources))
         actors = [resource.actors for resource in resources if resource.actors]
@@ -371,23 +363,15 @@ class LocalEngine(Engine):
         self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress, run_rows: int
     ) -> list[WorkUnit]:
         rows = sum(unit.rows for unit in units)
+        names = stages.plan.names
         # A worker runs all stages: those that have asked for no GPU compute on the CPU.
-        on_cpus = {
-            name: each
-            for name in STAGES
-            if not (each := getattr(stages.recipe, name)).resources.gpus
-        }
-        on_cpus = {
-            name: stage.model_copy(update={"device": "cpu"}) for name, stage in on_cpus.items()
-        }
-        self._stages = replace(stages, recipe=stages.recipe.model_copy(update=on_cpus))
+        self._stages = replace(stages, plan=stages.plan.computing_on_cpus())
         self._first = min(self.max_workers, max(1, rows // _IMAGES_PER_WORKER))
-        self.workers = {tuple(stages.names): self.max_workers}
+        self.workers = {names: self.max_workers}
         progress.say(
-            f"{count(self._first, 'worker process', 'worker processes')}:"
-            f" {' + '.join(stages.names)}"
+            f"{count(self._first, 'worker process', 'worker processes')}: {' + '.join(names)}"
         )
-        return cut_units(units, stages.recipe.engine.unit_size, self.max_workers, run_rows)
+        return cut_units(units, self._unit_size, self.max_workers, run_rows)
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter

@@ -61,18 +61,18 @@ _MATCHING = (
 )  # settings of the pair stage that decide whose attributes are whose
 
 
-def identity(
-    recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collection[str] = ()
-) -> dict[str, Any]:
-    """Return what decides the labels, as plain values; `sharing`: stages that share this machine's
-    GPUs unasked.
+def identity(recipe: Recipe, sharing: Collection[str] = ()) -> dict[str, Any]:
+    """Return what decides the labels but the files of the source, as plain values.
+
+    Args:
+        sharing: stages that share this machine's GPUs unasked.
     """
     parts: dict[str, Any] = {
         "sgpipe": __version__,
         "seed": recipe.seed,
         "format": recipe.source.format,
     }
-    parts["source"] = source_identity(indexes)
+    parts["source"] = {}  # it is not read yet
     parts["miniworld"] = recipe.source.synthetic
     if not recipe.source.open_images:
         parts["open_images"] = False
@@ -173,29 +173,33 @@ def _adopted(files: RunFiles, then: Recipe, recipe: Recipe) -> Recipe:
 class Reuse:
     """What a run takes over from its parent, in `files`.
 
-    `recipe`: of the run, with all paths resolved; `before`: the parent's identity; `identity`: what
-    decides the rows of the run, but for the files of its source; `reused`: the stages that do not
-    run again; `changes`: the settings that differ, a line each.
+    Attributes:
+        before: the parent's identity.
+        identity: what decides the rows of the run, but for the files of its source.
+        reused: the stages that do not run again, with their settings.
+        changes: the settings that differ, a line each.
     """
 
     files: RunFiles
-    recipe: Recipe
     before: Mapping[str, Any]
     identity: Mapping[str, Any]
-    reused: Sequence[str]
+    reused: Mapping[str, StageConfig]
     changes: Sequence[str]
 
     @classmethod
-    def plan(cls, run: str, recipe: Recipe, out: Path) -> Reuse:
-        """Raises UserError: not a run; it has other images; nothing differs; or nothing can be
-        taken over.
+    def plan(cls, run: str, recipe: Recipe, out: Path) -> tuple[Recipe, Reuse]:
+        """Return the recipe with the parent's images and models, and what is taken over.
+
+        Raises:
+            UserError: not a run; it has other images; nothing differs; or nothing can be taken
+                over.
         """
         files, then = _open(run)
         if files.folder and files.folder.resolve() == out.resolve():
             raise UserError(f"--out {out} is the run that --from names; name another folder")
         before = files.manifest.run["identity"]
         recipe = with_model_folders(_adopted(files, then, recipe), before, resumes=False)
-        now = identity(recipe, {}, stages_sharing_gpus(recipe, before))
+        now = identity(recipe, stages_sharing_gpus(recipe.stages, recipe.engine, before))
         _check_same(files, now, "format", "miniworld")
         stages = [stage for stage in STAGES if stage in now or stage in before]
         changed = {stage: _changes(stage, before, now, then, recipe) for stage in stages}
@@ -218,14 +222,14 @@ class Reuse:
             raise UserError(
                 f"nothing of {run} can be reused, as its first stage differs ({named}); omit --from"
             )
-        return cls(
+        reuse = cls(
             files,
-            recipe,
             before,
             now,
-            reused,
+            {stage: recipe.stages[stage] for stage in reused},
             [line for lines in changed.values() for line in lines],
         )
+        return recipe, reuse
 
     @property
     def stages(self) -> list[str]:
@@ -234,7 +238,7 @@ class Reuse:
     @property
     def nouns(self) -> list[str]:
         """What is taken over, in words."""
-        return [self.recipe.stages[stage].noun for stage in self.reused]
+        return [section.noun for section in self.reused.values()]
 
     def __str__(self) -> str:
         taken = listed(self.nouns)
@@ -276,8 +280,7 @@ class Reuse:
         }
 
     def reader(self, reader: UnitReader) -> ParentReader:
-        reused = {stage: self.recipe.stages[stage] for stage in self.reused}
-        return ParentReader(reader.storage, reader.indexes, self.files, reused)
+        return ParentReader(reader.storage, reader.indexes, self.files, self.reused)
 
 
 def _check_same(files: RunFiles, now: Mapping[str, Any], *keys: str) -> None:

@@ -24,8 +24,9 @@ from scipy.stats import binomtest
 
 from sgpipe.errors import UserError
 from sgpipe.generation.engine import LocalEngine, UnitWriter, WorkUnit
-from sgpipe.generation.run import LabellingRun, check_recipe
-from sgpipe.recipe import Recipe, resolved
+from sgpipe.generation.resolve import resolve
+from sgpipe.generation.run import LabellingRun
+from sgpipe.recipe import STAGES, Recipe
 from sgpipe.stages.base import COMPILATION
 from sgpipe.stages.endpoint import RequestCache
 from sgpipe.storage.manifest import ShardEntry
@@ -184,12 +185,12 @@ def plan(
     Raises UserError, EngineError: as `generate`; all images of the sample fail.
     """
     began = began or time.monotonic()
-    recipe = resolved(recipe)
-    check_recipe(recipe)
     with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as temporary:
         folder = RunFolder(Path(temporary) / "run", None)
-        with folder.lock(), closing(LabellingRun(recipe, folder, None, progress)) as run:
-            run.plan()
+        engine = recipe.engine.model_copy(update={"store": None})
+        run_plan = resolve(recipe.model_copy(update={"engine": engine}), folder.root)
+        with folder.lock(), closing(LabellingRun(run_plan, folder, progress)) as run:
+            run.open()
             units = run.missing_units(retry_failed=False)
             whole = sum(unit.rows for unit in units)
             if not whole:
@@ -197,10 +198,12 @@ def plan(
             longest = max(unit.rows for unit in run.start_engine(units))
             assert run.engine is not None
             workers = run.engine.workers
-            in_flight = max(config.requests_in_flight for config in recipe.stages.values())
+            in_flight = max(run_plan.stages.section(name).requests_in_flight for name in STAGES)
             least = min(longest, _IN_FLIGHT * in_flight)
             images = images or max(SAMPLE, min(2 * least * sum(workers.values()), LARGEST))
-            sample = _sample(units, min(images, whole), sum(workers.values()), recipe.seed, least)
+            sample = _sample(
+                units, min(images, whole), sum(workers.values()), run_plan.stages.seed, least
+            )
             if in_flight:
                 progress.say(f"asking the served model about {count(min(images, whole), 'image')}")
             done: list[tuple[float, ShardEntry]] = []

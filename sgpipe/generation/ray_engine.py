@@ -45,7 +45,7 @@ from sgpipe.generation.engine import (
     cut_units,
     plain_error,
 )
-from sgpipe.recipe import Resources
+from sgpipe.recipe import EngineConfig, Resources
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress, count
@@ -167,11 +167,14 @@ class Worker:
 class RayEngine(Engine):
     """See `Engine`."""
 
+    def __init__(self, engine: EngineConfig) -> None:
+        self._config = engine
+
     def start(
         self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress, run_rows: int
     ) -> list[WorkUnit]:
         self._stages = stages()
-        engine = stages.recipe.engine
+        engine = self._config
         progress.say(f"joining Ray at {engine.address}" if engine.address else "starting Ray")
         start_ray(engine.address, engine.cpus)
         actors = max(

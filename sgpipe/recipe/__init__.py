@@ -20,6 +20,7 @@ from sgpipe.recipe.models import (
     trained_sides,
 )
 from sgpipe.recipe.notes import miniworld_notes, recipe_notes, size_notes
+from sgpipe.recipe.plan import StagePlan
 from sgpipe.recipe.recipe import (
     STAGES,
     EngineConfig,
@@ -92,6 +93,7 @@ __all__ = [
     "SplitConfig",
     "SplitName",
     "StageConfig",
+    "StagePlan",
     "StoredPath",
     "TagConfig",
     "hub_models",

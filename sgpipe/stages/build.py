@@ -1,64 +1,97 @@
-"""Build the stages of a recipe. Those with models are imported when they are built."""
+"""Build the stages of a plan. Those with models are imported when they are built."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.recipe import Recipe
+from sgpipe.recipe import StagePlan
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import LoadStage, Stage
 from sgpipe.stages.pair import PairStage, TripletCount
 
+_WITH_SYNONYMS = ("coco", "objects365")  # datasets that have a packaged table
+
 
 def build_stages(
-    recipe: Recipe,
+    plan: StagePlan,
     roots: Mapping[str, ImagePlace],
     classes: Mapping[str, int],
     known: Iterable[TripletCount] | None = None,
 ) -> list[Stage]:
-    """Return the stages that label records with boxes, in order.
+    """Return the stages that label records with boxes, in order, also those that do not run.
 
-    `classes`: the id of every class of a box but for free nouns. `known`: the triplets of the run
-    that is extended.
+    Args:
+        roots: the images of each split.
+        classes: the id of every class of a box but for free nouns.
+        known: the triplets of the run that is extended.
     """
-    from sgpipe.stages.caption.stage import CaptionStage
     from sgpipe.stages.parse.stage import ParseStage
 
-    names = list(classes)
-    synonyms = "objects365" if recipe.source.format == "objects365" else "coco"
-    if recipe.source.format == "run":  # those of the dataset whose classes it has
-        official = {name: set(category_names(name).values()) for name in ("coco", "objects365")}
-        synonyms = next((name for name, own in official.items() if own.issuperset(names)), "coco")
-    first: Stage = LoadStage(roots, recipe.parse.resources, opens=recipe.source.open_images)
-    if recipe.caption.captioner is not None:
-        first = CaptionStage(recipe.caption, roots, recipe.seed)
-    stages = [first, ParseStage(recipe.parse)]
-    if recipe.ground.detector is not None:
+    class_names = list(classes)
+    synonyms = synonym_table(plan.dataset, class_names)
+    stages = [_first_stage(plan, roots), ParseStage(plan.parse)]
+    if plan.ground.detector is not None:
         from sgpipe.stages.ground import GroundStage
 
-        stages.append(GroundStage(recipe, roots, classes, synonyms))
-    # Where nothing scores candidates, all of them become relations: no others then.
-    config = recipe.pair if recipe.tag.scores else recipe.pair.model_copy(update={"known": 0})
-    of_pair = (config, synonyms, names, known)
-    if recipe.pair.marks:
+        stages.append(GroundStage(plan, roots, classes, synonyms))
+    stages.append(_pair_stage(plan, roots, class_names, synonyms, known))
+    stages.append(_tag_stage(plan, roots, class_names))
+    return stages
+
+
+def synonym_table(dataset: str, class_names: Sequence[str]) -> str:
+    """Return the dataset whose synonyms are used: of an extended run, that whose classes it has."""
+    if dataset == "objects365":
+        return dataset
+    if dataset == "run":
+        for name in _WITH_SYNONYMS:
+            if set(category_names(name).values()).issuperset(class_names):
+                return name
+    return "coco"
+
+
+def _first_stage(plan: StagePlan, roots: Mapping[str, ImagePlace]) -> Stage:
+    """Return the captioner, or what opens the images that have captions."""
+    if plan.caption.captioner is None:
+        return LoadStage(roots, plan.parse.resources, opens=plan.opens_images)
+    from sgpipe.stages.caption.stage import CaptionStage
+
+    return CaptionStage(plan.caption, roots, plan.seed)
+
+
+def _pair_stage(
+    plan: StagePlan,
+    roots: Mapping[str, ImagePlace],
+    class_names: Sequence[str],
+    synonyms: str,
+    known: Iterable[TripletCount] | None,
+) -> Stage:
+    config = plan.pair
+    if not plan.tag.scores:  # all candidates become relations: none but those of captions, then
+        config = config.model_copy(update={"known": 0})
+    if config.marks:
         from sgpipe.stages.marks import MarksStage
 
-        stages.append(MarksStage(*of_pair, roots, recipe.seed))
-    elif recipe.pair.layout:
+        return MarksStage(config, synonyms, class_names, known, roots, plan.seed)
+    if config.layout:
         from sgpipe.stages.layout_pair import LayoutPairStage
 
-        stages.append(LayoutPairStage(*of_pair))
-    else:
-        stages.append(PairStage(*of_pair))
-    if not recipe.tag.scores:
+        return LayoutPairStage(config, synonyms, class_names, known)
+    return PairStage(config, synonyms, class_names, known)
+
+
+def _tag_stage(
+    plan: StagePlan, roots: Mapping[str, ImagePlace], class_names: Sequence[str]
+) -> Stage:
+    if not plan.tag.scores:
         from sgpipe.stages.tag.methods import AssumedStage
 
-        return [*stages, AssumedStage(recipe.tag, recipe.pair)]
-    if recipe.tag.method == "layout":
+        return AssumedStage(plan.tag, plan.pair)
+    if plan.tag.method == "layout":
         from sgpipe.stages.tag.layout.stage import LayoutStage
 
-        return [*stages, LayoutStage(recipe.tag, recipe.pair)]
+        return LayoutStage(plan.tag, plan.pair)
     from sgpipe.stages.tag.stage import ScoredStage, TagStage
 
-    if recipe.tag.method == "rtagger" and recipe.tag.plugin is None:
-        return [*stages, TagStage(recipe.tag, roots, names, recipe.pair, recipe.seed)]
-    return [*stages, ScoredStage(recipe.tag, roots, recipe.pair)]
+    if plan.tag.method == "rtagger" and plan.tag.plugin is None:
+        return TagStage(plan.tag, roots, class_names, plan.pair, plan.seed)
+    return ScoredStage(plan.tag, roots, plan.pair)

@@ -19,7 +19,7 @@ import torch
 from torchvision.ops import batched_nms, box_iou, nms
 
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.recipe import Recipe
+from sgpipe.recipe import StagePlan
 from sgpipe.records import Box, Record
 from sgpipe.sources.vocabulary import category_names, loose_words
 from sgpipe.stages.base import ImageStage
@@ -55,16 +55,22 @@ class GroundStage(ImageStage):
     name = "ground"
 
     def __init__(
-        self, recipe: Recipe, roots: Mapping[str, ImagePlace], classes: Mapping[str, int], data: str
+        self,
+        plan: StagePlan,
+        roots: Mapping[str, ImagePlace],
+        classes: Mapping[str, int],
+        dataset: str,
     ) -> None:
-        """`classes`: the id of every class of the dataset. `data`: whose synonym table is used, see
-        `PairStage`.
         """
-        super().__init__(recipe.ground, roots)
-        self.pair = recipe.pair
-        self.parse = recipe.parse
+        Args:
+            classes: the id of every class of the dataset.
+            dataset: whose synonym table is used, see `PairStage`.
+        """
+        super().__init__(plan.ground, roots)
+        self.pair = plan.pair
+        self.parse = plan.parse
         self.classes = classes
-        self.dataset = data
+        self.dataset = dataset
 
     def with_classes(self, classes: Mapping[str, int]) -> GroundStage:
         other = copy(self)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from unittest import mock
 
 from sgpipe.cli import main as command_line
-from sgpipe.generation import run
+from sgpipe.generation import resolve, run
 from sgpipe.recipe import Resources
 from sgpipe.stages.base import Stage
 from sgpipe.storage import run_folder
@@ -36,7 +36,7 @@ def main(*arguments: str) -> None:
     copies = float(os.environ.get(COPIES, run_folder._SECONDS_BETWEEN_COPIES))
     with (
         mock.patch.object(run, "build_stages", stages),
-        mock.patch.object(run, "hub_models", return_value=[]),  # `--tagger none` is not one
+        mock.patch.object(resolve, "hub_models", return_value=[]),  # `--tagger none` is not one
         mock.patch.object(run_folder, "_SECONDS_BETWEEN_COPIES", copies),
         mock.patch.object(sys, "argv", ["sgpipe", *arguments]),
     ):

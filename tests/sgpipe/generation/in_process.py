@@ -16,7 +16,7 @@ from spacy.language import Language
 
 from sgpipe.generation import run
 from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units
-from sgpipe.recipe import Recipe
+from sgpipe.recipe import EngineConfig, Recipe, StagePlan
 from sgpipe.records import Record
 from sgpipe.stages.base import StageRunner
 from sgpipe.storage.manifest import ShardEntry, Summary
@@ -32,7 +32,8 @@ class InProcessEngine:
     workers: Mapping[tuple[str, ...], int] = {}
     gpus = 0
 
-    def __init__(self, stages: StageBuilder) -> None: ...
+    def __init__(self, stages: StagePlan, engine: EngineConfig) -> None:
+        self.unit_size = engine.unit_size
 
     def warm_up(self, build: Callable[[], object]) -> None: ...
 
@@ -41,7 +42,7 @@ class InProcessEngine:
     ) -> list[WorkUnit]:
         self.stages = stages()
         self.workers = {tuple(stage.name for stage in self.stages): 1}
-        return cut_units(units, stages.recipe.engine.unit_size, 1, run_rows)
+        return cut_units(units, self.unit_size, 1, run_rows)
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter

@@ -27,7 +27,7 @@ from sgpipe.generation.ray_engine import (
     plan_pools,
     reserve,
 )
-from sgpipe.recipe import STAGES, Recipe, Resources
+from sgpipe.recipe import STAGES, Recipe, Resources, StagePlan
 from sgpipe.stages.base import Stage
 from sgpipe.utils.ray_cluster import start_ray
 
@@ -144,18 +144,20 @@ def recipe_with(**settings: Any) -> Recipe:
     )
 
 
-def shared(number: int, cpus: int, **settings: Any) -> Recipe:
+def shared(number: int, cpus: int, **settings: Any) -> StagePlan:
     recipe = recipe_with(**settings)
+    plan = StagePlan.of_recipe(recipe)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "usable_gpus", lambda: number)
         patch.setattr(os, "cpu_count", lambda: cpus)
-        return share_gpus(recipe, stages_sharing_gpus(recipe, {}))
+        sharing = stages_sharing_gpus(recipe.stages, recipe.engine, {})
+        return share_gpus(plan, sharing, recipe.engine)
 
 
 def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]:
-    recipe = shared(number, cpus, **settings)
-    absent = {"ground", *(["detect"] if recipe.detect.detector is None else [])}
-    stages = [Stub(name, getattr(recipe, name).resources) for name in STAGES if name not in absent]
+    plan = shared(number, cpus, **settings)
+    absent = {"ground", *(["detect"] if plan.detect.detector is None else [])}
+    stages = [Stub(name, plan.section(name).resources) for name in STAGES if name not in absent]
     return shape(stages, [node(cpus, number)])
 
 
@@ -180,20 +182,18 @@ def test_each_gpu_gets_a_captioner_and_a_tagger(
 
 
 def test_models_share_the_gpus_of_a_machine(gpus) -> None:
-    recipe = shared(1, 16)
+    plan = shared(1, 16)
     assert (
-        recipe.caption.resources
-        == recipe.tag.resources
-        == Resources(gpus=0.5, cpus=0.5, io_threads=4)
+        plan.caption.resources == plan.tag.resources == Resources(gpus=0.5, cpus=0.5, io_threads=4)
     )
-    assert recipe.parse.resources == Resources()
+    assert plan.parse.resources == Resources()
     assert shared(1, 16, caption={}).tag.resources.gpus == 1
     assert shared(4, 8).tag.resources.io_threads == 2
     served = shared(1, 16, caption={"captioner": "qwen", "endpoint": "http://localhost:8000/v1"})
     assert (served.caption.resources.gpus, served.tag.resources.gpus) == (None, 1)
     for method in ("all", "overlap"):
-        recipe = shared(1, 16, tag={"method": method, "tagger": "tagger"})
-        assert (recipe.caption.resources.gpus, recipe.tag.resources.gpus) == (1, None)
+        plan = shared(1, 16, tag={"method": method, "tagger": "tagger"})
+        assert (plan.caption.resources.gpus, plan.tag.resources.gpus) == (1, None)
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_models_share_the_gpus_of_a_machine(gpus) -> None:
     ],
 )
 def test_what_the_recipe_says_of_gpus_and_all_else_is_kept(gpus, settings: dict[str, Any]) -> None:
-    assert shared(2, 16, **settings) == recipe_with(**settings)
-    recipe = shared(
+    assert shared(2, 16, **settings) == StagePlan.of_recipe(recipe_with(**settings))
+    plan = shared(
         1, 16, tag={"tagger": "t", "resources": {"cpus": 2, "actors": 3, "io_threads": 7}}
     )
-    assert recipe.tag.resources == Resources(gpus=0.16, cpus=2, actors=3, io_threads=7)
+    assert plan.tag.resources == Resources(gpus=0.16, cpus=2, actors=3, io_threads=7)
     assert planned_on(1, 16, tag={"tagger": "t", "resources": {"actors": 6}})[-1] == ("tag", 6)
 
 

@@ -23,7 +23,7 @@ from sgpipe.generation.engine import (
     cut_units,
     runs_locally,
 )
-from sgpipe.recipe import load_recipe
+from sgpipe.recipe import EngineConfig, StagePlan, load_recipe
 from sgpipe.records import Record
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.storage.shards import read_file
@@ -63,18 +63,16 @@ class Raising(Stub):
         )
 
 
-def builder(folder: Path, stage: Stub, **settings: object) -> StageBuilder:
-    recipe = load_recipe("coco", settings)
-    return StageBuilder(
-        partial(only, stage), recipe, {}, {}, {"detect", "ground"}, CacheFolder(folder)
-    )
+def builder(folder: Path, stage: Stub) -> StageBuilder:
+    plan = StagePlan.of_recipe(load_recipe("coco"))
+    return StageBuilder(partial(only, stage), plan, {}, {}, CacheFolder(folder))
 
 
 def label(folder: Path, names: Sequence[str], stage: Stub) -> dict[str, str | None]:
     """The error of each image."""
     (folder / "data").mkdir()
-    stages = builder(folder, stage, **{"engine.cpus": 2})
-    engine = LocalEngine(stages)
+    stages = builder(folder, stage)
+    engine = LocalEngine(stages.plan, EngineConfig(cpus=2))
     try:
         units = engine.start(stages, [WorkUnit("val", 0, len(names))], Progress(), len(names))
         shards = list(
@@ -161,8 +159,6 @@ def test_what_an_interrupted_run_lacks_is_cut_as_the_whole_was(
         ({"tag.resources.gpus": 1}, 10**6, False), ({"tag.resources.cpus": 2}, 10**6, False),
     ],
 )  # fmt: skip
-def test_where_a_run_is_done(
-    tmp_path: Path, settings: dict[str, object], images: int, local: bool
-) -> None:
-    stages = builder(tmp_path, Stub(), **settings)
-    assert runs_locally(stages.recipe, stages, images) == local
+def test_where_a_run_is_done(settings: dict[str, object], images: int, local: bool) -> None:
+    recipe = load_recipe("coco", settings)
+    assert runs_locally(recipe.engine, StagePlan.of_recipe(recipe), images) == local

@@ -15,7 +15,7 @@ import yaml
 from sgpipe import Pipeline
 from sgpipe.errors import UserError
 from sgpipe.export.hugging_face import describe_origin
-from sgpipe.generation import engine
+from sgpipe.generation import engine, resolve
 from sgpipe.generation import run as generation
 from sgpipe.generation.engine import UnitReader, WorkUnit
 from sgpipe.generation.identity import ParentReader, parent_recipe
@@ -411,7 +411,7 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(
     """The GPU is pretended: the stages compute on the CPU, which they are not told."""
     lent: list[set[str]] = []
     monkeypatch.setattr(
-        generation, "share_gpus", lambda recipe, stages: (lent.append(set(stages)), recipe)[1]
+        resolve, "share_gpus", lambda plan, stages, engine: (lent.append(set(stages)), plan)[1]
     )
     monkeypatch.setattr(engine, "usable_gpus", lambda: 1)
     out = tmp_path / "out"

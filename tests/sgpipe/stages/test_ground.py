@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import load_recipe, packaged_model
+from sgpipe.recipe import StagePlan, load_recipe, packaged_model
 from sgpipe.records import Box, Caption, Record, Triplet
 from sgpipe.stages.detect import DetectedBoxes, DetectStage, Prepared, load_prompted
 from sgpipe.stages.ground import GroundStage
@@ -79,7 +79,10 @@ def stage(
     changed = {f"ground.{key}": value for key, value in changes.items()}
     recipe = load_recipe("folder", {"ground.detector": "d", **changed})
     ground_stage = GroundStage(
-        recipe, {"all": folder}, {name: at for at, name in enumerate(classes, 1)}, "coco"
+        StagePlan.of_recipe(recipe),
+        {"all": folder},
+        {name: at for at, name in enumerate(classes, 1)},
+        "coco",
     )
     ground_stage.detector = (
         boxes_of_words if isinstance(boxes_of_words, Scripted) else Scripted(boxes_of_words)
@@ -314,7 +317,7 @@ def test_images_are_prepared_in_threads_and_get_the_same_boxes(tmp_path: Path) -
     values = {"ground.detector": str(make_grounding_dino(tmp_path / "d")), "ground.threshold": 0.01}
     for threads in (0, 3):
         recipe = load_recipe("folder", {**values, "ground.resources.io_threads": threads})
-        ground_stage = GroundStage(recipe, {"all": tmp_path}, {}, "coco")
+        ground_stage = GroundStage(StagePlan.of_recipe(recipe), {"all": tmp_path}, {}, "coco")
         ground_stage.setup()
         prepare = ground_stage.detector.prepare
         used = set[threading.Thread]()
@@ -339,7 +342,7 @@ def test_all_nouns_are_those_of_triplets_and_others(folder: Path) -> None:
     recipe = load_recipe(
         "folder", {"ground.detector": str(packaged_model("parseda")), "ground.words": "all"}
     )
-    ground_stage = GroundStage(recipe, {"all": folder}, {}, "coco")
+    ground_stage = GroundStage(StagePlan.of_recipe(recipe), {"all": folder}, {}, "coco")
     ground_stage.setup()
     caption = "a red fire truck and a group of people in the background of a wooden barn"
     words = ground_stage.words(
@@ -374,7 +377,8 @@ def test_a_detector_asked_for_other_words_is_one_of_these_classes(tmp_path: Path
 
 
 def grounding(detector: object) -> GroundStage:
-    return GroundStage(load_recipe("folder", {"ground.detector": str(detector)}), {}, {}, "coco")
+    recipe = load_recipe("folder", {"ground.detector": str(detector)})
+    return GroundStage(StagePlan.of_recipe(recipe), {}, {}, "coco")
 
 
 def test_a_detector_that_reads_no_text_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""The images of a run: whether they are there, and where they are now."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from sgpipe.errors import UserError
+from sgpipe.files.image_roots import (
+    ImageRoot,
+    IndexFolder,
+    absolute,
+    existing_images,
+    has_images,
+    lacks_images,
+)
+from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location
+from sgpipe.recipe import SourceConfig
+from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.utils.atomic import atomic_write
+from sgpipe.utils.console import Progress, single_line
+
+# images of a split
+_MOST_LOOKED_FOR = 100_000
+_AT_ONCE = 1000
+_NAMES_PEEKED = 20  # of annotations that are not read yet
+
+
+def check_image_folders(source: SourceConfig) -> None:
+    """Look into folders for annotated images before annotations are read, which takes minutes.
+
+    Raises:
+        UserError: a folder has no images, or none of the first ones that the annotations name.
+    """
+    for name, split in source.splits.items():
+        if split.annotations is None:
+            continue
+        place = source.images(name)
+        if not has_images(place):
+            raise UserError(
+                f"{place} contains no images and no archives of them: check the image folder of"
+                f" {name}"
+            )
+        image_names = first_image_names(source.path(split.annotations))
+        if image_names and lacks_images(place, image_names):
+            raise _no_image_of(place, name, image_names[0])
+
+
+def first_image_names(annotations: Location) -> list[str]:
+    """Return the first file names of a COCO file on this machine; none if it lists other things
+    before.
+    """
+    names: list[str] = []
+    if not isinstance(annotations, Path):
+        return names
+    with suppress(UserError):  # whoever reads the whole file says what is wrong with it
+        for key, item in JsonStream(annotations):
+            if key == "images" and isinstance(item, dict):
+                names.append(str(item.get("file_name", "")))
+            if key == "annotations" or len(names) == _NAMES_PEEKED:
+                break
+    return names
+
+
+def _no_image_of(place: object, split: str, file_name: str) -> UserError:
+    """Return the error of an image folder that is another dataset's."""
+    return UserError(
+        f"{place} has no image of the split {split}, such as {single_line(file_name)}; check this"
+        " location, and the names in the annotations"
+    )
+
+
+def open_image_roots(
+    source: SourceConfig, folder: RunFolder, progress: Progress
+) -> dict[str, ImageRoot]:
+    """Return the root of each split as it is now, on the hub as when the run began. Raises as
+    `existing_images`.
+    """
+    indexes = IndexFolder(folder.store or folder.root, progress, whole=True)
+    before = (
+        Manifest.load(folder.root).run.get("images", {})
+        if (folder.root / MANIFEST).exists()
+        else {}
+    )
+    roots = {}
+    for split in source.splits:
+        location = absolute(source.images(split))
+        if location.startswith("hf://") and before.get(split, "").startswith(f"{location}@"):
+            location = before[split]
+        roots[split] = existing_images(location, indexes)
+    return roots
+
+
+def check_names(
+    roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceIndex], rows: Mapping[str, int]
+) -> None:
+    """Look for an image of each split of a new run. Raises UserError: none is there, so all rows
+    would be errors.
+    """
+    for split, number in rows.items():
+        root = roots[split]
+        step = -(-number // _MOST_LOOKED_FOR)
+        starts = range(0, number, _AT_ONCE)
+        parts = (indexes[split].records(start, min(start + _AT_ONCE, number)) for start in starts)
+        names = (record.file_name for part in parts for record in part[::step])
+        first = next(names, None)
+        if first is not None and not root.contains(first) and not any(map(root.contains, names)):
+            raise _no_image_of(root.location, split, first)
+
+
+def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
+    """Copy the indexes of the roots into the run and its store, and delete those of earlier states
+    of its images.
+    """
+    indexes = [root.index for root in roots.values() if root.index]
+    for index in indexes:
+        kept = folder.private / index.name
+        if not kept.exists():
+            with atomic_write(kept) as temporary:
+                shutil.copyfile(index.path, temporary)
+        if folder.store and not (folder.store / f".sgpipe/{index.name}").head():
+            (folder.store / f".sgpipe/{index.name}").put(kept)
+    for path in folder.private.glob("images-*.arrow"):
+        if path.name not in [index.name for index in indexes]:
+            path.unlink()
