@@ -21,6 +21,7 @@ COCO = (
     "generate coco --images DIR/coco/images --annotations DIR/coco/instances_val.json --out DIR/out"
 )
 CAPTIONED = f"{COCO} --captions DIR/coco/captions_val.json"
+PACKAGED = "--captioner miniworld --tagger miniworld"
 IMPORT = "--images DIR/coco/images --out DIR/out"
 
 # What is typed after `sgpipe`, and what the line has to name. DIR stands for the folder of the
@@ -66,9 +67,9 @@ CASES: dict[str, str] = {
     "merge DIR/run DIR/other --prefer DIR/coco --out DIR/out": "DIR/coco",
     "merge DIR/run DIR/other --prefer DIR/third --out DIR/out": "DIR/third",
     # Files whose content is broken or of another form
-    f"{COCO.replace('DIR/coco/instances_val.json', 'DIR/broken.json')} --tagger none --split val": "DIR/broken.json",
-    f"{COCO.replace('instances_val', 'captions_val')} --tagger none": "captions_val.json",
-    f"{COCO} --captions DIR/coco/instances_val.json --tagger none": "instances_val.json",
+    f"{COCO.replace('DIR/coco/instances_val.json', 'DIR/broken.json')} {PACKAGED} --split val": "DIR/broken.json",
+    f"{COCO.replace('instances_val', 'captions_val')} {PACKAGED}": "captions_val.json",
+    f"{COCO} --captions DIR/coco/instances_val.json --tagger miniworld": "instances_val.json",
     f"{CAPTIONED} --tagger none --calibration DIR/array.json": "DIR/array.json",
     "generate DIR/broken.yaml --out DIR/out": "DIR/broken.yaml",
     "generate DIR/typo.yaml --out DIR/out": "tag.treshold",

@@ -14,6 +14,7 @@ from sgpipe.files.locations import Location, StorePath
 from sgpipe.generation.checks import check_recipe
 from sgpipe.generation.engine import share_gpus, stages_sharing_gpus
 from sgpipe.generation.identity import Reuse, identity
+from sgpipe.generation.image_roots import check_image_folders
 from sgpipe.recipe import (
     STAGES,
     EngineConfig,
@@ -26,7 +27,7 @@ from sgpipe.recipe import (
     with_model_folders,
 )
 from sgpipe.storage.manifest import Manifest, read_manifest
-from sgpipe.storage.run_folder import settings_changed
+from sgpipe.storage.run_folder import RunFolder, settings_changed
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,16 @@ def resolve(recipe: Recipe, out: Path, parent: str | None = None) -> RunPlan:
     check_recipe(recipe, runnable)
     notes = recipe_notes(recipe, detects=recipe.detects, source=recipe.source)
     store = StorePath(recipe.engine.store) if recipe.engine.store else None
+    RunFolder(out, store).check_root()
     before = identity_of_shards(out, store)
     refuse_other_images(store or out, before, recipe.source)
+    is_new = not before
+    if is_new and reuse is None:
+        check_image_folders(recipe.source)
     recipe = with_model_folders(recipe, before)
     stages = StagePlan.of_recipe(recipe, reuse.reused if reuse else ())
     missing = models_to_fetch(recipe, stages.skipped)
-    if missing and not before:  # a finished run needs no models
+    if missing and is_new:  # a finished run needs no models
         find_models(missing)
     sharing = stages_sharing_gpus(recipe.stages, recipe.engine, reuse.before if reuse else before)
     return RunPlan(

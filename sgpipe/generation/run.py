@@ -21,7 +21,6 @@ from sgpipe.generation.engine import (
 )
 from sgpipe.generation.identity import source_identity
 from sgpipe.generation.image_roots import (
-    check_image_folders,
     check_names,
     keep_indexes,
     open_image_roots,
@@ -126,8 +125,6 @@ class LabellingRun:
             self.engine.warm_up(self._stages)
         source, ground_truth = prepare_source(plan.source, self.folder.private, self.progress.say)
         self.plan = plan.with_source(source)
-        if plan.reuse is None and not plan.before:
-            check_image_folders(source)
         self.roots = open_image_roots(source, self.folder, self.progress)
         for split, root in self.roots.items():
             self.progress.say(f"reading the annotations of {split}")

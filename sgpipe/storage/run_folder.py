@@ -141,13 +141,8 @@ class RunFolder:
         """Whether another process is writing into the folder."""
         return is_locked(self._lock)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Create the folder if needed, which a refused command removes again, and keep every other
-        run out of it.
-
-        Raises UserError: it is a file, contains something else, or another run is writing into it.
-        """
+    def check_root(self) -> None:
+        """Raise UserError if the folder is a file or a URI, or contains something else."""
         if str(self.root).startswith(("s3:/", "gs:/", "abfs:/", "abfss:/")):
             raise UserError(
                 f"--out {self.root} is not a folder; name one, and the store with --store"
@@ -161,23 +156,32 @@ class RunFolder:
                 f"--out {self.root} is not empty and is not an sgpipe run; choose an empty or new"
                 " folder"
             )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Create the folder if needed, which a refused command removes again, and keep every other
+        run out of it.
+
+        Raises UserError: as `check_root`; or another run is writing into it.
+        """
+        self.check_root()
         is_new = not self.root.exists() and self.store is None
         with add_filename(self.root):
-            self.private.mkdir(
-                parents=True, exist_ok=True
-            )  # first: by it the next run knows the folder
+            # first: by it the next run knows the folder
+            self.private.mkdir(parents=True, exist_ok=True)
             (self.root / DATA).mkdir(exist_ok=True)
             with only_process(self._lock, self.root):
                 try:
                     yield
                 except UserError:
-                    if (
-                        is_new
-                        and not any((self.root / DATA).iterdir())
-                        and not (self.private / REQUESTS).exists()
-                    ):
+                    if is_new and self._is_unused:
                         shutil.rmtree(self.root, ignore_errors=True)
                     raise
+
+    @property
+    def _is_unused(self) -> bool:
+        """Whether there is neither a shard nor an answer of a served model."""
+        return not any((self.root / DATA).iterdir()) and not (self.private / REQUESTS).exists()
 
     def open(self, run: Mapping[str, Any]) -> Manifest:
         """Return the manifest, a new one where there are no shards yet; `run`: what it says of the

@@ -1,5 +1,6 @@
 """Whole runs with random miniature models, and runs that take stages over from a parent run."""
 
+import io
 import json
 import random
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from sgpipe import Pipeline
 from sgpipe.errors import UserError
@@ -19,6 +21,7 @@ from sgpipe.generation import engine, resolve
 from sgpipe.generation import run as generation
 from sgpipe.generation.engine import UnitReader, WorkUnit
 from sgpipe.generation.identity import ParentReader, parent_recipe
+from sgpipe.generation.run import generate
 from sgpipe.miniworld.dataset import IMAGES as DRAWN
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.recipe import Recipe, load_recipe
@@ -27,6 +30,7 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFiles, RunFolder, ground_truth_of
 from sgpipe.storage.shards import write_shard
 from sgpipe.storage.source_index import write_index
+from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
 from tests.sgpipe.generation.in_process import RAN, label, rows, without_ray
@@ -187,6 +191,18 @@ def test_what_is_refused_changes_nothing_in_a_run(
         with pytest.raises(UserError, match=why):
             label(recipe(coco, models, **options), place)
     assert contents(out) == before
+
+
+def test_a_missing_hub_model_is_told_before_annotations_are_read(coco, models, tmp_path):
+    said = io.StringIO()
+    with pytest.raises(UserError, match="neither a folder nor in the cache"):
+        generate(
+            recipe(coco, models, **{"tag.tagger": "no-such-tagger"}),
+            tmp_path / "new",
+            Progress(Console(file=said, width=1000)),
+        )
+    assert "reading the annotations" not in said.getvalue()
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_limit_can_be_raised(finished, coco, models, tmp_path):
