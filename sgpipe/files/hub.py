@@ -174,31 +174,24 @@ def find_models(
 
     wanted: list[tuple[HubModel, list[list[str]]]] = []
     size = 0
-    models = _without_commits(names)
-    command = command or " && ".join(
-        f"hf download {name.replace('@', ' --revision ')}" for name in names
-    )
     try:
-        for model in (HubModel.parse(name) or HubModel(name) for name in names):
+        for name in names:
+            model = HubModel.parse(name) or HubModel(name)
             with naming_hub(f"the model {model}"):
-                siblings = (
-                    HfApi()
-                    .model_info(model.name, revision=model.revision, files_metadata=True)
-                    .siblings
-                    or ()
-                )
-            sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
-            parts = [
-                [file for file in sizes if _SETTINGS.fullmatch(file) and "/" not in file],
-                _weights(sizes),
-            ]
-            wanted.append((model, parts))
-            size += sum(sizes[file] for part in parts for file in part)
+                info = HfApi().model_info(model.name, revision=model.revision, files_metadata=True)
+            sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+            settings = [file for file in sizes if _SETTINGS.fullmatch(file) and "/" not in file]
+            weights = _weights(sizes)
+            wanted.append((model, [settings, weights]))
+            size += sum(sizes[file] for file in (*settings, *weights))
     except (MissingFileError, StoreError) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error)
+        downloads = [f"hf download {name.replace('@', ' --revision ')}" for name in names]
+        command = command or " && ".join(downloads)
         raise UserError(
-            f"neither a folder nor in the cache {constants.HF_HUB_CACHE}: {models} ({why}); fetch"
-            f" them on a machine with a network by `{command}`, and copy its cache here"
+            f"neither a folder nor in the cache {constants.HF_HUB_CACHE}:"
+            f" {_without_commits(names)} ({why}); fetch them on a machine with a network by"
+            f" `{command}`, and copy its cache here"
         ) from None
     return wanted, size
 
