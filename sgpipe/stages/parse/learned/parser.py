@@ -519,17 +519,17 @@ class LearnedParser(Parser):
         """Return the verb and the rest of the predicate; one that training did not have is less
         probable.
         """
-        likely = np.argsort(-rests, kind="stable")[:_TRIED]
+        numbers = np.argsort(-rests, kind="stable")[:_TRIED]
+        likely = [(self._rests[number], float(rests[number])) for number in numbers]
         scores: dict[tuple[str, str], float] = {}
         for verb in sorted(mass, key=lambda verb: -mass[verb])[:_TRIED]:
             is_known = verb in self._known_verbs
-            for number in likely:
-                rest = self._rests[number]
+            for rest, logit in likely:
                 predicate = f"{verb} {rest}".strip()
                 if predicate:
                     is_unseen = is_known and predicate not in self._predicates
                     penalty = _UNSEEN if is_unseen else 0
-                    scores[verb, rest] = log(mass[verb]) + float(rests[number]) - penalty
+                    scores[verb, rest] = log(mass[verb]) + logit - penalty
         return max(scores, key=lambda words: scores[words], default=("", ""))
 
 
