@@ -71,7 +71,7 @@ def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
                     segment if segment.control else segment._replace(text=_printable(segment.text))
                 )
 
-    return SafeConsole(markup=False, highlight=False, stderr=stderr, quiet=quiet)
+    return SafeConsole(markup=False, emoji=False, highlight=False, stderr=stderr, quiet=quiet)
 
 
 def _printable(text: str) -> str:

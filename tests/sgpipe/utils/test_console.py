@@ -60,3 +60,14 @@ def test_json_for_a_terminal_is_the_same_json(encoding, monkeypatch) -> None:
     assert {unicodedata.category(letter) for letter in text if letter != "\n"}.isdisjoint(
         {"Cc", "Cf", "Cs", "Zl"}
     )
+
+
+@pytest.mark.parametrize("make", [output, errors, progress])
+def test_names_between_colons_are_no_emoji(make, capsys) -> None:
+    table = Table(":dog:")
+    table.add_row("own.captions:X: missing")
+    make().print("own.captions:X: missing")
+    make().print(table)
+    printed = "".join(capsys.readouterr())
+    assert printed.count("own.captions:X: missing") == 2
+    assert ":dog:" in printed
