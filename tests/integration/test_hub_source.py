@@ -16,7 +16,7 @@ from sgpipe.files.locations import StorePath
 from sgpipe.storage.shards import iter_records
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.sgpipe.generation.in_process import without_ray
-from tests.sgpipe.sources.test_hub import write
+from tests.sgpipe.sources.hub_datasets import write
 
 IMAGES = 12
 LABELLED = ("--tagger", "MINIWORLD", "--captioner", "MINIWORLD", "--set", "caption.decoding=beam")

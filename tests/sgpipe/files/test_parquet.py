@@ -22,7 +22,7 @@ from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.utils.console import Progress
-from tests.sgpipe.sources.test_hub import row, write
+from tests.sgpipe.sources.hub_datasets import row, write
 
 FILE = "data/train-00000-of-00001.parquet"
 

@@ -32,7 +32,7 @@ from sgpipe.utils.console import Progress
 from tests.integration.faults.conftest import server, sgpipe, store  # noqa: F401 - fixtures
 from tests.sgpipe.cli.test_imports import FILES, TRIPLETS, invoke, options
 from tests.sgpipe.generation.in_process import RAN, rows
-from tests.sgpipe.sources.test_benchmarks import GRAPH, svg_form
+from tests.sgpipe.sources.scene_graph_files import GRAPH, svg_form
 from tests.sgpipe.stages.pair.test_pair import record
 
 pytestmark = pytest.mark.usefixtures("in_this_process")

@@ -1,0 +1,31 @@
+"""Images and boxes of runs that are merged."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sgpipe.records import Box, Record, Relation
+
+SIDE = 100
+
+
+def scene(name: str, *boxes: Box, relations: Sequence[Relation] = (), **values: Any) -> Record:
+    record = Record(
+        name, "made", "train", f"{name}.png", SIDE, SIDE, list(boxes), relations=list(relations)
+    )
+    return replace(record, **values)
+
+
+def person(
+    x: float = 10,
+    y: float = 10,
+    w: float = 20,
+    h: float = 40,
+    category: str = "person",
+    **values: Any,
+) -> Box:
+    return Box(category, 1, (x, y, w, h), **values)
+
+
+def detected(*args: float, score: float = 0.5, **values: Any) -> Box:
+    return person(*args, origin="detector", score=score, **values)
