@@ -96,7 +96,7 @@ def fetch(
       sgpipe fetch s3://bucket/coco --out coco-relations/
     """
     from sgpipe.files.locations import StorePath
-    from sgpipe.storage.run_folder import fetch as download
+    from sgpipe.storage.mirror import fetch as download
 
     with console.Progress().images(None, "fetching") as advance:
         manifest = download(StorePath(store), out, advance)

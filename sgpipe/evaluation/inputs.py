@@ -5,7 +5,7 @@ predict`, or in shards. Visual Genome has scene graphs: one JSON object per imag
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
@@ -279,7 +279,7 @@ def data_classes(root: Path) -> DatasetClasses:
 
     Raises UserError: the folder is not a run, or has neither.
     """
-    lists = Manifest.load(root).run.get("labels") or {"objects": [], "relations": []}
+    lists = Manifest.load(root).class_lists
     objects = Counter[str]()
     relations = Counter[str]()
     for rows in iter_tables(
@@ -297,10 +297,15 @@ def data_classes(root: Path) -> DatasetClasses:
         raise UserError(
             f"{root} has no objects or no relations from which to list the classes; pass --classes"
         )
-    both = (sorted(names, key=lambda name: (-names[name], name)) for names in (objects, relations))
     return DatasetClasses(
-        *(tuple(dict.fromkeys([*lists[k], *own])) for k, own in zip(lists, both, strict=True))
+        _listed_first(lists["objects"], objects), _listed_first(lists["relations"], relations)
     )
+
+
+def _listed_first(names: Iterable[str], counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the names of a closed list, then others that occur, the most frequent first."""
+    by_frequency = sorted(counts, key=lambda name: (-counts[name], name))
+    return tuple(dict.fromkeys([*names, *by_frequency]))
 
 
 def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:

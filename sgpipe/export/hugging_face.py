@@ -284,7 +284,7 @@ def _class_names(rows: ExportRows) -> list[str]:
     for shard in rows.manifest.shards:
         for table in iter_groups(rows.root / shard.file, ("objects",)):
             names.update(pc.unique(_categories(table)).to_pylist())
-    listed = (rows.manifest.run.get("labels") or {}).get("objects", ())
+    listed = rows.manifest.class_lists["objects"]
     unlisted = [name for name in names if name is not None and name not in listed]
     return [*listed, *sorted(unlisted)]
 

@@ -139,11 +139,12 @@ class ExportRows:
         """The classes, without the missing object, and the predicates: the closed lists, and what
         else occurs.
         """
-        labels = self.manifest.run.get("labels") or {}
+        lists = self.manifest.class_lists
         census = self.census
         classes = {name for _, name in census.categories - census.nothing}
-        kinds = (("objects", classes), ("relations", census.predicates))
-        return [list(dict.fromkeys([*labels.get(kind, ()), *sorted(seen)])) for kind, seen in kinds]
+        objects = [*lists["objects"], *sorted(classes)]
+        relations = [*lists["relations"], *sorted(census.predicates)]
+        return [list(dict.fromkeys(objects)), list(dict.fromkeys(relations))]
 
     def shards(self, split: str) -> list[ShardEntry]:
         return [shard for shard in self.manifest.shards if shard.split == split]

@@ -8,12 +8,11 @@ file with the images of the shards.
 import hashlib
 import os
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from itertools import chain, islice
-from itertools import count as count_from
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import duckdb
 import numpy as np
@@ -21,13 +20,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sgpipe.errors import UserError, first_line
-from sgpipe.files.image_roots import ImagePlace, absolute, image_root
+from sgpipe.files.image_roots import ImagePlace, image_root
 from sgpipe.files.locations import Location
+from sgpipe.generation.merge_inputs import Match, MergeInputs, input_id, is_merged, ranked
 from sgpipe.generation.uniting import Precedence, unite
 from sgpipe.images import read_bytes
 from sgpipe.records import SCHEMA, from_table, to_table
 from sgpipe.sources.import_run import ROWS_PER_SHARD
 from sgpipe.sources.opening import open_parent
+from sgpipe.storage.header import SingleRun
 from sgpipe.storage.index_build import FAULTS, configure, interruptible
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFiles, RunFolder
@@ -41,9 +42,7 @@ from sgpipe.storage.shards import (
     write_copy,
 )
 from sgpipe.utils.console import Progress
-from sgpipe.utils.hashing import fingerprint
 
-Match: TypeAlias = Literal["file", "id", "hash"]
 Database: TypeAlias = duckdb.DuckDBPyConnection
 Ints: TypeAlias = NDArray[np.int64]
 
@@ -157,14 +156,12 @@ def merge_runs(
         UserError: a place is not a complete run, all are the same run, `prefer` is none of them, a
             shard cannot be read, or `out` is another run or in use.
     """
-    inputs = _open_inputs(places, progress)
-    preferred = None if prefer is None else _input_id(open_parent(prefer))
-    if preferred not in (None, *inputs):
+    inputs = MergeInputs.open(places, progress)
+    preferred = None if prefer is None else input_id(open_parent(prefer))
+    if preferred not in (None, *inputs.files):
         raise UserError(f"{prefer} is not one of the runs: --prefer takes one that is merged")
-    header = _header(inputs, match, min_iou, images, preferred)
-    precedence = Precedence(
-        header["identity"].get("prefer", {}), _corrections(inputs, header["runs"])
-    )
+    header = inputs.header(match, min_iou, images, preferred)
+    precedence = Precedence(header["identity"].get("prefer", {}), inputs.corrections())
     folder = RunFolder(out)
     with folder.lock():
         manifest = folder.open(header)
@@ -172,20 +169,20 @@ def merge_runs(
         if manifest.run["finished"] and not lost:
             progress.say(f"nothing left to do: {out} has these runs")
             return manifest
-        done = {shard.file for shard in manifest.shards} - lost
         folder.sweep(manifest)
         scratch = folder.private / "merging"
         shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
         scratch.mkdir()
+        done = {shard.file for shard in manifest.shards} - lost
         with (
             interruptible(),
             duckdb.connect(scratch / "rows") as database,
-            (scratch / "images").open("w+b") as kept,
+            (scratch / "images").open("w+b") as embedded,
         ):
             try:
                 configure(database, scratch / "spill", _MEMORY, ordered=True)
                 progress.say("reading the runs")
-                _read(database, inputs, header["runs"], kept, hashed=match == "hash")
+                _read(database, inputs, header["runs"], embedded, hashed=match == "hash")
                 _plan(database, match)
                 [matched] = database.sql(_COUNTED).to_arrow_table().to_pylist()
                 units, manifest.run["images"] = _units(database)
@@ -195,7 +192,7 @@ def merge_runs(
                         if unit.file not in done:
                             members = database.sql(_OF_UNIT, params=[number]).to_arrow_table()
                             rows, counts = _unite_rows(
-                                members, unit.split, min_iou, kept, precedence
+                                members, unit.split, min_iou, embedded, precedence
                             )
                             manifest.commit(write_copy(out, unit, rows, counts))
                         advance(unit.rows, {})
@@ -211,154 +208,10 @@ def merge_runs(
     return manifest
 
 
-def _open_inputs(places: Sequence[str | Location], progress: Progress) -> dict[str, RunFiles]:
-    """Return the runs by their ids, each once. Raises UserError: there is only one."""
-    inputs: dict[str, RunFiles] = {}
-    for files in map(open_parent, places):
-        run = _input_id(files)
-        if run in inputs:
-            progress.say(
-                f"NOTE: {files.root} is the same run as {inputs[run].root}, and counts once"
-            )
-        inputs.setdefault(run, files)
-    if len(places) > 1 and len(inputs) == 1:
-        [files] = inputs.values()
-        raise UserError(
-            f"all of these are the same run as {files.root}: merge needs two different runs"
-        )
-    return inputs
-
-
-def _input_id(files: RunFiles) -> str:
-    shards = sorted(shard.sha256 for shard in files.manifest.shards)
-    return fingerprint({"run": files.manifest.run.get("fingerprint"), "shards": shards})
-
-
-def _is_merged(run: Mapping[str, Any]) -> bool:
-    return "merged" in run.get("identity", {})
-
-
-def _header(
-    inputs: Mapping[str, RunFiles],
-    match: Match,
-    min_iou: float,
-    images: ImagePlace | None,
-    preferred: str | None,
-) -> dict[str, Any]:
-    """Return what the manifest says, also of the single runs, by their ids."""
-    runs: dict[str, dict[str, Any]] = {}
-    for number, files in inputs.items():
-        runs |= _single_runs(number, files)
-    runs = dict(sorted(runs.items()))
-    if images is not None:
-        runs = {
-            run: one | {"images": dict.fromkeys(one["images"], absolute(images))}
-            for run, one in runs.items()
-        }
-    identity: dict[str, Any] = {
-        "merged": {run: one["images"] for run, one in runs.items()},
-        "match": match,
-        "iou": min_iou,
-    }
-    overrules = _overrules(inputs, list(runs), preferred)
-    if overrules:
-        identity["prefer"] = overrules
-    return {
-        "name": " + ".join(sorted({one["name"] for one in runs.values()})),
-        "identity": identity,
-        "origin": list(chain.from_iterable(one["identities"] for one in runs.values())),
-        "labels": _united_labels(runs),
-        "runs": runs,
-        "images": {},
-        "finished": False,
-    }
-
-
-def _single_runs(number: str, files: RunFiles) -> dict[str, dict[str, Any]]:
-    """Return what is known of the single runs that a run consists of, by their ids."""
-    run = files.manifest.run
-    if _is_merged(run):
-        return dict(run["runs"])
-    single = {
-        "name": run.get("name") or "",
-        "fingerprint": run.get("fingerprint"),
-        "labels": run.get("labels"),
-        "identities": Manifest.identities(run),
-        "rows": sum(shard.rows for shard in files.manifest.shards),
-        "images": {
-            split: absolute(root) for split, root in files.manifest.image_roots.locations.items()
-        },
-    }
-    return {number: single}
-
-
-def _united_labels(runs: Mapping[str, Any]) -> dict[str, list[str]] | None:
-    """Return the classes and predicates of all closed class lists, those of the largest run
-    first.
-    """
-    closed = [runs[run]["labels"] for run in _ranked(runs) if runs[run]["labels"]]
-    if not closed:
-        return None
-    return {
-        kind: list(dict.fromkeys(chain.from_iterable(labels[kind] for labels in closed)))
-        for kind in ("objects", "relations")
-    }
-
-
-def _overrules(
-    inputs: Mapping[str, RunFiles], runs: Sequence[str], preferred: str | None
-) -> dict[str, list[str]]:
-    """Return the single runs that each overrules, by earlier merges and as `preferred`; those that
-    do so mutually, not.
-
-    What is preferred now is overruled by nothing.
-    """
-    losers = _earlier_overrules(inputs, runs)
-    if preferred is not None:
-        winners = set(_single_runs(preferred, inputs[preferred]))
-        for run in runs:
-            losers[run] = (
-                losers[run] | set(runs) - winners if run in winners else losers[run] - winners
-            )
-    return {run: sorted(images) for run, images in losers.items() if images}
-
-
-def _earlier_overrules(inputs: Mapping[str, RunFiles], runs: Sequence[str]) -> dict[str, set[str]]:
-    losers: dict[str, set[str]] = {run: set() for run in runs}
-    for files in inputs.values():
-        for run, others in files.manifest.run.get("identity", {}).get("prefer", {}).items():
-            losers[run].update(others)
-    return {
-        run: {other for other in images if run not in losers[other]}
-        for run, images in losers.items()
-    }
-
-
-def _corrections(inputs: Mapping[str, RunFiles], runs: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Return the single runs that each is a correction of."""
-    by_fingerprint: defaultdict[str, set[str]] = defaultdict(set)
-    for run, single in runs.items():
-        by_fingerprint[single.get("fingerprint", "")].add(run)
-    for number, files in inputs.items():
-        by_fingerprint[files.manifest.run["fingerprint"]].update(_single_runs(number, files))
-    corrects: dict[str, set[str]] = {}
-    for run, single in runs.items():
-        corrects[run] = set()
-        for identity in single["identities"]:
-            if "corrected" in identity:
-                corrects[run] |= by_fingerprint[identity["corrected"]] - {run}
-    return corrects
-
-
-def _ranked(runs: Mapping[str, Any]) -> list[str]:
-    """Return the ids of runs, that of the most rows first."""
-    return sorted(runs, key=lambda run: (-runs[run]["rows"], run))
-
-
 def _read(
     database: Database,
-    inputs: Mapping[str, RunFiles],
-    runs: Mapping[str, Any],
+    inputs: MergeInputs,
+    runs: Mapping[str, SingleRun],
     images: BinaryIO,
     *,
     hashed: bool,
@@ -368,53 +221,61 @@ def _read(
     """
     database.register("empty", _without_images(SCHEMA.empty_table(), images, hashed=hashed))
     database.execute("create table leaves as select ''::varchar as run, * from empty")
-    database.execute("create table roots (run varchar, split varchar, root varchar)")
-    database.execute("create table ranks (run varchar, rank int)")
-    for rank, run in enumerate(_ranked(runs)):
-        database.execute("insert into ranks values (?, ?)", (run, rank))
-        for split, root in runs[run]["images"].items():
-            database.execute("insert into roots values (?, ?, ?)", (run, split, root))
-    others = ", ".join(
-        f"coalesce(source.{name}, {name}) as {name}" for name in SCHEMA.names if name != "split"
-    )
-    places: dict[bool, str] = {}  # a run with images in its shards, and one without
-    for number, files in inputs.items():
-        columns = f"'{number}' as run, {', '.join(SCHEMA.names)}"
-        table = "shards"
-        if _is_merged(files.manifest.run):
-            columns = f"source.run, source.split, {others}"
-            table = f"(select *, unnest({SOURCES}) as source from shards)"
+    _write_places(database, runs)
+    roots: dict[bool, str] = {}  # a run with images in its shards, and one without
+    for number, files in inputs.files.items():
+        insert = _insertion(number, files)
         for shard in files.manifest.shards:
             with open_shard(files.storage / shard.file, SCHEMA.names) as file:
-                places.setdefault(IMAGE_COLUMN in file.schema_arrow.names, files.root)
+                roots.setdefault(IMAGE_COLUMN in file.schema_arrow.names, files.root)
                 groups = map(file.read_row_group, range(file.num_row_groups))
                 tables = [_without_images(table, images, hashed=hashed) for table in groups]
-            if len(places) > 1:
-                lacks = f"{places[True]} has images in its shards, {places[False]} has not"
+            if len(roots) > 1:
+                lacks = f"{roots[True]} has images in its shards, {roots[False]} has not"
                 raise UserError(f"{lacks}: embed the images of all runs or of none")
             if tables:
                 database.register("shards", pa.concat_tables(tables))
-                database.execute(
-                    f"insert into leaves by name select {columns}, start, size, content from"
-                    f" {table}"
-                )
+                database.execute(insert)
+
+
+def _write_places(database: Database, runs: Mapping[str, SingleRun]) -> None:
+    """Write where the images of single runs are, and the order of these runs."""
+    database.execute("create table roots (run varchar, split varchar, root varchar)")
+    database.execute("create table ranks (run varchar, rank int)")
+    for rank, run in enumerate(ranked(runs)):
+        database.execute("insert into ranks values (?, ?)", (run, rank))
+        for split, root in runs[run]["images"].items():
+            database.execute("insert into roots values (?, ?, ?)", (run, split, root))
+
+
+def _insertion(number: str, files: RunFiles) -> str:
+    """Return the SQL that inserts the rows of single runs in a table `shards` of a run."""
+    columns = f"'{number}' as run, {', '.join(SCHEMA.names)}"
+    table = "shards"
+    if is_merged(files):
+        from_source = [
+            f"coalesce(source.{name}, {name}) as {name}" for name in SCHEMA.names if name != "split"
+        ]
+        columns = f"source.run, source.split, {', '.join(from_source)}"
+        table = f"(select *, unnest({SOURCES}) as source from shards)"
+    return f"insert into leaves by name select {columns}, start, size, content from {table}"
 
 
 def _without_images(table: pa.Table, images: BinaryIO, *, hashed: bool) -> pa.Table:
     """Return the rows with `start` and `size` of their image files in `images`, to which these are
     added.
     """
-    places: list[dict[str, Any]] = []
-    for image in table[IMAGE_COLUMN] if IMAGE_COLUMN in table.column_names else [{}] * len(table):
-        content = image["bytes"].as_py() if image else None
-        places.append(
-            {} if content is None else {"start": images.tell(), "size": images.write(content)}
-        )
-        if hashed and content is not None:
-            places[-1]["content"] = hashlib.sha256(content).hexdigest()
+    places: list[dict[str, object]] = [{} for _ in range(len(table))]
+    if IMAGE_COLUMN in table.column_names:
+        for place, image in zip(places, table[IMAGE_COLUMN], strict=True):
+            content = image["bytes"].as_py()
+            if content is not None:
+                place["start"] = images.tell()
+                place["size"] = images.write(content)
+                place["content"] = hashlib.sha256(content).hexdigest() if hashed else None
+        table = table.drop_columns([IMAGE_COLUMN])
     columns = pa.Table.from_pylist(places, _PLACE).columns
-    rows = table.select([name for name in table.column_names if name != IMAGE_COLUMN])
-    return pa.table([*rows.columns, *columns], [*rows.column_names, *_PLACE.names])
+    return pa.table([*table.columns, *columns], [*table.column_names, *_PLACE.names])
 
 
 def _plan(database: Database, match: Match) -> None:
@@ -426,7 +287,7 @@ def _plan(database: Database, match: Match) -> None:
     )
     for batch in database.cursor().sql(wanted).to_arrow_reader(_FILES_AT_ONCE):
         digests = [
-            _digest(file["root"], file["file_name"], whole=match == "hash")
+            _digest(file["root"], file["file_name"], start_only=match != "hash")
             for file in batch.to_pylist()
         ]
         database.register("digests", batch.append_column("digest", pa.array(digests, pa.string())))
@@ -435,13 +296,13 @@ def _plan(database: Database, match: Match) -> None:
     database.execute(_SORTED)
 
 
-def _digest(root: str, file_name: str, *, whole: bool) -> str | None:
+def _digest(root: str, file_name: str, *, start_only: bool) -> str | None:
     """Return the hash of an image file, or of its first bytes; None: it cannot be read."""
     try:
-        if whole:
-            content = read_bytes(image_root(root).open(file_name))
-        else:
+        if start_only:
             content = read_bytes(image_root(root).open(file_name, _FILE_START), _FILE_START)
+        else:
+            content = read_bytes(image_root(root).open(file_name))
     except (UserError, FileNotFoundError):
         return None
     return hashlib.sha256(content).hexdigest()
@@ -449,21 +310,26 @@ def _digest(root: str, file_name: str, *, whole: bool) -> str | None:
 
 def _units(database: Database) -> tuple[list[ShardEntry], dict[str, str]]:
     """Return the shards to write, in order, and where the images of each of their splits are."""
-    names: dict[tuple[str, int], str] = {}
+    rows = database.execute(_UNITS).fetchall()
+    names = {(split, 1): split for split, *_ in rows}
     units: list[ShardEntry] = []
     images: dict[str, str] = {}
-    found = database.execute(_UNITS).fetchall()
-    for split, *_ in found:
-        names[split, 1] = split
-    for split, variant, root, start, stop in found:
+    for split, variant, root, start, stop in rows:
         if (split, variant) not in names:
-            candidates = (f"{split}_{number}" for number in count_from(variant))
-            names[split, variant] = next(name for name in candidates if name not in names.values())
+            names[split, variant] = _free_name(split, variant, names.values())
         name = names[split, variant]
         if root:
             images[name] = root
         units.append(ShardEntry(name, start, stop, shard_name(name, start, stop), "", 0))
     return units, images
+
+
+def _free_name(split: str, variant: int, taken: Collection[str]) -> str:
+    """Return the name of a further split for images that have no place in one."""
+    number = variant
+    while f"{split}_{number}" in taken:
+        number += 1
+    return f"{split}_{number}"
 
 
 def _unite_rows(
@@ -490,7 +356,8 @@ def _unite_rows(
     if members["start"].null_count < len(members):
         rows = with_images(rows, _read_images(members, first, sizes, images))
     rows = rows.append_column(SOURCES, _sources(members, first, is_shared))
-    return rows, count_rows(rows) | {f"{MERGED}{what}": number for what, number in counts.items()}
+    merged = {f"{MERGED}{name}": number for name, number in counts.items()}
+    return rows, count_rows(rows) | merged
 
 
 def _unite_shared(
@@ -506,8 +373,8 @@ def _unite_shared(
     united = []
     for size in sizes:
         group = list(islice(rows, size))
-        usable = [(record, run) for record, run in group if record.ok] or group[:1]
-        records, runs = zip(*usable, strict=True)
+        readable = [(record, run) for record, run in group if record.ok] or group[:1]
+        records, runs = zip(*readable, strict=True)
         record, counts_of_image = unite(records, min_iou, runs, precedence)
         united.append(record)
         counts += counts_of_image
@@ -522,9 +389,8 @@ def _read_images(
     images.flush()
     contents = []
     for begin, size in zip(first.tolist(), sizes.tolist(), strict=True):
-        start, length = next(
-            (place for place in places[begin : begin + size] if place[1]), _NO_IMAGE
-        )
+        of_image = places[begin : begin + size]
+        start, length = next((place for place in of_image if place[1]), _NO_IMAGE)
         contents.append(os.pread(images.fileno(), length, start) or None)
     return contents
 

@@ -4,16 +4,15 @@ folder and its engine exist.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sgpipe.files.hub import find_models, missing_models
 from sgpipe.files.locations import Location, StorePath
 from sgpipe.generation.checks import check_recipe
 from sgpipe.generation.engine import share_gpus, stages_sharing_gpus
-from sgpipe.generation.identity import Reuse, identity
+from sgpipe.generation.identity import Reuse, RunIdentity, identity
 from sgpipe.generation.image_roots import check_image_folders
 from sgpipe.recipe import (
     STAGES,
@@ -26,6 +25,7 @@ from sgpipe.recipe import (
     resolved,
     with_model_folders,
 )
+from sgpipe.storage.header import Identity
 from sgpipe.storage.manifest import Manifest, read_manifest
 from sgpipe.storage.run_folder import RunFolder, settings_changed
 
@@ -53,8 +53,8 @@ class RunPlan:
     source: SourceConfig
     stages: StagePlan
     engine: EngineConfig
-    identity: Mapping[str, Any]
-    before: Mapping[str, Any]
+    identity: RunIdentity
+    before: Identity
     reuse: Reuse | None
     missing_models: tuple[str, ...]
     notes: tuple[str, ...]
@@ -102,7 +102,8 @@ def resolve(recipe: Recipe, out: Path, parent: str | None = None) -> RunPlan:
     missing = models_to_fetch(recipe, stages.skipped)
     if missing and is_new:  # a finished run needs no models
         find_models(missing)
-    sharing = stages_sharing_gpus(recipe.stages, recipe.engine, reuse.before if reuse else before)
+    earlier = reuse.before.stages if reuse else before
+    sharing = stages_sharing_gpus(recipe.stages, recipe.engine, earlier)
     return RunPlan(
         name=recipe.name,
         limit=recipe.limit,
@@ -118,7 +119,7 @@ def resolve(recipe: Recipe, out: Path, parent: str | None = None) -> RunPlan:
     )
 
 
-def identity_of_shards(out: Path, store: StorePath | None) -> Mapping[str, Any]:
+def identity_of_shards(out: Path, store: StorePath | None) -> Identity:
     """Return the identity of the shards that a folder or its store has; {}: there are none."""
     places: list[Location] = [out] if store is None else [out, store]
     for place in places:
@@ -126,12 +127,11 @@ def identity_of_shards(out: Path, store: StorePath | None) -> Mapping[str, Any]:
             continue
         manifest = Manifest.load(place)
         if manifest.shards:
-            before: Mapping[str, Any] = manifest.run["identity"]
-            return before
+            return manifest.identity
     return {}
 
 
-def refuse_other_images(place: Location, before: Mapping[str, Any], source: SourceConfig) -> None:
+def refuse_other_images(place: Location, before: Identity, source: SourceConfig) -> None:
     """Raise UserError if the source would make other images than those that have labels, which it
     must not touch.
     """

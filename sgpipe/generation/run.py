@@ -5,9 +5,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sgpipe.files.hub import fetch_models
 from sgpipe.generation.engine import (
@@ -31,13 +31,13 @@ from sgpipe.recipe import Recipe
 from sgpipe.sources.opening import open_parent, open_source, prepare_source
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
-from sgpipe.storage.losses import SOURCE_COUNTS, SOURCE_PROBLEMS
+from sgpipe.storage.header import RunHeader
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
+from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import (
     README,
     RECIPE,
     REQUESTS,
-    ManifestMirror,
     RunFolder,
     check_output,
 )
@@ -135,17 +135,17 @@ class LabellingRun:
         self.manifest = self.folder.open(self._header())
         self.folder.set_ground_truth(ground_truth)
 
-    def _header(self) -> dict[str, Any]:
+    def _header(self) -> RunHeader:
         """Return what the manifest says of the run."""
         plan = self.plan
         folder = self.folder
-        run: dict[str, Any] = {
+        run: RunHeader = {
             "name": plan.name,
             "source_images": sum(map(len, self.indexes.values())),
         }
         files = source_identity(self.indexes)
         if plan.reuse is None:
-            run["identity"] = {**plan.identity, "source": files}
+            run["identity"] = replace(plan.identity, source=files).as_json()
         else:
             run |= plan.reuse.header(files)
         run |= source_header(self.indexes)
@@ -327,7 +327,7 @@ class LabellingRun:
             self.engine.close()
 
 
-def source_header(indexes: Mapping[str, SourceIndex]) -> dict[str, dict[str, int]]:
+def source_header(indexes: Mapping[str, SourceIndex]) -> RunHeader:
     """Return what the header of a run says of what its source has, and of what was lost when it was
     read.
     """
@@ -336,4 +336,4 @@ def source_header(indexes: Mapping[str, SourceIndex]) -> dict[str, dict[str, int
     for index in indexes.values():
         problems.update(index.meta["problems"])
         counts.update({name: index.meta.get(key, 0) for name, key in SOURCE_TOTALS.items()})
-    return {SOURCE_COUNTS: dict(counts), SOURCE_PROBLEMS: dict(problems)}
+    return {"source_counts": dict(counts), "source_problems": dict(problems)}

@@ -7,7 +7,7 @@ probable it finds it.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +23,7 @@ from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.endpoint import CacheFolder, Refusal
 from sgpipe.stages.score.clip import ClipModel
 from sgpipe.stages.score.scorer import Score, VlmScorer, is_directed, relation_text
+from sgpipe.storage.header import Identity, RunHeader
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder, copy_run
 from sgpipe.storage.shards import CLIP_SCORE, SCORES, VLM_SCORE, embedded_images, read_file
@@ -70,9 +71,8 @@ class RelationRanker:
         """Return the score of each relation of the record, in its order; None where a box has no
         area in the image.
         """
-        pairs = list(
-            dict.fromkeys((relation.subject, relation.object) for relation in record.relations)
-        )
+        pairs = [(relation.subject, relation.object) for relation in record.relations]
+        pairs = list(dict.fromkeys(pairs))
         features: dict[tuple[int, int], Tensor] = {}
         for at in range(0, len(pairs), _CROPS):
             crops = {
@@ -94,7 +94,7 @@ class RelationRanker:
             return None
         ends = relation.subject, relation.object
         subject, object_ = (record.objects[end] for end in ends)
-        said = {
+        stated = {
             relation.predicate
             for relation in record.relations
             if (relation.subject, relation.object) == ends
@@ -106,7 +106,7 @@ class RelationRanker:
         texts += [
             relation_text(subject, predicate, object_)
             for predicate in self._predicates
-            if predicate not in said
+            if predicate not in stated
         ]
         scores = self._clip.embed_texts(texts) @ image
         rank = 1 + int((scores[1:] > scores[0]).sum())
@@ -117,13 +117,14 @@ class RelationRanker:
 
 def _union(image: Image.Image, objects: Sequence[Box]) -> Image.Image | None:
     """Return the smallest crop with both boxes; None if it has no pixels."""
-    boxes = [each.bbox for each in objects if not each.is_nothing]
-    left, top = (int(min(box[axis] for box in boxes)) for axis in (0, 1))
-    right, bottom = (round(max(box[axis] + box[axis + 2] for box in boxes)) for axis in (0, 1))
-    corners = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
-    if corners[2] - corners[0] < 1 or corners[3] - corners[1] < 1:
+    boxes = [box.bbox for box in objects if not box.is_nothing]
+    left = max(int(min(x for x, _, _, _ in boxes)), 0)
+    top = max(int(min(y for _, y, _, _ in boxes)), 0)
+    right = min(round(max(x + width for x, _, width, _ in boxes)), image.width)
+    bottom = min(round(max(y + height for _, y, _, height in boxes)), image.height)
+    if right - left < 1 or bottom - top < 1:
         return None
-    return image.crop(corners)
+    return image.crop((left, top, right, bottom))
 
 
 Scorer = Callable[[Record, Image.Image], Sequence[ClipScore | Score | None]]
@@ -134,7 +135,7 @@ def score_run(
     out: Path,
     column: str,
     make_scorer: Callable[[], Scorer],
-    identity: dict[str, Any],
+    identity: Identity,
     progress: Progress,
     images: ImagePlace | None = None,
 ) -> dict[str, int]:
@@ -169,7 +170,7 @@ def score_run(
         return table
 
     parts = {"scored": source.run.get("fingerprint"), **identity}
-    header = {"images": dict(source.image_roots.locations), "identity": parts}
+    header: RunHeader = {"images": dict(source.image_roots.locations), "identity": parts}
     readme = (
         f"{source.run.get('name', '')}: scored by sgpipe",
         f"Column `{column}`: {_WHAT[column]}.",
@@ -189,13 +190,14 @@ def _scored(
         lists.append([None] * len(record.relations))
         if record.ok and record.relations:
             with suppress(ImageError):
-                found = scorer(record, open_row_image(source.image_roots, record, embedded, images))
-                lists[-1] = [None if isinstance(each, Refusal) else each for each in found]
+                image = open_row_image(source.image_roots, record, embedded, images)
+                scores = scorer(record, image)
+                lists[-1] = [None if isinstance(score, Refusal) else score for score in scores]
     added = table.append_column(column, pa.array(lists, pa.list_(SCORES[column])))
     return added.replace_schema_metadata(table.schema.metadata)
 
 
-def vlm_identity(config: TagConfig) -> dict[str, Any]:
+def vlm_identity(config: TagConfig) -> Identity:
     """Return what decides the scores: not where a server is, but what it serves."""
     if config.endpoint is not None:
         return {"by": config.method, "model": config.tagger, "served": True}

@@ -33,9 +33,8 @@ _PIXEL = 1.0  # boxes of which no edge differs by more are the same, however sma
 _ORIGIN_RANKS = {
     name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name in enumerate(get_args(kind))
 }
-_SIDES = {
-    text: claim for claim, texts in CLAIMS.items() if claim[1] for text in texts
-}  # axis and side of a predicate
+# Axis and side of a predicate.
+_SIDES = {text: claim for claim, texts in CLAIMS.items() if claim[1] for text in texts}
 _SYNONYM_TABLES = ("coco", "objects365")
 _CACHED_CLASS_PAIRS = 1 << 16
 
@@ -60,26 +59,32 @@ NO_PRECEDENCE = Precedence({}, {})
 
 
 class UnitedItems(Generic[Item]):
-    """The items of several runs, once each, in the order in which they first come; `key` tells
-    which are equal.
+    """The items of several runs, once each, in the order in which they first come.
 
     What one run has twice stays there twice.
+
+    Attributes:
+        groups: the equal items of all runs.
+        runs: the runs that have each of the groups.
+        numbers: by run, the number of the group of each of its items.
     """
 
-    def __init__(self, key: Callable[[Item], Hashable]) -> None:
-        self.key = key
+    def __init__(
+        self, key: Callable[[Item], Hashable], items_by_run: Sequence[Iterable[Item]]
+    ) -> None:
+        """`key`: tells which items are equal."""
         self.groups: list[list[Item]] = []
-        self.runs: list[set[int]] = []  # that have each of the groups
-        self._numbers: dict[tuple[Hashable, int], int] = {}
+        self.runs: list[set[int]] = []
+        self._number_of: dict[tuple[Hashable, int], int] = {}
+        self.numbers = [self._add(run, key, items) for run, items in enumerate(items_by_run)]
 
-    def add(self, run: int, items: Iterable[Item]) -> list[int]:
-        """Add all items of a run; return the number of the group of each."""
+    def _add(self, run: int, key: Callable[[Item], Hashable], items: Iterable[Item]) -> list[int]:
         occurrences = Counter[Hashable]()
-        numbers = []
+        numbers: list[int] = []
         for item in items:
-            key = self.key(item)
-            occurrences[key] += 1
-            number = self._numbers.setdefault((key, occurrences[key]), len(self.groups))
+            item_key = key(item)
+            occurrences[item_key] += 1
+            number = self._number_of.setdefault((item_key, occurrences[item_key]), len(self.groups))
             if number == len(self.groups):
                 self.groups.append([])
                 self.runs.append(set())
@@ -112,29 +117,27 @@ def unite(
     Args:
         runs: the id of the run of each record, if `precedence` names some.
     """
-    boxes = [box for record in records for box in record.objects]
-    run_of_box = [run for run, record in enumerate(records) for _ in record.objects]
+    boxes: list[Box] = []
+    run_of_box: list[int] = []
+    for run, record in enumerate(records):
+        boxes += record.objects
+        run_of_box += [run] * len(record.objects)
     objects, counts = _match_boxes(run_of_box, boxes, min_iou)
     numbers = _object_numbers(records, objects)
-    captions, caption_numbers = _unite_captions(records, numbers)
-    triplets = UnitedItems[Triplet](lambda triplet: astuple(triplet)[:7])
-    pairs = UnitedItems[Pair](lambda pair: (pair.subject, pair.object))
-    for run, record in enumerate(records):
-        triplets.add(
-            run, [_move_triplet(triplet, caption_numbers[run]) for triplet in record.triplets]
+    captions = UnitedItems(_caption_key, _moved(records, numbers, _move_captions))
+    triplets = UnitedItems(_triplet_key, _moved(records, captions.numbers, _move_triplets))
+    pairs = UnitedItems(_pair_key, _moved(records, numbers, _move_pairs))
+    relations, relation_counts = _unite_relations(
+        _moved(records, numbers, _move_relations), runs, precedence
+    )
+    united_boxes: list[Box] = []
+    for members in objects:
+        united_boxes.append(
+            _join_boxes([(boxes[box], captions.numbers[run_of_box[box]]) for box in members])
         )
-        pairs.add(run, [_move_ends(pair, numbers[run]) for pair in record.pairs])
-    relations_by_run = [
-        _move_relations(record, of_run) for record, of_run in zip(records, numbers, strict=True)
-    ]
-    relations, relation_counts = _unite_relations(relations_by_run, runs, precedence)
-
-    members = [
-        [(boxes[box], caption_numbers[run_of_box[box]]) for box in object_] for object_ in objects
-    ]
     united = replace(
         records[0],
-        objects=[_join_boxes(object_) for object_ in members],
+        objects=united_boxes,
         captions=[group[0] for group in captions.groups],
         triplets=[_most_complete(group) for group in triplets.groups],
         pairs=[_join_pairs(group) for group in pairs.groups],
@@ -153,18 +156,54 @@ def _object_numbers(records: Sequence[Record], objects: Sequence[Sequence[int]])
     return [list(islice(in_order, len(record.objects))) for record in records]
 
 
-def _unite_captions(
-    records: Sequence[Record], numbers: Sequence[Sequence[int]]
-) -> tuple[UnitedItems[Caption], list[list[int]]]:
-    """Return the captions of all, about objects of these numbers; and the new number of each
-    caption of each run.
-    """
-    captions = UnitedItems[Caption](lambda caption: (caption.text, caption.scope, *caption.boxes))
-    caption_numbers = []
-    for run, record in enumerate(records):
-        moved = [_move_caption(caption, numbers[run]) for caption in record.captions]
-        caption_numbers.append(captions.add(run, moved))
-    return captions, caption_numbers
+def _moved(
+    records: Sequence[Record],
+    numbers: Sequence[Sequence[int]],
+    move: Callable[[Record, Sequence[int]], list[Item]],
+) -> list[list[Item]]:
+    """Return items of each run, which point to what has these new numbers."""
+    return [move(record, of_run) for record, of_run in zip(records, numbers, strict=True)]
+
+
+def _move_captions(record: Record, numbers: Sequence[int]) -> list[Caption]:
+    return [
+        replace(caption, boxes=[numbers[box] for box in caption.boxes])
+        for caption in record.captions
+    ]
+
+
+def _move_triplets(record: Record, caption_numbers: Sequence[int]) -> list[Triplet]:
+    return [
+        replace(triplet, caption=caption_numbers[triplet.caption]) for triplet in record.triplets
+    ]
+
+
+def _move_pairs(record: Record, numbers: Sequence[int]) -> list[Pair]:
+    return [_move_ends(pair, numbers) for pair in record.pairs]
+
+
+def _move_relations(record: Record, numbers: Sequence[int]) -> list[Relation]:
+    return [_move_ends(relation, numbers) for relation in record.relations]
+
+
+def _move_ends(item: Ends, numbers: Sequence[int]) -> Ends:
+    return replace(item, subject=numbers[item.subject], object=numbers[item.object])
+
+
+def _caption_key(caption: Caption) -> Hashable:
+    return caption.text, caption.scope, *caption.boxes
+
+
+def _triplet_key(triplet: Triplet) -> Hashable:
+    return astuple(triplet)[:7]
+
+
+def _pair_key(pair: Pair) -> Hashable:
+    return pair.subject, pair.object
+
+
+def _relation_key(relation: Relation) -> Hashable:
+    return relation.subject, relation.object, normalise_predicate(relation.predicate)
 
 
 def _unite_relations(
@@ -172,48 +211,27 @@ def _unite_relations(
 ) -> tuple[UnitedItems[Relation], Counter[str]]:
     """Return the relations of the runs that no other one overrules, and counts."""
     overruled = _overruled(runs, precedence)
-    heard = {
-        run: relations for run, relations in enumerate(relations_by_run) if run not in overruled
-    }
-    united = UnitedItems[Relation](_relation_key)
-    for run, relations in heard.items():
-        united.add(run, relations)
+    heard = [
+        () if run in overruled else relations for run, relations in enumerate(relations_by_run)
+    ]
+    united = UnitedItems(_relation_key, heard)
+    unheard = [relations_by_run[run] for run in sorted(overruled)]
     counts = Counter(
         united_relations=united.shared,
-        contradictory_relations=_count_contradictions(heard.values()),
+        contradictory_relations=_count_contradictions(heard),
         returned_relations=_count_returned(united, runs, precedence),
-        overruled_relations=_count_missing(
-            united, [relations_by_run[run] for run in sorted(overruled)]
-        ),
+        overruled_relations=_count_missing(united, unheard),
     )
     return united, counts
-
-
-def _relation_key(relation: Relation) -> Hashable:
-    return relation.subject, relation.object, normalise_predicate(relation.predicate)
-
-
-def _move_caption(caption: Caption, numbers: Sequence[int]) -> Caption:
-    return replace(caption, boxes=[numbers[box] for box in caption.boxes])
-
-
-def _move_relations(record: Record, numbers: Sequence[int]) -> list[Relation]:
-    return [_move_ends(relation, numbers) for relation in record.relations]
-
-
-def _move_triplet(triplet: Triplet, caption_numbers: Sequence[int]) -> Triplet:
-    return replace(triplet, caption=caption_numbers[triplet.caption])
-
-
-def _move_ends(item: Ends, numbers: Sequence[int]) -> Ends:
-    return replace(item, subject=numbers[item.subject], object=numbers[item.object])
 
 
 def _overruled(runs: Sequence[str], precedence: Precedence) -> set[int]:
     """Return the numbers of the runs whose relations do not count, as another one of them overrules
     these.
     """
-    losers = {loser for run in runs for loser in precedence.overrules.get(run, ())}
+    losers: set[str] = set()
+    for run in runs:
+        losers.update(precedence.overrules.get(run, ()))
     return {number for number, run in enumerate(runs) if run in losers}
 
 
@@ -225,24 +243,26 @@ def _count_returned(
     """
     corrections: list[tuple[int, set[int]]] = []
     for number, run in enumerate(runs):
-        corrected = precedence.corrects.get(run, ())
+        originals = precedence.corrects.get(run, ())
         corrections.append(
-            (number, {other for other, name in enumerate(runs) if name in corrected})
+            (number, {other for other, name in enumerate(runs) if name in originals})
         )
-    return sum(
-        any(
-            correction not in stating and stating & originals
-            for correction, originals in corrections
-        )
-        for stating in relations.runs
+    return sum(_has_returned(stating, corrections) for stating in relations.runs)
+
+
+def _has_returned(stating: set[int], corrections: Iterable[tuple[int, set[int]]]) -> bool:
+    """Return whether runs state what a correction of one of them does not."""
+    return any(
+        correction not in stating and not stating.isdisjoint(originals)
+        for correction, originals in corrections
     )
 
 
 def _count_missing(relations: UnitedItems[Relation], stated: Iterable[Iterable[Relation]]) -> int:
     """Count the relations that runs state and that are not among `relations`."""
-    kept = {_relation_key(group[0]) for group in relations.groups}
-    keys = {_relation_key(relation) for of_run in stated for relation in of_run}
-    return len(keys - kept)
+    united = {_relation_key(group[0]) for group in relations.groups}
+    keys = set(map(_relation_key, chain.from_iterable(stated)))
+    return len(keys - united)
 
 
 def _count_contradictions(relations_by_run: Iterable[Iterable[Relation]]) -> int:
@@ -282,17 +302,31 @@ def _match_boxes(
     alike = {(i, j) for i, j in near if are_synonyms(boxes[i].category, boxes[j].category)}
     joinable = {(i, j) for i, j in alike if boxes[i].iscrowd == boxes[j].iscrowd}
     members = _group_boxes(len(boxes), near, joinable)
-    objects = [sorted(object_) for box, object_ in enumerate(members) if box == min(object_)]
-    runs_of_object = {min(object_): {runs[box] for box in object_} for object_ in objects}
-    contradictory = {(min(members[i]), min(members[j])) for i, j in near if (i, j) not in alike}
+    objects = [sorted(group) for box, group in enumerate(members) if box == min(group)]
     counts = Counter(
-        united_objects=sum(len(object_) > 1 for object_ in objects),
-        # No run contradicts itself.
-        contradictory_classes=sum(
-            not runs_of_object[i] & runs_of_object[j] for i, j in contradictory
-        ),
+        united_objects=sum(len(group) > 1 for group in objects),
+        contradictory_classes=_count_contradictory_objects(set(near) - alike, members, runs),
     )
     return objects, counts
+
+
+def _count_contradictory_objects(
+    unlike: Iterable[BoxPair], members: Sequence[Sequence[int]], runs: Sequence[int]
+) -> int:
+    """Count pairs of objects with boxes of the same thing but unlike classes. No run contradicts
+    itself.
+
+    Args:
+        unlike: pairs of such boxes.
+        members: by box the boxes of its object.
+        runs: the run of each box.
+    """
+    pairs = {(min(members[i]), min(members[j])) for i, j in unlike}
+    contradictory = 0
+    for first, second in pairs:
+        runs_of_first = {runs[box] for box in members[first]}
+        contradictory += runs_of_first.isdisjoint(runs[box] for box in members[second])
+    return contradictory
 
 
 def _group_boxes(
@@ -358,17 +392,17 @@ def _distinct(lists: Iterable[Iterable[Item]]) -> list[Item]:
 def _join_boxes(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
     """Return one object of boxes, each with the new numbers of the captions of its run."""
     strongest_first = sorted(members, key=lambda member: _box_strength(member[0]))
-    attributes: dict[tuple[str, int | None], None] = {}
+    attributes: list[tuple[str, int | None]] = []
     for box, caption_numbers in strongest_first:
         for attribute in box.attributes:
             caption = None if attribute.caption is None else caption_numbers[attribute.caption]
-            attributes[attribute.name, caption] = None
+            attributes.append((attribute.name, caption))
     boxes = [box for box, _ in strongest_first]
     return replace(
         boxes[0],
         phrase=next((box.phrase for box in boxes if box.phrase), None),
         segmentation=next((box.segmentation for box in boxes if box.segmentation), None),
-        attributes=[Attribute(name, caption) for name, caption in attributes],
+        attributes=[Attribute(name, caption) for name, caption in dict.fromkeys(attributes)],
     )
 
 
@@ -379,9 +413,8 @@ def _join_pairs(group: Sequence[Pair]) -> Pair:
 def _join_relations(group: Sequence[Relation]) -> Relation:
     """Return the relation of the strongest origin, with the origins of all."""
     origins = _distinct(relation.origins for relation in group)
-    return replace(
-        min(group, key=_relation_strength), origin="+".join(sorted(origins, key=_origin_strength))
-    )
+    origin = "+".join(sorted(origins, key=_origin_strength))
+    return replace(min(group, key=_relation_strength), origin=origin)
 
 
 def _box_strength(box: Box) -> tuple[Hashable, ...]:
@@ -389,9 +422,8 @@ def _box_strength(box: Box) -> tuple[Hashable, ...]:
 
 
 def _relation_strength(relation: Relation) -> tuple[Hashable, ...]:
-    return _origin_strength(relation.origins[0]), (
-        -1 if relation.confidence is None else -relation.confidence
-    )
+    confidence = 1.0 if relation.confidence is None else relation.confidence
+    return _origin_strength(relation.origins[0]), -confidence
 
 
 def _origin_strength(origin: str) -> tuple[int, str]:

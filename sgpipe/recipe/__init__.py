@@ -49,6 +49,7 @@ from sgpipe.recipe.stage import (
     Requests,
     Resources,
     StageConfig,
+    StageIdentity,
 )
 from sgpipe.recipe.stages import (
     UNSCORED,
@@ -93,6 +94,7 @@ __all__ = [
     "SplitConfig",
     "SplitName",
     "StageConfig",
+    "StageIdentity",
     "StagePlan",
     "StoredPath",
     "TagConfig",

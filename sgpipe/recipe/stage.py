@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field
 
@@ -10,6 +10,8 @@ from sgpipe.files.locations import Location, text_sha256
 from sgpipe.recipe.models import PackagedModel
 from sgpipe.utils.config_file import Config
 from sgpipe.utils.hashing import model_sha256
+
+StageIdentity: TypeAlias = dict[str, object]  # what decides the labels of a stage
 
 SERVED = "served"  # what identities say of an endpoint, whose address may change
 AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
@@ -133,7 +135,7 @@ class StageConfig(Config):
         """Return the section with another model."""
         return self.model_copy(update={self.setting_of_model: model})
 
-    def labelling_settings(self, unused: Collection[str] = ()) -> dict[str, Any]:
+    def labelling_settings(self, unused: Collection[str] = ()) -> StageIdentity:
         """Return the settings that decide labels, but `unused` ones; models by name, files by
         path.
         """
@@ -142,7 +144,7 @@ class StageConfig(Config):
             settings["endpoint"] = SERVED
         return settings
 
-    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+    def identity(self, facts: IdentityFacts) -> StageIdentity:
         """Return what decides the labels of the stage, with the content of models and files."""
         return self.labelling_settings()
 

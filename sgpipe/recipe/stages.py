@@ -1,7 +1,7 @@
 """The sections of a recipe that set the stages, in their order."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -9,7 +9,14 @@ from sgpipe.files.locations import content_id, text_sha256
 from sgpipe.plugins import code_identity, reference_of
 from sgpipe.recipe.models import PACKAGED_LAYOUT, ModelName
 from sgpipe.recipe.source import StoredPath
-from sgpipe.recipe.stage import IdentityFacts, Requests, Resources, StageConfig, file_identity
+from sgpipe.recipe.stage import (
+    IdentityFacts,
+    Requests,
+    Resources,
+    StageConfig,
+    StageIdentity,
+    file_identity,
+)
 from sgpipe.utils.hashing import model_sha256
 
 CandidateSource = Literal[
@@ -56,7 +63,7 @@ class DetectConfig(StageConfig):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     resources: Resources = Resources()
 
-    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+    def identity(self, facts: IdentityFacts) -> StageIdentity:
         return self.labelling_settings() | {"detector": model_sha256(self.detector)}
 
 
@@ -109,7 +116,7 @@ class CaptionConfig(StageConfig):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     resources: Resources = Resources()
 
-    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+    def identity(self, facts: IdentityFacts) -> StageIdentity:
         if self.captioner is None:
             return {"captioner": None}
         if self.plugin is not None:
@@ -153,6 +160,11 @@ class ParseConfig(StageConfig):
     resources: Resources = Resources()
 
     @property
+    def finds_attributes(self) -> bool:
+        """Whether words of captions become attributes of the objects that they fit."""
+        return self.attributes and self.parser in ("rules", "learned")
+
+    @property
     def reads_model(self) -> bool:
         return self.parser == "seq2seq"
 
@@ -191,7 +203,7 @@ class GroundConfig(StageConfig):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     resources: Resources = Resources()
 
-    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+    def identity(self, facts: IdentityFacts) -> StageIdentity:
         return self.labelling_settings() | {"detector": model_sha256(self.detector)}
 
 
@@ -264,7 +276,7 @@ class PairConfig(StageConfig):
     def shares_gpus(self) -> bool:
         return not self.layout  # which computes on the CPU
 
-    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+    def identity(self, facts: IdentityFacts) -> StageIdentity:
         parts = self.labelling_settings(self._unused(facts))
         for setting in _PAIR_FILES:
             if setting in parts:
@@ -276,7 +288,7 @@ class PairConfig(StageConfig):
             parts["model"] = model_sha256(self.model or str(PACKAGED_LAYOUT))
         return parts
 
-    def matching(self, facts: IdentityFacts) -> dict[str, Any]:
+    def matching(self, facts: IdentityFacts) -> StageIdentity:
         """Return what decides which noun fits which class, also where other stages ask."""
         parts = self.identity(facts)
         return {setting: parts[setting] for setting in ("synonyms", "loose")}
@@ -372,7 +384,7 @@ class TagConfig(StageConfig):
             return model_sha256(self.tagger or str(PACKAGED_LAYOUT))
         return model_sha256(self.tagger)
 
-    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+    def identity(self, facts: IdentityFacts) -> StageIdentity:
         """Return what decides the relations. Raises UserError: the calibration is missing."""
         if not self.scores:
             return {"method": self.method}

@@ -16,6 +16,7 @@ import pyarrow as pa
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute
 from sgpipe.files.locations import Location
+from sgpipe.storage.header import RunHeader
 from sgpipe.storage.judgements import Conflicts, JudgementLog, RelationState
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import copy_run
@@ -68,20 +69,17 @@ def correct_run(
             f"{log.file} has no judgements of this run: judge relations with `sgpipe view` first"
         )
     corrections = Corrections(states, conflicts)
-    header = dict[str, Any]()
+    header = RunHeader()
     new = list[str]()
     labels = source.run.get("labels")
     if labels:  # closed class lists
         new = sorted(corrections.predicates - set(labels["relations"]))
         header["labels"] = {**labels, "relations": [*labels["relations"], *new]}
     identity = {"corrected": source.run.get("fingerprint"), "judgements": corrections.fingerprint}
-    header |= {
-        "images": {
-            split: absolute(images or place)
-            for split, place in source.image_roots.locations.items()
-        },
-        "identity": identity | {"conflicts": conflicts},
+    header["images"] = {
+        split: absolute(images or place) for split, place in source.image_roots.locations.items()
     }
+    header["identity"] = identity | {"conflicts": conflicts}
     counts = Counter[str]()
 
     def corrected(shard: ShardEntry, _: bool) -> pa.Table:

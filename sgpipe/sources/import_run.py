@@ -18,6 +18,7 @@ from sgpipe.images import read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, error_row
 from sgpipe.sources.detections import settle_records
+from sgpipe.storage.header import ClassLists, RunHeader
 from sgpipe.storage.losses import PROBLEM
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
@@ -106,7 +107,7 @@ class _Import:
             " no confidence.",
             self.manifest,
         )
-        state = {"finished": True, "limit": limit}
+        state: RunHeader = {"finished": True, "limit": limit}
         if self.manifest.run | state != self.manifest.run:
             self.manifest.run |= state
             self.manifest.rewrite()
@@ -166,9 +167,9 @@ def import_annotations(
     return summary
 
 
-def _header(source: AnnotationSource, images: ImagePlace, *, embed: bool) -> dict[str, object]:
+def _header(source: AnnotationSource, images: ImagePlace, *, embed: bool) -> RunHeader:
     """Return what the manifest states of the run."""
-    labels = None
+    labels: ClassLists | None = None
     if source.classes is not None:
         labels = {
             "objects": list(source.classes.objects),

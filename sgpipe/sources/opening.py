@@ -333,9 +333,7 @@ def _index_run(source: SourceConfig, split: str, path: Path, stamp: Mapping[str,
     and pairs.
     """
     files = open_parent(source.run)
-    numbers = dict[str, int].fromkeys(
-        (files.manifest.run.get("labels") or {}).get("objects", ()), 0
-    )
+    numbers = dict[str, int].fromkeys(files.manifest.class_lists["objects"], 0)
     known = Counter[tuple[str, ...]]()
 
     def replaced(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

@@ -32,6 +32,7 @@ from sgpipe.stats.precision import (
     stratified_interval,
 )
 from sgpipe.stats.thresholds import ONE_SIDE, candidates
+from sgpipe.storage.header import RunHeader
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count
@@ -122,7 +123,7 @@ def calibrate(
 
 
 def fit(
-    header: dict[str, object], judgements: JudgedRelations, by: Literal["ground truth", "people"]
+    header: RunHeader, judgements: JudgedRelations, by: Literal["ground truth", "people"]
 ) -> Calibration:
     """Return the calibration of a run. Raises UserError: higher confidences are not more often
     correct.

@@ -7,16 +7,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sgpipe.records import LEFT_OUT
+from sgpipe.storage.header import RunHeader
 
 NOTEWORTHY = 0.05  # a larger share of what there was is a note and a finding
 PROBLEM = "problem."  # prefix of what the shards of an import count of its source
-SOURCE_PROBLEMS = (  # in the header of a run: what its source lost while it was read
-    "source_problems"
-)
-SOURCE_COUNTS = "source_counts"  # and what the source has
 # What sources count besides, of which nothing is lost.
 SOURCE_REMARKS = {
     "clipped": "boxes clipped to their image",
@@ -121,7 +117,7 @@ class Loss:
         return f"lost {self.lost:,} of {self.total:,} {self.kind.of} ({share}): {self.kind.text}"
 
 
-def losses_of(run: Mapping[str, Any], counts: Mapping[str, int]) -> list[Loss]:
+def losses_of(run: RunHeader, counts: Mapping[str, int]) -> list[Loss]:
     """Return all losses of a run.
 
     Args:
@@ -133,8 +129,8 @@ def losses_of(run: Mapping[str, Any], counts: Mapping[str, int]) -> list[Loss]:
         for name, number in counts.items()
         if name.startswith(PROBLEM)
     }
-    problems = run.get(SOURCE_PROBLEMS) or in_shards
-    source = run.get(SOURCE_COUNTS) or counts
+    problems = run.get("source_problems") or in_shards
+    source = run.get("source_counts") or counts
     lost = [
         (SOURCE_LOSSES[name], number) for name, number in problems.items() if name in SOURCE_LOSSES
     ]

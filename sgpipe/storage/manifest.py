@@ -33,18 +33,15 @@ from sgpipe.files.image_roots import (
 from sgpipe.files.locations import Location, StorePath, absolute_location, location, sizes
 from sgpipe.files.roots import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
+from sgpipe.storage.header import ClassLists, GpuUse, Identity, ParentRun, RunHeader
 from sgpipe.storage.losses import Loss, losses_of
 from sgpipe.utils.atomic import atomic_write, fault_point
 
 MANIFEST = "manifest.jsonl"
 DATA = "data"
-_CRC = b'{"crc32": "%08x", '  # of the rest of the line
-
-
-_TRIES = 5
-
-
 WRITER = ".sgpipe/writer"
+_CRC = b'{"crc32": "%08x", '  # of the rest of the line
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ class ShardEntry:
     bytes: int
     counts: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gpus: dict[str, GpuUse] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -92,9 +89,7 @@ class Manifest:
     a torn write.
     """
 
-    def __init__(
-        self, root: Location, run: dict[str, Any], shards: list[ShardEntry], end: int
-    ) -> None:
+    def __init__(self, root: Location, run: RunHeader, shards: list[ShardEntry], end: int) -> None:
         self.root = root
         self.run = run
         self.damaged: list[int] = []
@@ -127,18 +122,28 @@ class Manifest:
         """As `run_images`; `images`: where they moved."""
         return run_images(self.root, split, images or self.image_roots.locations.get(split))
 
+    @property
+    def identity(self) -> Identity:
+        """What decides the rows; {}: it is not stated."""
+        return self.run.get("identity", {})
+
+    @property
+    def class_lists(self) -> ClassLists:
+        """The closed lists of classes and predicates; empty ones where names are free."""
+        return self.run.get("labels") or {"objects": [], "relations": []}
+
     @staticmethod
-    def identities(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def identities(run: Mapping[str, Any]) -> list[Identity]:
         """Return what decided the rows of a run, by its header, after that of the runs that it was
         made from.
         """
         return [*run.get("origin", []), run.get("identity", {})]
 
     @classmethod
-    def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
+    def create(cls, root: Path, run: RunHeader) -> Manifest:
         """Start a new run in `root`; `run` describes it."""
-        run = {"schema_version": SCHEMA_VERSION, **run}
-        return cls(root, run, [], replace_manifest(root, _line({"run": run})))
+        header: RunHeader = {"schema_version": SCHEMA_VERSION, **run}
+        return cls(root, header, [], replace_manifest(root, _line({"run": header})))
 
     @classmethod
     def load(cls, root: str | Location, *, salvage: bool = False) -> Manifest:
@@ -163,29 +168,23 @@ class Manifest:
         one.
         """
         path = f"{place}/{MANIFEST}"
-        first, *others = data.splitlines(keepends=True) or [b""]
-        try:
-            run = json.loads(first)["run"] if _is_whole(first) else None
-        except (ValueError, KeyError):
-            run = None
-        if not isinstance(run, dict):
-            raise UserError(
-                f"{path} is damaged (its first line has changed); restore it from a copy"
-            )
-        version = run.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}"
-            )
-        shards = [_entry(line) for line in others]
-        manifest = cls(root, run, [shard for shard in shards if shard], len(data))
-        manifest.damaged = [number for number, shard in enumerate(shards, 2) if shard is None]
-        if manifest.damaged and not salvage:
-            advice = f", or drop that line: `sgpipe verify {place} --repair`" * isinstance(
-                place, Path
-            )
-            changed = f"line {manifest.damaged[0]} has changed"
-            raise UserError(f"{path} is damaged ({changed}); restore it from a copy{advice}")
+        first, *lines = data.splitlines(keepends=True) or [b""]
+        run = _header(first, path)
+        shards: list[ShardEntry] = []
+        damaged: list[int] = []
+        for number, line in enumerate(lines, 2):
+            shard = _entry(line)
+            if shard is None:
+                damaged.append(number)
+            else:
+                shards.append(shard)
+        if damaged and not salvage:
+            advice = "restore it from a copy"
+            if isinstance(place, Path):
+                advice += f", or drop that line: `sgpipe verify {place} --repair`"
+            raise UserError(f"{path} is damaged (line {damaged[0]} has changed); {advice}")
+        manifest = cls(root, run, shards, len(data))
+        manifest.damaged = damaged
         return manifest
 
     def rewrite(self, dropped: Iterable[ShardEntry] = ()) -> None:
@@ -210,32 +209,47 @@ class Manifest:
         self._end += len(line)
         superseded = self._shards.get((shard.split, shard.start))
         self._shards[shard.split, shard.start] = shard
-        if (
-            superseded and superseded.file != shard.file
-        ):  # in a store `sweep` deletes it, as copies may still list it
+        if superseded and superseded.file != shard.file:
+            # in a store `sweep` deletes it, as copies may still list it
             (self.folder / superseded.file).unlink(missing_ok=True)
 
     def lost(self, storage: Location) -> list[ShardEntry]:
         """Return the shards whose file is missing or of another size."""
-        there = sizes(storage / DATA)
+        present = sizes(storage / DATA)
         return [
             shard
             for shard in self.shards
-            if there.get(shard.file.removeprefix(f"{DATA}/")) != shard.bytes
+            if present.get(shard.file.removeprefix(f"{DATA}/")) != shard.bytes
         ]
 
     def missing(self, split: str, rows: int) -> list[tuple[int, int]]:
         """Return the ranges of a split's first `rows` rows that no shard covers."""
-        gaps = []
-        at = 0
-        for shard in (s for s in self.shards if s.split == split):
-            if shard.start > at:
-                gaps.append((at, min(shard.start, rows)))
-            at = max(at, shard.stop)
-        return [(start, stop) for start, stop in [*gaps, (at, rows)] if start < stop]
+        gaps: list[tuple[int, int]] = []
+        covered = 0
+        for shard in self.shards:
+            if shard.split == split:
+                gaps.append((covered, min(shard.start, rows)))
+                covered = max(covered, shard.stop)
+        gaps.append((covered, rows))
+        return [(start, stop) for start, stop in gaps if start < stop]
 
 
-def _line(entry: dict[str, Any]) -> bytes:
+def _header(line: bytes, path: str) -> RunHeader:
+    """Return what the first line of a manifest states. Raises UserError: it has changed, or is of
+    another schema.
+    """
+    run: RunHeader | None = json.loads(line).get("run") if _is_whole(line) else None
+    if run is None:
+        raise UserError(f"{path} is damaged (its first line has changed); restore it from a copy")
+    version = run.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}"
+        )
+    return run
+
+
+def _line(entry: Mapping[str, object]) -> bytes:
     """Return one line, which starts with the checksum of the rest."""
     rest = json.dumps(entry)[1:].encode() + b"\n"
     return _CRC % zlib.crc32(rest) + rest
@@ -297,8 +311,7 @@ class Summary:
     """Counts over all committed shards of a run or import; `planned`: how many images a complete
     one has.
 
-    `parent`: the run that some columns come from, and what they are, such as {"run": …, "reused":
-    ["captions"]}. `losses`: what it lacks of what its source had.
+    `parent`: the run that some columns come from. `losses`: what it lacks of what its source had.
     """
 
     root: Location
@@ -307,22 +320,27 @@ class Summary:
     seconds: Counter[str]
     problems: Counter[str]
     shards: int
-    parent: Mapping[str, Any] | None = None
+    parent: ParentRun | None = None
     losses: Sequence[Loss] = ()
 
     @property
     def complete(self) -> bool:
         return self.counts["images"] >= self.planned  # more after a smaller --limit
 
-    def as_json(self) -> dict[str, Any]:
-        totals = {name: dict(getattr(self, name)) for name in ("counts", "problems", "seconds")}
-        parts = {
+    def as_json(self) -> dict[str, object]:
+        """Return plain values for JSON."""
+        values: dict[str, object] = {
             "root": str(self.root),
             "complete": self.complete,
             "planned": self.planned,
             "shards": self.shards,
+            "counts": dict(self.counts),
+            "problems": dict(self.problems),
+            "seconds": dict(self.seconds),
         }
-        return parts | totals | ({"parent": dict(self.parent)} if self.parent else {})
+        if self.parent:
+            values["parent"] = self.parent
+        return values
 
 
 def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Summary:
@@ -331,8 +349,6 @@ def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Sum
     for shard in manifest.shards:
         counts.update(shard.counts)
         seconds.update(shard.seconds)
-    parent = manifest.run.get("parent")
-    losses = losses_of(manifest.run, counts)
     return Summary(
         manifest.root,
         planned,
@@ -340,8 +356,8 @@ def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Sum
         seconds,
         Counter(problems),
         len(manifest.shards),
-        parent,
-        losses,
+        manifest.run.get("parent"),
+        losses_of(manifest.run, counts),
     )
 
 
@@ -355,14 +371,12 @@ def read_manifest(root: Location) -> bytes | None:
     StoreError.
     """
     file = root / MANIFEST
+    content = None
     try:
-        found = (
-            file.read()
-            if isinstance(file, StorePath)
-            else file.read_bytes()
-            if file.exists()
-            else None
-        )
+        if isinstance(file, StorePath):
+            content = file.read()
+        elif file.exists():
+            content = file.read_bytes()
     except StoreError:
         raise
     except OSError as error:
@@ -370,7 +384,7 @@ def read_manifest(root: Location) -> bytes | None:
         raise UserError(
             f"{file} cannot be read ({reason}): check its permissions, or copy it back"
         ) from None
-    return found if found is None else whole_lines(found)
+    return None if content is None else whole_lines(content)
 
 
 def put_file(store: StorePath, name: str, content: bytes, check_claim: Callable[[], None]) -> None:
@@ -401,9 +415,8 @@ class WriterClaim:
     def make(self) -> None:
         """Claim the store. Raises UserError: another run does so at the same moment."""
         self._file.put_if(self._content, self._file.version())
-        if (
-            self._file.read() != self._content
-        ):  # also right if only the answer to the request was lost
+        # also right if only the answer to the request was lost
+        if self._file.read() != self._content:
             raise UserError(
                 f"another run has just started writing into {self._store.uri}; wait for it to"
                 " finish"

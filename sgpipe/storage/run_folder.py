@@ -1,7 +1,4 @@
-"""The folder of a run: its layout, lock and identity, how it is read, and its copy in an object
-store.
-
-From the copy of its manifest any machine can resume or fetch the run. Also where commands may write
+"""The folder of a run: its layout, lock and identity, how it is read, and where commands may write
 their results.
 """
 
@@ -10,41 +7,35 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sgpipe.errors import StoreError, UserError, add_filename, os_error_reason
+from sgpipe.errors import UserError, add_filename, os_error_reason
 from sgpipe.files.locations import Location, StorePath, absolute_location, below, location, sizes
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.roots import is_image
 from sgpipe.recipe import UNSCORED, Recipe
 from sgpipe.records import SCHEMA
+from sgpipe.storage.header import RunHeader
 from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import (
     MANIFEST,
     Manifest,
     ShardEntry,
     WriterClaim,
-    put_file,
-    read_manifest,
-    replace_manifest,
-    whole_lines,
 )
-from sgpipe.storage.shards import DATA, open_checked, open_shard, write_copy
+from sgpipe.storage.shards import DATA, open_shard, write_copy
 from sgpipe.utils.atomic import atomic_write, is_locked, only_process, write_text
 from sgpipe.utils.config_file import dump_yaml
 from sgpipe.utils.console import Progress, count
-from sgpipe.utils.hashing import differences, file_sha256, fingerprint
+from sgpipe.utils.hashing import differences, fingerprint
 
 PRIVATE = ".sgpipe"
 _GROUND_TRUTH = "ground_truth.json"
@@ -56,31 +47,31 @@ REQUESTS = "requests.sqlite"  # the answers of served models
 # files are left alone.
 _ROOT_FILES = (MANIFEST, RECIPE, README)
 
-
 _OF_RUN = {MANIFEST, RECIPE, README, JUDGEMENTS, DATA, PRIVATE}
 _OF_MODEL = {
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "special_tokens_map.json",
-}
-_OF_MODEL |= {
     "model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
 }
+_OF_TRAINING = {RECIPE, "run.json", "metrics.jsonl", "tensorboard"}
 _OWNED = {  # what a folder that contains the file or folder has of its own
     MANIFEST: ("run", _OF_RUN),
     PRIVATE: ("run", _OF_RUN),
-    "run.json": ("training", {RECIPE, "run.json", "metrics.jsonl", "tensorboard"}),
+    "run.json": ("training", _OF_TRAINING),
     "config.json": ("model", _OF_MODEL),
 }
-
-
-_SECONDS_BETWEEN_COPIES = 30.0
-_LONGER_THAN_COPIES = 20.0
+_KINDS = {  # what an identity with this key is of
+    "import": "an import",
+    "scored": "a scored copy of a run",
+    "corrected": "a corrected copy of a run",
+    "merged": "a merged run",
+}
 
 
 @dataclass(frozen=True)
@@ -127,14 +118,12 @@ class RunFolder:
         if ground_truth is None:
             (self.private / _GROUND_TRUTH).unlink(missing_ok=True)
             return
-        places = {
-            role: str(absolute_location(place))
-            for role, place in vars(ground_truth).items()
-            if place
-        }
-        own = f"{self.private.absolute()}{os.sep}"  # folders of the run move with it
-        named = {role: place.removeprefix(own) for role, place in places.items()}
-        write_text(self.private / _GROUND_TRUTH, json.dumps(named))
+        private = f"{self.private.absolute()}{os.sep}"  # folders of the run move with it
+        places: dict[str, str] = {}
+        for role, place in vars(ground_truth).items():
+            if place is not None:
+                places[role] = str(absolute_location(place)).removeprefix(private)
+        write_text(self.private / _GROUND_TRUTH, json.dumps(places))
 
     @property
     def is_locked(self) -> bool:
@@ -148,10 +137,12 @@ class RunFolder:
                 f"--out {self.root} is not a folder; name one, and the store with --store"
                 " s3://bucket/name"
             )
-        if self.root.exists() and not self.root.is_dir():
+        if not self.root.exists():
+            return
+        if not self.root.is_dir():
             raise UserError(f"--out {self.root} is a file, not a folder")
-        ours = self.private.is_dir() or (self.root / MANIFEST).is_file()
-        if self.root.is_dir() and not ours and any(self.root.iterdir()):
+        is_run = self.private.is_dir() or (self.root / MANIFEST).is_file()
+        if not is_run and any(self.root.iterdir()):
             raise UserError(
                 f"--out {self.root} is not empty and is not an sgpipe run; choose an empty or new"
                 " folder"
@@ -183,7 +174,7 @@ class RunFolder:
         """Whether there is neither a shard nor an answer of a served model."""
         return not any((self.root / DATA).iterdir()) and not (self.private / REQUESTS).exists()
 
-    def open(self, run: Mapping[str, Any]) -> Manifest:
+    def open(self, run: RunHeader) -> Manifest:
         """Return the manifest, a new one where there are no shards yet; `run`: what it says of the
         run.
 
@@ -199,14 +190,12 @@ class RunFolder:
                 )
             return Manifest.create(self.root, run)
         manifest = Manifest.load(self.root)
-        if all(manifest.run.get(key) == run.get(key) for key in ("fingerprint", "store")):
+        is_same = manifest.run.get("fingerprint") == run["fingerprint"]
+        if is_same and manifest.run.get("store") == run.get("store"):
             return manifest
         if not manifest.shards:
             return Manifest.create(self.root, run)
-        raise self.changed(manifest.run.get("identity", {}), run["identity"])
-
-    def changed(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> UserError:
-        return settings_changed(self.location, before, now)
+        raise settings_changed(self.location, manifest.identity, run["identity"])
 
     def describe(self, recipe: Recipe, manifest: Manifest) -> None:
         write_text(self.root / RECIPE, dump_yaml(recipe.model_dump(mode="json")))
@@ -249,18 +238,17 @@ class RunFolder:
             self.claim.check()
         for file in self.unlisted(manifest):
             (self.storage / file).unlink(missing_ok=True)
-        left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp")]
-        for path in (
-            *left,
-            *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*.tmp")),
-        ):
+        temporary = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp")]
+        for name in _ROOT_FILES:
+            temporary += self.root.glob(f".{name}.*.tmp")
+        for path in temporary:
             path.unlink(missing_ok=True)
 
 
 def copy_run(
     source: Manifest,
     out: Path,
-    header: Mapping[str, Any],
+    header: RunHeader,
     change: Callable[[ShardEntry, bool], pa.Table],
     doing: str,
     readme: tuple[str, str],
@@ -272,16 +260,16 @@ def copy_run(
     is told if `out` has the shard already. `doing`: such as "scoring". `readme`: see
     `write_readme`. Raises UserError: as `RunFolder.open`.
     """
-    run = {name: value for name, value in source.run.items() if name != "store"} | dict(header)
+    run: RunHeader = {**source.run, **header}
+    run.pop("store", None)
     run["origin"] = Manifest.identities(source.run)
     folder = RunFolder(out)
     with folder.lock():
         manifest = folder.open(run)
-        made = attrgetter(
-            "file", "stop", "seconds", "gpus"
-        )  # others if a shard was processed again
-        current = {shard.file: made(shard) for shard in source.shards}
-        outdated = [shard for shard in manifest.shards if current.get(shard.file) != made(shard)]
+        current = {shard.file: shard for shard in source.shards}
+        outdated = [
+            shard for shard in manifest.shards if not _is_copy(shard, current.get(shard.file))
+        ]
         if outdated:
             manifest.rewrite(outdated)
         done = {shard.file for shard in manifest.shards}
@@ -298,26 +286,37 @@ def copy_run(
     return manifest
 
 
+def _is_copy(copy: ShardEntry, source: ShardEntry | None) -> bool:
+    """Return whether a shard is the copy of one, which has not been processed again since."""
+    if source is None:
+        return False
+    took = (source.stop, source.seconds, source.gpus)
+    return (copy.stop, copy.seconds, copy.gpus) == took
+
+
 def ground_truth_of(root: Location) -> GroundTruth | None:
     """Return the ground truth of a run, whose own folders move with it; None: it has none, or is in
     a store.
     """
-    if not isinstance(root, Path) or not (file := root / PRIVATE / _GROUND_TRUTH).is_file():
+    if not isinstance(root, Path):
+        return None
+    file = root / PRIVATE / _GROUND_TRUTH
+    if not file.is_file():
         return None
     named = json.loads(file.read_text(encoding="utf-8"))
-    return GroundTruth(
-        **{role: below(file.parent.absolute(), path) for role, path in named.items()}
-    )
+    folder = file.parent.absolute()
+    return GroundTruth(**{role: below(folder, path) for role, path in named.items()})
 
 
 def settings_changed(
-    place: Location, before: Mapping[str, Any], now: Mapping[str, Any]
+    place: Location, before: Mapping[str, object], now: Mapping[str, object]
 ) -> UserError:
     """Return the error for a place that was made with other settings."""
-    kinds = (kind_of(before), kind_of(now))
+    kind_before = kind_of(before)
+    kind = kind_of(now)
     option = "--store" if isinstance(place, StorePath) else "--out"
-    if kinds[0] != kinds[1]:
-        return UserError(f"{place} contains {kinds[0]}, not {kinds[1]}; choose another {option}")
+    if kind_before != kind:
+        return UserError(f"{place} contains {kind_before}, not {kind}; choose another {option}")
     lines = "".join(f"\n  {line}" for line in differences(before, now))
     if before.get("source") != now.get("source"):
         lines += "\nTo add images, label them in a run of their own, and `sgpipe merge` both."
@@ -327,17 +326,9 @@ def settings_changed(
     )
 
 
-def kind_of(identity: Mapping[str, Any]) -> str:
+def kind_of(identity: Mapping[str, object]) -> str:
     """Return what an identity is of."""
-    kinds = {
-        "import": "an import",
-        "scored": "a scored copy of a run",
-        "corrected": "a corrected copy of a run",
-    }
-    return next(
-        (kind for key, kind in (kinds | {"merged": "a merged run"}).items() if key in identity),
-        "a run",
-    )
+    return next((kind for key, kind in _KINDS.items() if key in identity), "a run")
 
 
 class RunFiles:
@@ -362,32 +353,29 @@ class RunFiles:
             f"{self.root}/{MANIFEST}: line {n} is damaged; {advice}" for n in self.manifest.damaged
         ]
         self.storage = absolute_location(self.place)
-        mirror = self.manifest.run.get("store")
-        if (
-            mirror
-            and self.folder
-            and not all((self.folder / shard.file).is_file() for shard in self.manifest.shards)
-        ):
-            self.storage = StorePath(mirror)
+        store = self.manifest.run.get("store")
+        if store and self.folder and not self._has_shards(self.folder):
+            self.storage = StorePath(store)
+
+    def _has_shards(self, folder: Path) -> bool:
+        return all((folder / shard.file).is_file() for shard in self.manifest.shards)
 
     def states(self) -> dict[str, str]:
         """Return what changes with each shard's file; "missing": there is none. Raises
         StoreError.
         """
-        local = isinstance(self.storage, Path)
-        found = {}
-        if not local:
-            found = {
-                f"{DATA}/{name}": str(size) for name, size in sizes(self.storage / DATA).items()
-            }
-        for shard in self.manifest.shards if local else ():
-            with suppress(OSError):
-                status = os.stat(f"{self.storage}/{shard.file}")
-                found[shard.file] = f"{status.st_size} {status.st_mtime_ns}"
-        return {
-            shard.file: f"{shard.sha256} {found.get(shard.file, 'missing')}"
-            for shard in self.manifest.shards
-        }
+        states: dict[str, str] = {}
+        stored: dict[str, int] = {}
+        if isinstance(self.storage, StorePath):
+            stored = sizes(self.storage / DATA)
+        for shard in self.manifest.shards:
+            state = str(stored.get(shard.file.removeprefix(f"{DATA}/"), "missing"))
+            if isinstance(self.storage, Path):
+                with suppress(OSError):
+                    status = os.stat(f"{self.storage}/{shard.file}")
+                    state = f"{status.st_size} {status.st_mtime_ns}"
+            states[shard.file] = f"{shard.sha256} {state}"
+        return states
 
     def open(self, file: str) -> AbstractContextManager[pq.ParquetFile]:
         """Open a shard; of one in a store only what is read is downloaded. Raises as
@@ -405,14 +393,14 @@ class RunFiles:
     @cached_property
     def cache(self) -> Path:
         """A folder to keep what was derived: RUN/.sgpipe/cache, or one in the user's cache for a
-        run in a store or in a folder that cannot be written. Raises UserError: it cannot be made."""
+        run in a store or in a folder that cannot be written. Raises UserError: it cannot be made.
+        """
         if self.folder is not None:
             place = self.folder / PRIVATE / "cache"
             with suppress(OSError):
                 place.mkdir(parents=True, exist_ok=True)
-                if os.access(place, os.W_OK | os.X_OK) and "?" not in str(
-                    place
-                ):  # where DuckDB's options begin
+                has_options = "?" in str(place)  # where those of DuckDB begin
+                if os.access(place, os.W_OK | os.X_OK) and not has_options:
                     return place
         name = self.root if self.folder is None else str(self.folder.absolute())
         place = cache_folder() / "runs" / hashlib.sha256(name.encode()).hexdigest()[:16]
@@ -431,24 +419,32 @@ def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
     """
     target = path.resolve()
     for place in map(Path, inputs):
-        source = place.resolve()
-        # os.path.exists: a value that is not a path, such as of --set, may be too long for one
-        if target == source or (
-            target.exists() and os.path.exists(source) and target.samefile(source)
-        ):
+        if _is_same_place(target, place.resolve()):
             raise UserError(f"{path} is read by this command: write to another place")
-        inside = target.is_file() and is_image(target.name) and target.is_relative_to(source)
-        if inside and not os.path.exists(
-            source / MANIFEST
-        ):  # a run's own files are protected below
+        if _is_image_in(target, place.resolve()):
             raise UserError(
                 f"{path} is an image in {place}, which this command reads: write to another place"
             )
     for folder in target.parents:
+        name = target.relative_to(folder).parts[0]
         for mark, (kind, names) in _OWNED.items():
-            if target.relative_to(folder).parts[0] in names and (folder / mark).exists():
+            if name in names and (folder / mark).exists():
                 raise UserError(f"{path} belongs to the {kind} {folder}: write to another place")
     return path
+
+
+def _is_same_place(target: Path, source: Path) -> bool:
+    if target == source:
+        return True
+    # os.path.exists: a value that is not a path, such as of --set, may be too long for one
+    return target.exists() and os.path.exists(source) and target.samefile(source)
+
+
+def _is_image_in(target: Path, source: Path) -> bool:
+    """Return whether a file is an image below a folder that is no run, whose files are its own."""
+    is_image_file = target.is_file() and is_image(target.name)
+    is_inside = is_image_file and target.is_relative_to(source)
+    return is_inside and not os.path.exists(source / MANIFEST)
 
 
 @contextmanager
@@ -467,159 +463,3 @@ def write_result_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8. Raises UserError, OSError: as `write_result`."""
     with write_result(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-class ManifestMirror:
-    """Copies the files of a run, apart from shards, into its store. Without a store it does
-    nothing.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self.store = folder.store
-        self._copied: dict[str, bytes] = {}  # as they are in the store
-        self._next = 0.0  # time of the next copy
-        self.has_work = True
-        self.is_owner = True
-
-    @contextmanager
-    def reconciled(self) -> Iterator[None]:
-        """Keep the later of the manifests in the folder and in the store, where one continues the
-        other.
-
-        At the end of the block the store is this run's own (`is_owner`), unless there is no work
-        and nothing to copy: another run may be at work. A UserError within restores the folder's
-        manifest.
-        """
-        local = _lines_of(self.folder.root)
-        if local and (manifest := Manifest.load(self.folder.root)).shards:
-            before = manifest.run.get("store")
-            now = self.store and self.store.uri
-            if before != now:
-                advice = f"--store {before}" if before else "no --store, or choose another --out"
-                raise UserError(
-                    f"the shards of {self.folder.root} are in {before or 'it'}; resume with"
-                    f" {advice}"
-                )
-        remote = _lines_of(self.store)
-        latest = later(local, remote, self.folder)
-        if latest != local:
-            replace_manifest(self.folder.root, latest)
-        try:
-            yield
-            self._refuse_newer(remote)
-            self.is_owner = self.store is None or self.has_work or remote != latest
-            if self.is_owner and self.folder.claim:
-                self.folder.claim.make()
-                self._refuse_newer(remote)  # from the claim on, nobody else writes
-        except UserError:
-            if latest != local:
-                (
-                    replace_manifest(self.folder.root, local)
-                    if local
-                    else (self.folder.root / MANIFEST).unlink()
-                )
-            raise
-
-    def _refuse_newer(self, manifest: bytes) -> None:
-        if _lines_of(self.store) != manifest:
-            raise UserError(
-                f"another run is writing into {self.folder.location}; wait for it to finish"
-            )
-
-    def copy_index(self, index: Path) -> None:
-        """Copy a source index into the store unless it is already there; its description is copied
-        last.
-        """
-        description = index.with_suffix(".json")
-        names = {
-            path: path.relative_to(self.folder.root).as_posix() for path in (index, description)
-        }
-        if self.store and (self.store / names[description]).read() != description.read_bytes():
-            for path, name in names.items():
-                (self.store / name).put(path)
-
-    def copy(self) -> None:
-        """Copy everything but the index into the store, the manifest last. Raises StoreError:
-        another run took over.
-        """
-        if self.store is None or self.folder.claim is None:
-            return
-        began = time.monotonic()
-        for name in (RECIPE, README, MANIFEST):
-            content = whole_lines((self.folder.root / name).read_bytes())
-            if self._copied.get(name) != content:
-                put_file(self.store, name, content, self.folder.claim.check)
-                self._copied[name] = content
-        took = time.monotonic() - began
-        self._next = began + took + max(_SECONDS_BETWEEN_COPIES, _LONGER_THAN_COPIES * took)
-
-    def copy_soon(self) -> None:
-        """Copy what is new, half a minute after the last copy; later, if a long manifest takes its
-        time.
-        """
-        if time.monotonic() > self._next:
-            self.copy()
-
-    @contextmanager
-    def copied(self) -> Iterator[None]:
-        """Copy what is committed, however the block ends. Raises OSError, unless another error is
-        on its way.
-        """
-        try:
-            yield
-        except BaseException:
-            with suppress(OSError):
-                self.copy()
-            raise
-        self.copy()
-
-
-def _lines_of(place: Location | None) -> bytes:
-    return (place and read_manifest(place)) or b""
-
-
-def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
-    """Return the manifest, of a folder or its store, that continues the other. Raises UserError:
-    neither does.
-    """
-    if not remote.startswith(local) and not local.startswith(remote):
-        raise UserError(f"{folder.root} and its store contain different runs; choose a new --out")
-    return max(local, remote, key=len)
-
-
-def fetch(
-    store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]], None]
-) -> Manifest:
-    """Download a run into a folder, but for files that are there, byte for byte; `advance` gets the
-    rows of each shard.
-
-    Raises UserError: the store contains no run, or the folder another one; StoreError: an object is
-    missing or damaged.
-    """
-    folder = RunFolder(out)
-    remote = read_manifest(store)
-    if remote is None:
-        raise UserError(f"{store.uri} is not an sgpipe run: it has no {MANIFEST}")
-    with folder.lock():
-        content = later(_lines_of(out), remote, folder)
-        manifest = Manifest.parse(content, out, store)
-        for shard in manifest.shards:
-            path = out / shard.file
-            if not path.is_file() or file_sha256(path) != shard.sha256:
-                try:
-                    data = open_checked(store, shard).read()
-                except UserError as error:
-                    again = "delete the object, and the command that wrote the run makes it again"
-                    raise StoreError(f"{store}/{shard.file}: {error}; {again}") from None
-                with atomic_write(path) as temporary:
-                    temporary.write_bytes(data)
-            advance(shard.rows, shard.counts)
-        for name in (RECIPE, README):
-            text = (store / name).read()
-            if text is not None:
-                with atomic_write(out / name) as temporary:
-                    temporary.write_bytes(text)
-        replace_manifest(out, content)
-        folder.sweep(manifest)
-    return manifest

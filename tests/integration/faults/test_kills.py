@@ -19,7 +19,7 @@ from sgpipe.cli.main import app
 from sgpipe.files.locations import StorePath
 from sgpipe.records import Record
 from sgpipe.storage.manifest import MANIFEST, Manifest
-from sgpipe.storage.run_folder import fetch
+from sgpipe.storage.mirror import fetch
 from sgpipe.utils.atomic import FAULT_VARIABLE
 from tests.endpoint_server import wait_until
 from tests.integration.faults.runs import (

@@ -276,10 +276,9 @@ def test_calibrations_and_synonyms_in_a_store_are_part_of_the_identity(
     def read(place: Path | str) -> tuple[object, ...]:
         calibration = f"{place}/calibration.json"
         synonyms = f"{place}/synonyms.json"
-        parts = identity(
-            load_recipe("coco", {"tag.calibration": calibration, "pair.synonyms": synonyms}), {}
-        )
-        return load_calibration(calibration), load_synonyms(synonyms), parts["tag"], parts["pair"]
+        recipe = load_recipe("coco", {"tag.calibration": calibration, "pair.synonyms": synonyms})
+        stages = identity(recipe).stages
+        return load_calibration(calibration), load_synonyms(synonyms), stages["tag"], stages["pair"]
 
     before = read(store.uri)
     assert before == read(tmp_path)

@@ -79,7 +79,7 @@ def parts(seed: int = 0, **overrides: Any) -> dict[str, Any]:
     for key, value in overrides.items():
         section, _, name = key.partition("__")
         values.setdefault(section, {})[name] = value
-    return identity(Recipe.model_validate(values))
+    return identity(Recipe.model_validate(values)).as_json()
 
 
 @pytest.mark.parametrize(("settings", "more"), SAME)
@@ -105,7 +105,7 @@ def test_the_seed_counts_for_stages_that_draw() -> None:
 
 def test_stages_that_share_a_gpu_are_as_those_that_ask_for_one() -> None:
     recipe = Recipe.model_validate({"caption": {"captioner": "c"}, "tag": {"tagger": "t"}})
-    shared = identity(recipe, {"caption"})
+    shared = identity(recipe, {"caption"}).as_json()
     assert (shared["caption"]["dtype"], shared["tag"]["dtype"]) == (
         "auto on a GPU",
         "auto on a CPU",

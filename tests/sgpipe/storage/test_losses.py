@@ -16,12 +16,11 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.records import LEFT_OUT
+from sgpipe.storage.header import RunHeader
 from sgpipe.storage.losses import (
     _ROW_LOSSES,
     PROBLEM,
-    SOURCE_COUNTS,
     SOURCE_LOSSES,
-    SOURCE_PROBLEMS,
     SOURCE_REMARKS,
     losses_of,
 )
@@ -56,7 +55,8 @@ def test_the_documented_table_has_every_kind_of_loss() -> None:
 def test_a_loss_of_more_than_five_percent_is_worth_a_note(name: str) -> None:
     counts = dict.fromkeys(("boxes", "images", "captions", "relations"), 1000)
     for lost, is_noted in ((1, False), (400, True)):
-        [loss] = losses_of({SOURCE_PROBLEMS: {name: lost}, SOURCE_COUNTS: counts}, {"boxes": 7})
+        header = RunHeader(source_problems={name: lost}, source_counts=counts)
+        [loss] = losses_of(header, {"boxes": 7})
         assert loss.lost == lost < loss.total
         assert loss.is_noteworthy == (is_noted or SOURCE_LOSSES[name].is_noted)
         assert losses_of({}, {f"{PROBLEM}{name}": lost, **counts}) == [loss]

@@ -24,7 +24,8 @@ from sgpipe.storage.manifest import (
     read_manifest,
     whole_lines,
 )
-from sgpipe.storage.run_folder import ManifestMirror, RunFolder
+from sgpipe.storage.mirror import ManifestMirror
+from sgpipe.storage.run_folder import RunFolder
 
 LINES = 6
 
