@@ -27,13 +27,9 @@ from rlip_model.position import at_least_float32
 
 Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
-_LARGEST_DIFFERENCES = (
-    1e-3,
-    1e-3,
-    1e-3,
-    1e-3,
-    2e-2,
-)  # of the samples, three gradients, and samples in bfloat16
+_SAMPLINGS: dict[torch.device, GpuSampling] = {}  # no lru_cache, which torch.compile ignores
+# Of the samples, three gradients, and samples in bfloat16.
+_LARGEST_DIFFERENCES = (1e-3, 1e-3, 1e-3, 1e-3, 2e-2)
 
 
 def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -51,7 +47,8 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
         except by deformops.
     """
     dtype = value.dtype
-    if value.is_cuda and (operator := gpu_sampling(value.device).operator) is not None:
+    operator = gpu_sampling(value.device).operator if value.is_cuda else None
+    if operator is not None:
         return sample_by_operator(operator, value, shapes, locations, weights)
     value = at_least_float32(value)
     locations = locations.to(value.dtype)
@@ -64,9 +61,8 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
 
 
 def _fits_embedding_bags(value: Tensor, shapes: Shapes, locations: Tensor) -> bool:
-    if (
-        value.device.type != "cpu" or torch.compiler.is_compiling()
-    ):  # a compiled graph does not branch on values
+    # A compiled graph does not branch on values.
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return min(min(shape) for shape in shapes) >= 2 and bool(locations.detach().sum().isfinite())
 
@@ -147,9 +143,6 @@ class GpuSampling:
         return f"grid_sample ({self.why})" if self.why else "grid_sample"
 
 
-_SAMPLINGS: dict[torch.device, GpuSampling] = {}  # no lru_cache, which torch.compile ignores
-
-
 def gpu_sampling(device: torch.device) -> GpuSampling:
     """By deformops' operator, unless it is not installed, or, with a warning, fails a test on this
     device.
@@ -172,7 +165,7 @@ def _tested(device: torch.device) -> GpuSampling:
         return GpuSampling(None)
     expected = _samples(_sample_in_float32, device)
     try:
-        found = _samples(partial(sample_by_operator, operator), device)
+        sampled = _samples(partial(sample_by_operator, operator), device)
     except _kernel_errors() as reason:
         if is_out_of_memory(reason):
             raise
@@ -180,7 +173,7 @@ def _tested(device: torch.device) -> GpuSampling:
         return _without(
             f"deformops cannot be used on {device}: {words[:200] or type(reason).__name__}"
         )
-    for ours, theirs, largest in zip(found, expected, _LARGEST_DIFFERENCES, strict=False):
+    for ours, theirs, largest in zip(sampled, expected, _LARGEST_DIFFERENCES, strict=False):
         difference = float((ours - theirs).abs().max())
         if not difference <= largest:
             return _without(
@@ -221,28 +214,30 @@ def _samples(way: Callable[..., Tensor], device: torch.device) -> list[Tensor]:
     locations = 20 * torch.rand(2, 50, 2, 8, len(shapes), 4, generator=generator) - 2
     weights = torch.rand(2, 50, 8, len(shapes), 4, generator=generator) / 16
     with torch.inference_mode(False), torch.enable_grad():
-        leaves = [
-            each.to(device, copy=True).requires_grad_() for each in (value, locations, weights)
-        ]
-        sampled = way(leaves[0], shapes, leaves[1], leaves[2])
-        found = [sampled.detach(), *torch.autograd.grad(sampled.square().sum(), leaves)]
+        value = value.to(device, copy=True).requires_grad_()
+        locations = locations.to(device, copy=True).requires_grad_()
+        weights = weights.to(device, copy=True).requires_grad_()
+        sampled = way(value, shapes, locations, weights)
+        gradients = torch.autograd.grad(sampled.square().sum(), (value, locations, weights))
+    samples = [sampled.detach(), *gradients]
     if device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0):
         with torch.no_grad():
-            found.append(way(leaves[0].bfloat16(), shapes, leaves[1], leaves[2].bfloat16()).float())
-    return found
+            half = way(value.bfloat16(), shapes, locations, weights.bfloat16())
+        samples.append(half.float())
+    return samples
 
 
 @dataclass(frozen=True)
 class Owners:
     """Which image of a batch each row of queries belongs to.
 
-    images `[rows]`; places `[rows]`, how many earlier rows belong to the same image; most: the
+    images `[rows]`; places `[rows]`, how many earlier rows belong to the same image; max_rows: the
     largest number of rows of an image.
     """
 
     images: Tensor
     places: Tensor
-    most: int
+    max_rows: int
 
     @classmethod
     def of(cls, images: Sequence[int], device: torch.device) -> Owners:
@@ -325,11 +320,11 @@ class DeformableAttention(nn.Module):
         places = (owners.images, owners.places)
 
         def folded(rows: Tensor) -> Tensor:
-            empty = rows.new_zeros(len(value), owners.most, *rows.shape[1:])
+            empty = rows.new_zeros(len(value), owners.max_rows, *rows.shape[1:])
             return empty.index_put(places, rows).flatten(1, 2)
 
         attended = self.attend(folded(query), folded(references), value, shapes)
-        return attended.unflatten(1, (owners.most, -1))[places]
+        return attended.unflatten(1, (owners.max_rows, -1))[places]
 
     def project(self, memory: Tensor, padding: Tensor | None) -> Tensor:
         """Project the image tokens to attention values `[batch, tokens, heads, dim / heads]`, zero

@@ -25,7 +25,12 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, RobertaConfig
 from transformers import RobertaModel as Roberta
 
 from rlip_model.config import RLIPConfig
-from rlip_model.detector import Initialised, detector_config, initialise_from_detector
+from rlip_model.detector import (
+    Initialised,
+    detector_config,
+    initialise_from_detector,
+    wrong_shape,
+)
 from rlip_model.model import RLIPModel, build_model
 from rlip_model.noise import initial_seed
 from rlip_model.official import infer_config, is_ignored, renamed
@@ -33,13 +38,33 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
 from rlip_model.text import TokenizerError, load_tokenizer
 
+_ROBERTA_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "pad_token_id",
+)
 _WRITING = ".writing"
 _LEFT_SECONDS = 24 * 3600
-_SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+_SAFE: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
     argparse.Namespace,
     pathlib.PosixPath,
     pathlib.PurePosixPath,
 ]
+# Raised by torch for files that are no checkpoints.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+    LookupError,
+)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -56,14 +81,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with torch.serialization.safe_globals(_SAFE), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        OSError,
-        LookupError,
-    ) as reason:
+    except _UNREADABLE as reason:
         raise CheckpointError(
             f"{path} is not a torch checkpoint that can be read safely: {_explain(path, reason)}"
         ) from reason
@@ -76,10 +94,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(
             f"{path} contains no parameters; its entries are {', '.join(map(str, content))}"
         )
-    args = content.get("args")
+    return state, _options(content.get("args"))
+
+
+def _options(args: object) -> dict[str, Any]:
+    """Return the training options of a checkpoint as a dict; empty if it has none."""
     if isinstance(args, argparse.Namespace):
-        args = vars(args)
-    return state, dict(args) if isinstance(args, Mapping) else {}
+        return vars(args)
+    return dict(args) if isinstance(args, Mapping) else {}
 
 
 def _explain(path: Path, reason: Exception) -> str:
@@ -104,25 +126,24 @@ def load_official(model: RLIPModel, state: Mapping[str, Tensor]) -> None:
         CheckpointError: parameters are unknown, missing or of another shape; the message lists all
             of them.
     """
-    own = model.state_dict()
+    initial = model.state_dict()
     loaded: dict[str, Tensor] = {}
     problems = []
     for key, value in state.items():
         if is_ignored(key, model.config):
             continue
         name = renamed(key, model.config.decoder_layers)
-        if name not in own:
-            problems.append(f"unknown {key}")
-        elif own[name].shape != value.shape:
-            problems.append(
-                f"{key} has shape {list(value.shape)}, expected {list(own[name].shape)}"
-            )
         loaded[name] = value
-    computed = {name for name, value in own.items() if not value.is_floating_point()}
-    problems += [f"missing {name}" for name in own if name not in loaded and name not in computed]
+        if name not in initial:
+            problems.append(f"unknown {key}")
+        elif initial[name].shape != value.shape:
+            problems.append(wrong_shape(key, value, initial[name]))
+    for name, value in initial.items():
+        if value.is_floating_point() and name not in loaded:
+            problems.append(f"missing {name}")
     if problems:
         raise CheckpointError("the checkpoint does not fit: " + ", ".join(problems))
-    model.load_state_dict({**{name: own[name] for name in computed}, **loaded})
+    model.load_state_dict(initial | loaded)
 
 
 def convert(
@@ -242,15 +263,7 @@ def roberta_sizes(config: RobertaConfig) -> RobertaConfig:
     """Return a copy of a configuration with its sizes only, without the path that it was loaded
     from.
     """
-    names = [
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-    ]
-    names += ["max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"]
-    return RobertaConfig(**{name: getattr(config, name) for name in names})
+    return RobertaConfig(**{name: getattr(config, name) for name in _ROBERTA_SIZES})
 
 
 def load_roberta(name: str) -> Roberta:

@@ -32,6 +32,12 @@ Gating = Literal[
 
 SWIN_STAGES = 4
 CHANNELS_PER_NORM_GROUP = 8  # of the convolutional backbone
+_CHOICES = {
+    "backbone": get_args(Backbone),
+    "fusion": get_args(Fusion),
+    "gating": get_args(Gating),
+    "verb_query": get_args(VerbQuery),
+}
 _COUNTS = [
     "swin_embed_dim",
     "swin_depths",
@@ -166,14 +172,15 @@ class RLIPConfig(PretrainedConfig):
 
     def _check(self) -> None:
         self._check_boxes()
-        for name, value, choices in (
-            ("backbone", self.backbone, get_args(Backbone)),
-            ("fusion", self.fusion, get_args(Fusion)),
-            ("gating", self.gating, get_args(Gating)),
-            ("verb_query", self.verb_query, get_args(VerbQuery)),
-        ):
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+        self._check_counts()
+        self._check_widths()
+        self._check_layers()
+
+    def _check_counts(self) -> None:
         for name in _COUNTS:
             value = getattr(self, name)
             counts = value if isinstance(value, list) else [value]
@@ -185,6 +192,8 @@ class RLIPConfig(PretrainedConfig):
                     f"{name} is {getattr(self, name)}, expected one number for each of the"
                     f" {SWIN_STAGES} stages"
                 )
+
+    def _check_widths(self) -> None:
         if self.conv_width % CHANNELS_PER_NORM_GROUP:
             raise ValueError(
                 f"conv_width {self.conv_width} must be a multiple of {CHANNELS_PER_NORM_GROUP}"
@@ -199,6 +208,8 @@ class RLIPConfig(PretrainedConfig):
                 f" {self.num_heads}, fusion_dim {self.fusion_dim} of fusion_heads"
                 f" {self.fusion_heads}"
             )
+
+    def _check_layers(self) -> None:
         if self.num_queries % 2:
             raise ValueError(
                 f"num_queries {self.num_queries} must be even: one half are subjects, the other"
@@ -214,15 +225,17 @@ class RLIPConfig(PretrainedConfig):
     def _check_boxes(self) -> None:
         if self.dense_head and isinstance(self, RTaggerConfig):
             raise ValueError("dense_head is for detectors: an R-Tagger gets its boxes")
-        if self.proposals and not isinstance(self, ParSeDAConfig):
+        if not self.proposals:
+            return
+        if not isinstance(self, ParSeDAConfig):
             raise ValueError(
                 f"proposals {self.proposals}: only ParSeDA takes its queries from boxes"
             )
-        if self.proposals and not self.dense_head:
+        if not self.dense_head:
             raise ValueError(
                 f"proposals {self.proposals} are boxes of the dense head; set dense_head: true"
             )
-        if self.proposals and self.proposals * (self.proposals - 1) < self.num_pairs:
+        if self.proposals * (self.proposals - 1) < self.num_pairs:
             raise ValueError(
                 f"proposals {self.proposals} have too few pairs for num_queries {self.num_queries}"
             )
@@ -233,9 +246,8 @@ class ParSeDConfig(RLIPConfig):
 
     model_type = "rlip_parsed"
 
-    def __init__(
-        self, **kwargs: Any
-    ) -> None:  # otherwise transformers 5 generates an __init__ that skips ours
+    # Without it, transformers 5 generates an __init__ that skips ours.
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
 

@@ -128,8 +128,7 @@ class Decoder(nn.Module):
     """Decoder layers, each with one box head for subjects and one for objects.
 
     Args:
-        anchored: compute the positions of the queries from their boxes, instead of using the given
-            ones.
+        anchored: compute the positions of the queries from their boxes, instead of learned ones.
     """
 
     def __init__(self, config: RLIPConfig, anchored: bool, first_size_bias: float = 0.0) -> None:
@@ -141,15 +140,19 @@ class Decoder(nn.Module):
         self.object_box_heads = nn.ModuleList(BoxHead(config.hidden_dim, bias) for bias in biases)
 
     def positions(
-        self, layer: int, content: Tensor, references: Tensor, given: Tensor | None, memory: Memory
+        self,
+        layer: int,
+        content: Tensor,
+        references: Tensor,
+        learned: Tensor | None,
+        memory: Memory,
     ) -> Tensor:
         """Return the position vectors `[batch, queries, dim]` of the queries at a layer."""
         if self.anchor_positions is not None:
             finest = memory.valid_ratios[:, :1].repeat(1, 1, 2)
             return self.anchor_positions(layer, content, references * finest)
-        if given is None:
-            raise ValueError("queries without positions need an anchored decoder")
-        return given
+        assert learned is not None
+        return learned
 
 
 class EntityDecoder(Decoder):

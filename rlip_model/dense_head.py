@@ -86,14 +86,14 @@ class DenseOutput:
         scores = scores.masked_fill(self.padding, -1.0)
         best = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1).indices
         corners = to_corners(self.boxes)
-        others = torch.ones_like(best)
+        is_overlapped = torch.ones_like(best)
         for image, candidates in enumerate(best):
-            own = corners[image, candidates]
-            apart = labels[image, candidates, None].to(own) * (
-                own.max() + 1
-            )  # as batched_nms, which copies to the GPU
-            others[image].index_fill_(0, nms(own + apart, scores[image, candidates], OVERLAP), 0)
-        tokens = best.gather(1, others.argsort(dim=1, stable=True))[:, :count]
+            boxes = corners[image, candidates]
+            # As batched_nms, which copies to the GPU: boxes of different classes lie apart.
+            shifts = labels[image, candidates, None].to(boxes) * (boxes.max() + 1)
+            remaining = nms(boxes + shifts, scores[image, candidates], OVERLAP)
+            is_overlapped[image].index_fill_(0, remaining, 0)
+        tokens = best.gather(1, is_overlapped.argsort(dim=1, stable=True))[:, :count]
         images = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
         return Proposals(
             self.boxes[images, tokens].clamp(SMALLEST_SIDE, 1 - SMALLEST_SIDE),
@@ -108,11 +108,11 @@ class DenseOutput:
         kept.
         """
         scores, labels = self.logits[image].sigmoid().max(-1)
-        kept = ((scores > threshold) & ~self.padding[image]).nonzero().squeeze(1)
-        kept = kept[scores[kept].topk(min(len(kept), CANDIDATES)).indices]
-        boxes = to_corners(self.boxes[image][kept]).clamp(0, 1)
-        chosen = batched_nms(boxes, scores[kept], labels[kept], OVERLAP)
-        return boxes[chosen], scores[kept][chosen], labels[kept][chosen]
+        tokens = ((scores > threshold) & ~self.padding[image]).nonzero().squeeze(1)
+        tokens = tokens[scores[tokens].topk(min(len(tokens), CANDIDATES)).indices]
+        boxes = to_corners(self.boxes[image][tokens]).clamp(0, 1)
+        chosen = batched_nms(boxes, scores[tokens], labels[tokens], OVERLAP)
+        return boxes[chosen], scores[tokens][chosen], labels[tokens][chosen]
 
 
 class DenseHead(nn.Module):
@@ -142,9 +142,8 @@ class DenseHead(nn.Module):
         """
         tokens = self._tokens(image)
         directions = F.normalize(self.labels(F.normalize(labels, dim=-1)), dim=-1) * self.scale
-        with torch.autocast(
-            tokens.device.type, enabled=False
-        ):  # bfloat16 has few values: the best would be arbitrary
+        # bfloat16 has few values: the best would be arbitrary.
+        with torch.autocast(tokens.device.type, enabled=False):
             classes = self.classes(at_least_float32(tokens))
             logits = classes @ at_least_float32(directions).transpose(-1, -2) + PRIOR_LOGIT
         centres, cells, levels = _grid(image)
@@ -212,17 +211,17 @@ def dense_losses(
         total: number of objects, see `global_mean`.
     """
     images, tokens, objects = assign(output, targets)
-    labels, boxes = (
-        torch.cat([getattr(image, name) for image in targets])[objects]
-        for name in ("labels", "boxes")
-    )
+    labels = torch.cat([image.labels for image in targets])[objects]
+    boxes = torch.cat([image.boxes for image in targets])[objects]
     expected = torch.zeros_like(output.logits)
     expected[images, tokens, labels] = 1
     inside = (~output.padding).nonzero(as_tuple=True)
     focal = sigmoid_focal_loss(output.logits[inside], expected[inside], reduction="sum")
     giou = _giou_losses(to_corners(output.boxes[images, tokens]), to_corners(boxes)).sum()
     count = giou.new_full((), float(sum(len(image.labels) for image in targets)))
-    return DenseLosses(*(global_mean(summed, count, total=total) for summed in (focal, giou)))
+    return DenseLosses(
+        global_mean(focal, count, total=total), global_mean(giou, count, total=total)
+    )
 
 
 def _giou_losses(first: Tensor, second: Tensor) -> Tensor:
@@ -263,9 +262,8 @@ def assign(output: DenseOutput, targets: Sequence[LabelledBoxes]) -> tuple[Tenso
         sides.append(side)
         objects.append(first + number)
         first += len(of_image.boxes)
-    images, tokens = (
-        torch.stack(sides).isfinite().nonzero(as_tuple=True)
-    )  # the host waits for this once
+    # The host waits for this once.
+    images, tokens = torch.stack(sides).isfinite().nonzero(as_tuple=True)
     return images, tokens, torch.stack(objects)[images, tokens]
 
 
@@ -274,18 +272,16 @@ def _smallest(output: DenseOutput, image: int, targets: LabelledBoxes) -> tuple[
     number; `[tokens]` each.
     """
     if not len(targets.boxes):
-        return torch.full_like(output.levels, torch.inf, dtype=torch.float32), torch.zeros_like(
-            output.levels
-        )
+        no_side = torch.full_like(output.levels, torch.inf, dtype=torch.float32)
+        return no_side, torch.zeros_like(output.levels)
     centres = output.centres[image]
     cells = output.cells[image]
-    sides = (
-        (targets.boxes[:, 2:] / cells[0]).prod(-1).sqrt().clamp(min=1e-6)
-    )  # in cells of the finest level
+    # In cells of the finest level.
+    sides = (targets.boxes[:, 2:] / cells[0]).prod(-1).sqrt().clamp(min=1e-6)
     level = (sides / CELLS_PER_BOX).log2().round().clamp(min=0).minimum(output.levels[-1].float())
-    own = (output.levels.unsqueeze(1) == level) & ~output.padding[image].unsqueeze(1)
+    fits_level = (output.levels.unsqueeze(1) == level) & ~output.padding[image].unsqueeze(1)
     distance = ((centres.unsqueeze(1) - targets.boxes[:, :2]).abs() / cells.unsqueeze(1)).amax(-1)
-    distance = distance.masked_fill(~own, torch.inf)
+    distance = distance.masked_fill(~fits_level, torch.inf)
     near = (distance <= 1) | (distance == distance.amin(0)) & distance.isfinite()
     smallest = sides.expand_as(near).masked_fill(~near, torch.inf).min(1)
     return smallest.values, smallest.indices

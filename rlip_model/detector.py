@@ -17,22 +17,22 @@ from torch import Tensor
 
 from rlip_model.config import ParSeDAConfig, RLIPConfig
 from rlip_model.model import RLIPModel
-from rlip_model.official import State, backbone_sizes, count, is_ignored, renamed
+from rlip_model.official import State, backbone_sizes, encoder_sizes, is_ignored, renamed
 from rlip_model.presets import KINDS, SWIN_SIZES, preset
 from rlip_model.pretrained import CheckpointError
 
-_COPIES = [
-    (r"^transformer\.decoder\.", ("transformer.ho_decoder.", "transformer.verb_decoder.")),
-    (r"^bbox_embed\.", ("sub_bbox_embed.", "obj_bbox_embed.")),
-    (
-        r"^transformer\.reference_points\.",
-        ("transformer.reference_points_sub.", "transformer.reference_points_obj."),
+# Starts of the names of the parameters that are copied, and those of their copies.
+_COPIES = {
+    "transformer.decoder.": ("transformer.ho_decoder.", "transformer.verb_decoder."),
+    "bbox_embed.": ("sub_bbox_embed.", "obj_bbox_embed."),
+    "transformer.reference_points.": (
+        "transformer.reference_points_sub.",
+        "transformer.reference_points_obj.",
     ),
-    (r"^tgt_embed\.", ("tgt_embed.", "verb_tgt_embed.")),
-]
-_DUPLICATES = re.compile(
-    r"^transformer\.\w*decoder\.(sub_|obj_)?bbox_embed\."
-)  # aliases of the top-level heads
+    "tgt_embed.": ("tgt_embed.", "verb_tgt_embed."),
+}
+# Aliases of the top-level heads.
+_DUPLICATES = re.compile(r"^transformer\.\w*decoder\.(sub_|obj_)?bbox_embed\.")
 _LEFT_OVER = re.compile(r"^(transformer\.decoder|bbox_embed|transformer\.reference_points)\.")
 _QUERIES = re.compile(r"^queries\.(query_embed|content|verb_content|anchors)\.weight$")
 _EXPECTED = ("image_encoder.", "encoder.layers.", "entity_decoder.", "relation_decoder.")
@@ -42,12 +42,12 @@ _EXPECTED = ("image_encoder.", "encoder.layers.", "entity_decoder.", "relation_d
 class Initialised:
     """The outcome of an initialisation, as parameter names.
 
-    loaded: taken from the detector; kept: unchanged; unused: parameters of the detector that have
-    no counterpart.
+    loaded: taken from the detector; unchanged: other parameters of the network; unused: parameters
+    of the detector that have no counterpart.
     """
 
     loaded: tuple[str, ...]
-    kept: tuple[str, ...]
+    unchanged: tuple[str, ...]
     unused: tuple[str, ...]
 
 
@@ -67,36 +67,44 @@ def initialise_from_detector(model: RLIPModel, state: State) -> Initialised:
             shape; the message lists all.
     """
     _check_kind(model.config, state)
-    own = model.state_dict()
+    initial = model.state_dict()
     loaded: dict[str, Tensor] = {}
     used = set()
     problems = []
     values = published_names(state)
     for published, key in _sources(state).items():
         name = renamed(published, model.config.decoder_layers)
-        value = values[published]
-        if is_ignored(published, model.config) or name not in own:
+        if is_ignored(published, model.config) or name not in initial:
             continue
+        value = values[published]
         if _QUERIES.match(name):
-            value = value[: own[name].shape[0]]
-        if value.shape != own[name].shape:
-            problems.append(
-                f"{key} has shape {list(value.shape)}, expected {list(own[name].shape)}"
-            )
+            value = value[: len(initial[name])]
+        if value.shape != initial[name].shape:
+            problems.append(wrong_shape(key, value, initial[name]))
         loaded[name] = value
         used.add(key)
-    parameters = [name for name, value in own.items() if value.is_floating_point()]
-    problems += [
-        f"missing {name}"
-        for name in parameters
-        if name.startswith(_EXPECTED) and name not in loaded
-    ]
+    unchanged = _unchanged(initial, loaded)
+    problems += [f"missing {name}" for name in unchanged if name.startswith(_EXPECTED)]
     if problems:
         raise CheckpointError("the detector does not fit: " + ", ".join(problems))
     model.load_state_dict(loaded, strict=False)
-    kept = tuple(name for name in parameters if name not in loaded)
-    unused = tuple(key for key in state if key not in used and not _DUPLICATES.match(key))
-    return Initialised(tuple(loaded), kept, unused)
+    unused = state.keys() - used
+    return Initialised(
+        tuple(loaded),
+        unchanged,
+        tuple(key for key in state if key in unused and not _DUPLICATES.match(key)),
+    )
+
+
+def wrong_shape(name: str, value: Tensor, expected: Tensor) -> str:
+    """Say that a parameter has another shape than expected."""
+    return f"{name} has shape {list(value.shape)}, expected {list(expected.shape)}"
+
+
+def _unchanged(initial: State, loaded: State) -> tuple[str, ...]:
+    """Return the names of the parameters that are not loaded."""
+    parameters = (name for name, value in initial.items() if value.is_floating_point())
+    return tuple(name for name in parameters if name not in loaded)
 
 
 def published_names(state: State) -> dict[str, Tensor]:
@@ -124,13 +132,21 @@ def _sources(state: State) -> dict[str, str]:
     added its own names.
     """
     keys = [key for key in state if not _DUPLICATES.match(key)]
-    if any(key.startswith("sub_bbox_embed.") for key in state):
+    if any(key.startswith("sub_bbox_embed.") for key in keys):
         return {key: key for key in keys if not _LEFT_OVER.match(key)}
     sources: dict[str, str] = {}
     for key in keys:
-        pattern, prefixes = next((copy for copy in _COPIES if re.match(copy[0], key)), ("^", ("",)))
-        sources |= {re.sub(pattern, prefix, key): key for prefix in prefixes}
+        for name in _copies(key):
+            sources[name] = key
     return sources
+
+
+def _copies(key: str) -> list[str]:
+    """Return the published names of the copies of a parameter, or its own name."""
+    for prefix, published in _COPIES.items():
+        if key.startswith(prefix):
+            return [name + key.removeprefix(prefix) for name in published]
+    return [key]
 
 
 def detector_config(
@@ -157,24 +173,12 @@ def detector_config(
     absent = [key for key in needed if key not in state]
     if absent:
         raise CheckpointError(f"it is not a (DAB-)Deformable-DETR: it has no {', '.join(absent)}")
-    levels, dim = state["transformer.level_embed"].shape
-    points = int((args or {}).get("enc_n_points", 4))
-    sizes: dict[str, Any] = {
-        "hidden_dim": dim,
-        "num_levels": levels,
-        "num_points": points,
-        "num_heads": (
-            state[layer + "self_attn.attention_weights.bias"].shape[0] // (levels * points)
-        ),
-        "feedforward_dim": state[layer + "linear1.bias"].shape[0],
-        "encoder_layers": count(state, "transformer.encoder.layers."),
-    }
+    sizes = encoder_sizes(state, "transformer.encoder.", args or {})
     backbone = backbone_sizes(state, {})
     name = _backbone_name(backbone)
-    if name in SWIN_SIZES:  # the shapes don't determine the drop-path rate; use the published one
-        backbone["drop_path"] = SWIN_SIZES[name].drop_path
-    del backbone["backbone"]
-    return preset(kind, name, **{**sizes, **backbone, **changes})
+    # The shapes don't determine the drop-path rate: the published one is used.
+    del backbone["backbone"], backbone["drop_path"]
+    return preset(kind, name, **(sizes | backbone | changes))
 
 
 def _backbone_name(sizes: Mapping[str, Any]) -> str:

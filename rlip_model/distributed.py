@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Value = TypeVar("Value")
-
 
 _is_off: ContextVar[bool] = ContextVar("collectives_off", default=False)
 _counts_nothing: ContextVar[bool] = ContextVar("counts_nothing", default=False)
@@ -42,12 +42,7 @@ def counting_nothing() -> Iterator[None]:
         _counts_nothing.reset(token)
 
 
-def is_distributed() -> bool:
-    """Return whether there are several processes and collective operations are on."""
-    return _collectives() is not None
-
-
-def _collectives() -> Any:
+def _collectives() -> ModuleType | None:
     """Return torch.distributed, or None in a single process, which need not import PyTorch for
     this.
     """
@@ -55,7 +50,9 @@ def _collectives() -> Any:
         return None
     from torch import distributed
 
-    return distributed if distributed.is_available() and distributed.is_initialized() else None
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed
+    return None
 
 
 def rank() -> int:
@@ -71,7 +68,7 @@ def world_size() -> int:
 
 
 def global_mean(
-    summed: Tensor, count: Tensor, least: float = 1.0, total: Tensor | None = None
+    summed: Tensor, count: Tensor, min_total: float = 1.0, total: Tensor | None = None
 ) -> Tensor:
     """Return the sum over the items of this process, divided by the mean number of items per
     process.
@@ -81,15 +78,16 @@ def global_mean(
 
     Args:
         count: the number of items of this process; its gradient is not followed.
-        least: lower bound of the total number of items that is divided by.
+        min_total: lower bound of the total number of items that is divided by.
         total: the number of items of all processes in all parts of a step, if it is known. Then the
             sum of this value over the parts is the mean.
     """
     stand_in = _counts_nothing.get()
     if total is None:
         total = global_sum(count.new_zeros(count.shape) if stand_in else count)
-    least = max(least, 1.0) if stand_in else least
-    return summed * world_size() / total.clamp(min=least)
+    if stand_in:
+        min_total = max(min_total, 1.0)
+    return summed * world_size() / total.clamp(min=min_total)
 
 
 def global_sum(values: Tensor) -> Tensor:
@@ -106,6 +104,6 @@ def gather(value: Value) -> list[Value]:
     collectives = _collectives()
     if collectives is None:
         return [value]
-    values: list[Any] = [None] * world_size()
+    values = [value] * world_size()
     collectives.all_gather_object(values, value)
     return values

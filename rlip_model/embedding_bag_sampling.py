@@ -62,10 +62,12 @@ class _Bags(torch.autograd.Function):
         batch, queries, heads, levels, points = weights.shape
         gradient = gradient.reshape(batch, queries, heads, value.shape[-1])
         pixels = _Pixels(ctx.shapes, weights)
-        of_points = (
-            _PointGradients(value, locations, weights) if any(ctx.needs_input_grad[1:3]) else None
-        )
-        of_value = _ValueGradient(value, ctx.shapes, weights) if ctx.needs_input_grad[0] else None
+        of_points = None
+        if any(ctx.needs_input_grad[1:3]):
+            of_points = _PointGradients(value, locations, weights)
+        of_value = None
+        if ctx.needs_input_grad[0]:
+            of_value = _ValueGradient(value, ctx.shapes, weights)
         with torch.autocast(gradient.device.type, enabled=False):
             for chunk in _chunks(batch, queries, heads * levels * points):
                 location = pixels(locations[:, chunk])
@@ -74,12 +76,10 @@ class _Bags(torch.autograd.Function):
                     of_points.add(chunk, location, rows, gradient[:, chunk])
                 if of_value:
                     of_value.add(chunk, location, rows)
-            return (
-                of_value.sum(gradient) if of_value else None,
-                of_points.locations if of_points else None,
-                of_points.weights if of_points else None,
-                None,
-            )
+            of_table = of_value.sum(gradient) if of_value else None
+        if of_points is None:
+            return of_table, None, None, None
+        return of_table, of_points.locations, of_points.weights, None
 
 
 class _Location(NamedTuple):
@@ -155,11 +155,11 @@ def _triangle(distance: Tensor) -> Tensor:
 
 
 def _chunks(batch: int, queries: int, points: int) -> Iterator[slice]:
+    if not batch:
+        return
     step = max(1, POINTS_PER_CHUNK // max(1, batch * points))
-    return (
-        slice(start, min(start + step, queries))
-        for start in range(0, queries if batch else 0, step)
-    )
+    for start in range(0, queries, step):
+        yield slice(start, min(start + step, queries))
 
 
 def _bags(rows: Tensor, weight: Tensor, table: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class _PointGradients:
     def __init__(self, value: Tensor, locations: Tensor, weights: Tensor) -> None:
         self.locations = torch.empty_like(locations)
         self.weights = torch.empty_like(weights)
-        self.given = weights
+        self.point_weights = weights
         self.table = value.reshape(-1, value.shape[-1])
         rows = CORNERS * weights.shape[3:].numel()
         self.step = max(
@@ -192,14 +192,15 @@ class _PointGradients:
         dim]`.
         """
         product = self._products(rows, gradient)
-        (left, top), (right, bottom) = location.near, location.far
+        left, top = location.near
+        right, bottom = location.far
         (left_slope, top_slope), (right_slope, bottom_slope) = location.slopes()
         upper = left * product[0] + right * product[1]
         lower = left * product[2] + right * product[3]
         along_x = left_slope * (top * product[0] + bottom * product[2])
         along_x += right_slope * (top * product[1] + bottom * product[3])
         along_y = top_slope * upper + bottom_slope * lower
-        weights = self.given[:, chunk]
+        weights = self.point_weights[:, chunk]
         moved = torch.stack((along_x, along_y), dim=2).mul_(weights.flatten(3).unsqueeze(2))
         self.locations[:, chunk] = moved.unflatten(-1, weights.shape[3:])
         self.weights[:, chunk] = (top * upper + bottom * lower).view(weights.shape)
@@ -233,13 +234,15 @@ class _ValueGradient:
     def __init__(self, value: Tensor, shapes: Shapes, weights: Tensor) -> None:
         self.shapes = shapes
         self.like = value
-        self.given = weights
+        self.point_weights = weights
         self.rows = torch.empty(*weights.shape[:3], weights.shape[3:].numel(), dtype=torch.int32)
         self.corners = weights.new_empty(CORNERS, *self.rows.shape)
 
     def add(self, chunk: slice, location: _Location, rows: Tensor) -> None:
         self.rows[:, chunk] = rows[:, :, :, 0]
-        self.corners[:, :, chunk] = location.corner_weights(self.given[:, chunk]).movedim(-2, 0)
+        self.corners[:, :, chunk] = location.corner_weights(self.point_weights[:, chunk]).movedim(
+            -2, 0
+        )
 
     def sum(self, gradient: Tensor) -> Tensor:
         """`[batch, tokens, heads, dim]`, from `[batch, queries, heads, dim]`."""

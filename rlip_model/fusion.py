@@ -21,6 +21,13 @@ from rlip_model.config import Gating, RLIPConfig
 MASKED_LABEL = -10_000.0  # added to the attention scores of masked labels
 
 
+def initialise_by_xavier(module: nn.Module) -> None:
+    """Draw all matrices of a module by Xavier's rule; leave its vectors."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
 class MultiBranchFusion(nn.Module):
     """Multi-branch fusion (MBF): relu of the sum of `fc_3(relu(fc_1(left) * fc_2(right)))` over all
     branches.
@@ -30,8 +37,6 @@ class MultiBranchFusion(nn.Module):
 
     def __init__(self, dim: int, branches: int = 16) -> None:
         super().__init__()
-        if dim % branches:
-            raise ValueError(f"width {dim} is not divisible by {branches} branches")
         inner = dim // branches
         self.fc_1 = nn.ModuleList(nn.Linear(dim, inner) for _ in range(branches))
         self.fc_2 = nn.ModuleList(nn.Linear(dim, inner) for _ in range(branches))
@@ -39,12 +44,10 @@ class MultiBranchFusion(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """`left`, `right` and the result: `[..., dim]`."""
-        branches = zip(self.fc_1, self.fc_2, self.fc_3, strict=True)
-        return (
-            torch.stack([last((a(left) * b(right)).relu()) for a, b, last in branches])
-            .sum(0)
-            .relu()
-        )
+        outputs = []
+        for first, second, third in zip(self.fc_1, self.fc_2, self.fc_3, strict=True):
+            outputs.append(third((first(left) * second(right)).relu()))
+        return torch.stack(outputs).sum(0).relu()
 
 
 @dataclass(frozen=True)
@@ -209,9 +212,7 @@ class LabelLayer(RobertaLayer):
         config = copy.deepcopy(config)
         config._attn_implementation = "sdpa"
         super().__init__(config)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        initialise_by_xavier(self)
 
     def forward(self, labels: Tensor, masked: Tensor | None) -> Tensor:
         """`labels` `[batch, labels, dim]`; `masked` `[batch, labels]`, True for labels that are not

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,18 +29,20 @@ def send_all(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tens
     `send`.
     """
     device = torch.device(device)
-    if all(tensor.device.type != "cuda" for tensor in tensors) and device.type != "cuda":
+    if device.type != "cuda" and not any(tensor.is_cuda for tensor in tensors):
         return [tensor.to(device) for tensor in tensors]
-    sent: dict[int, Tensor] = {}
-    for dtype in {tensor.dtype for tensor in tensors}:
-        numbers = [number for number, tensor in enumerate(tensors) if tensor.dtype == dtype]
-        flat = send(torch.cat([tensors[number].flatten() for number in numbers]), device)
-        parts = flat.split([tensors[number].numel() for number in numbers])
-        sent |= {
-            number: part.view_as(tensors[number])
-            for number, part in zip(numbers, parts, strict=True)
-        }
-    return [sent[number] for number in range(len(tensors))]
+    by_dtype: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        by_dtype[tensor.dtype].append(tensor)
+    copies = {dtype: _send_together(group, device) for dtype, group in by_dtype.items()}
+    return [next(copies[tensor.dtype]) for tensor in tensors]
+
+
+def _send_together(tensors: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Copy tensors of one type in one piece."""
+    copy = send(torch.cat([tensor.flatten() for tensor in tensors]), device)
+    parts = copy.split([tensor.numel() for tensor in tensors])
+    return map(Tensor.view_as, parts, tensors)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -47,6 +50,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     PyTorch's allocator has an error of its own; CUDA, cuBLAS and cuDNN allocate memory beside it.
     """
-    return isinstance(error, torch.cuda.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _OTHER_WORDS)
-    )
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OTHER_WORDS)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from rlip_model.position import at_least_float32, inverse_sigmoid
 
-PRIOR_LOGIT = -math.log(
-    (1 - 0.01) / 0.01
-)  # constant bias: before training, every class has probability 0.01
+# Constant bias: before training, every class has probability 0.01.
+PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,7 @@ class LabelScorer(nn.Module):
         return self._scores(hidden + self.relation_bias, projected)
 
     def _scores(self, hidden: Tensor, projected: Tensor) -> Tensor:
-        with torch.autocast(
-            hidden.device.type, enabled=False
-        ):  # or bfloat16 would make logits equal that are not
-            return (
-                at_least_float32(hidden) @ at_least_float32(projected).transpose(-1, -2)
-                + PRIOR_LOGIT
-            )
+        # bfloat16 would make logits equal that are not.
+        with torch.autocast(hidden.device.type, enabled=False):
+            labels = at_least_float32(projected).transpose(-1, -2)
+            return at_least_float32(hidden) @ labels + PRIOR_LOGIT

@@ -56,7 +56,8 @@ def normalise(pixels: Tensor) -> Tensor:
 @lru_cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Tensors, because a GPU multiplies by the rounded inverse of a number."""
-    mean, deviation = (torch.tensor(value, device=device).view(3, 1, 1) for value in (MEAN, STD))
+    mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
+    deviation = torch.tensor(STD, device=device).view(3, 1, 1)
     return torch.tensor(255.0, device=device), mean, deviation
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rlip_model.config import RLIPConfig
 from rlip_model.decoder import DecodedEntities, DecodedRelations
 from rlip_model.encoder import Memory
+from rlip_model.fusion import initialise_by_xavier
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,7 @@ class JointEncoder(nn.Module):
             for _ in range(config.decoder_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_dim)
-        for parameter in self.layers.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        initialise_by_xavier(self.layers)
 
     def forward(
         self, queries: Tensor, labels: Tensor, padding: Tensor | None, masked: Tensor | None
@@ -72,10 +71,8 @@ class JointEncoder(nn.Module):
         hidden = None
         if padding is not None or masked is not None:
             hidden = torch.zeros(sequence.shape[:2], dtype=torch.bool, device=sequence.device)
-            if padding is not None:
-                hidden[:, :count] = padding
-            if masked is not None:
-                hidden[:, count:] = masked
+            hidden[:, :count] = False if padding is None else padding
+            hidden[:, count:] = False if masked is None else masked
         states = []
         for layer in self.layers:
             sequence = layer(sequence, src_key_padding_mask=hidden)

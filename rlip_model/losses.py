@@ -125,9 +125,11 @@ class DetectionCriterion:
             labels = self._relation_labels(batch.triplets.relation_labels, relation_features)
             layers = (output.final, *output.auxiliary)
             matched = zip(layers, match(layers, batch, self.costs), strict=True)
-            return _sum_up(
-                [self._layer(*each, batch, labels, totals) for each in matched], self.weights
-            )
+            losses = [
+                self._layer(layer, assignment, batch, labels, totals)
+                for layer, assignment in matched
+            ]
+            return _sum_up(losses, self.weights)
 
     def count(
         self,
@@ -227,8 +229,8 @@ class TaggerCriterion:
             totals: see `DetectionCriterion`.
         """
         batch = join(targets, output.final.relation_logits.shape[-1])
-        given = torch.arange(len(batch), device=batch.device)
-        assignment = Assignment(batch.images, batch.slots, given)
+        triplets = torch.arange(len(batch), device=batch.device)
+        assignment = Assignment(batch.images, batch.slots, triplets)
         with torch.autocast(batch.device.type, enabled=False):
             layers = (output.final, *output.auxiliary)
             return _sum_up(
@@ -273,9 +275,8 @@ def _sum_up(layers: Sequence[LayerLosses], weights: LossWeights) -> ModelLosses:
 def _counts(batch: TripletBatch, classes: float, positive: Tensor) -> TargetCounts:
     """`positive` `[triplets, relations]`: True for the relation labels that count."""
     counts = (len(batch), batch.has_object.sum(), classes, positive.sum(), 0)
-    return TargetCounts(
-        *(torch.as_tensor(count, dtype=torch.float32).to(batch.device) for count in counts)
-    )
+    tensors = [torch.as_tensor(count, dtype=torch.float32) for count in counts]
+    return TargetCounts(*(tensor.to(batch.device) for tensor in tensors))
 
 
 def class_loss(
@@ -331,7 +332,7 @@ def box_losses(
 def _mean_of_objects(summed: Tensor, count: Tensor, total: Tensor | None) -> Tensor:
     """As published, safe for a count of 0; the small constant is shared among the processes."""
     total = None if total is None else total + SMALLEST_COUNT
-    return global_mean(summed, count + SMALLEST_COUNT / world_size(), least=0.0, total=total)
+    return global_mean(summed, count + SMALLEST_COUNT / world_size(), min_total=0.0, total=total)
 
 
 @torch.no_grad()
@@ -339,7 +340,8 @@ def prediction_errors(
     output: LayerOutput, targets: TripletBatch, assignment: Assignment
 ) -> PredictionErrors:
     """Count wrong classes among the matched triplets, and compare the numbers of triplets."""
-    triplets, chosen = targets.triplets, assignment.triplets
+    triplets = targets.triplets
+    chosen = assignment.triplets
     subject_class = None
     if output.subject_logits is not None:
         subject_class = _class_error(

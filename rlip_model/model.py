@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from rlip_model.backbone import ImageEncoder, ImageFeatures, ResNet50
@@ -22,7 +23,7 @@ from rlip_model.decoder import (
 )
 from rlip_model.dense_head import DenseHead, DenseOutput
 from rlip_model.encoder import ALIFEncoder, DeformableEncoder, Memory
-from rlip_model.fusion import Gate, LabelResizer
+from rlip_model.fusion import Gate, LabelResizer, initialise_by_xavier
 from rlip_model.gpu_memory import send
 from rlip_model.heads import LabelScorer, LayerOutput, RelationOutput
 from rlip_model.late_fusion import LateFusion, ReadOutStates
@@ -78,9 +79,7 @@ class RLIPModel(RLIPPreTrainedModel):
         """
         for module in self.modules():
             if isinstance(module, AnchorPositions | Gate):
-                for parameter in module.parameters():
-                    if parameter.dim() > 1:
-                        nn.init.xavier_uniform_(parameter)
+                initialise_by_xavier(module)
 
     def _make_queries(
         self, config: RLIPConfig
@@ -214,16 +213,11 @@ class RLIPModel(RLIPPreTrainedModel):
         """
         if isinstance(self.image_encoder.backbone, ResNet50):
             self.image_encoder.backbone.fold()
-        own = (
-            part
-            for name, part in self.named_children()
-            if name not in ("text_encoder", "dense_head")
-        )
-        for module in (module for part in own for module in part.modules()):
-            if (
-                isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
-                and dtype != torch.float32
-            ):
+        if dtype == torch.float32:
+            return
+        for name, module in self.named_modules():
+            is_converted = isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
+            if is_converted and not name.startswith(("text_encoder.", "dense_head.")):
                 module.to(dtype)
 
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -238,7 +232,7 @@ class RLIPModel(RLIPPreTrainedModel):
         self._label_cache = None
         return super()._apply(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> _IncompatibleKeys:
         self._label_cache = None
         return super().load_state_dict(*args, **kwargs)
 
@@ -361,17 +355,17 @@ class RTagger(RLIPModel):
             groups: at most `config.num_pairs` pairs each.
             owners: the image of each group in the batch; None if there is one.
         """
-        most = max((len(group) for group in groups), default=0)
+        slots = max((len(group) for group in groups), default=0)
         relations = memory.labels.shape[2] - memory.num_objects
-        if most == 0:
+        if slots == 0:
             return memory.tokens.new_zeros((len(groups), 0, relations), dtype=torch.float32)
         if owners is not None:
             memory = memory.of_groups(owners)
-        queries = self.queries.entities(groups, self.object_labels(memory), slots=most)
+        queries = self.queries.entities(groups, self.object_labels(memory), slots=slots)
         states = self.fuse_decoded(*self.decode(queries, memory), memory)
         projected = self.scorer.project(states.relation_labels[-1])
         scores = self.scorer.relations(states.relations[-1], projected).sigmoid()
-        unused = torch.arange(most) >= torch.tensor([len(group) for group in groups]).unsqueeze(1)
+        unused = torch.arange(slots) >= torch.tensor([len(group) for group in groups]).unsqueeze(1)
         return scores.masked_fill(send(unused, scores.device).unsqueeze(-1), 0.0)
 
 

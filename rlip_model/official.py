@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 from torch import Tensor
@@ -130,26 +130,16 @@ def infer_config(
     _check_is_rlip(state)
     kind = _kind(state)
     encoder = _encoder(state)
-    levels, dim = state["transformer.level_embed"].shape
-    points = int(options.get("enc_n_points", 4))
     noise: dict[str, Any] = {}
     if kind is RTaggerConfig:
         noise["box_noise"] = float(options.get("box_noise_scale", 0.4))
         noise["label_noise"] = float(options.get("label_noise_scale", 0.2))
     return kind(
         **backbone_sizes(state, options),
+        **encoder_sizes(state, encoder, options),
         **noise,
-        hidden_dim=dim,
-        num_heads=state[encoder + "layers.0.self_attn.attention_weights.bias"].shape[0]
-        // (levels * points),
-        feedforward_dim=state[encoder + "layers.0.linear1.bias"].shape[0],
-        num_queries=state[
-            "tgt_embed.weight" if kind is ParSeDAConfig else "query_embed.weight"
-        ].shape[0],
-        encoder_layers=count(state, encoder + "layers."),
+        num_queries=len(state[_queries(state)]),
         decoder_layers=count(state, "transformer.ho_decoder.layers."),
-        num_levels=levels,
-        num_points=points,
         dropout=float(options.get("dropout", 0.0)),
         **_fusion(state, options, gating),
         verb_query=_verb_query(state, verb_query or options.get("verb_query_tgt_type")),
@@ -158,17 +148,45 @@ def infer_config(
     )
 
 
+def encoder_sizes(state: State, encoder: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a configuration that follow from the weights of an encoder.
+
+    Args:
+        encoder: start of their names.
+        options: the training options stored with them.
+    """
+    levels, dim = state["transformer.level_embed"].shape
+    points = int(options.get("enc_n_points", 4))
+    attention = state[encoder + "layers.0.self_attn.attention_weights.bias"]
+    return {
+        "hidden_dim": dim,
+        "num_levels": levels,
+        "num_points": points,
+        "num_heads": len(attention) // (levels * points),
+        "feedforward_dim": len(state[encoder + "layers.0.linear1.bias"]),
+        "encoder_layers": count(state, encoder + "layers."),
+    }
+
+
+def _is_anchored(state: State) -> bool:
+    return "refpoint_embed.weight" in state
+
+
 def _kind(state: State) -> type[RLIPConfig]:
-    if "refpoint_embed.weight" in state:
+    if _is_anchored(state):
         return ParSeDAConfig
     return RTaggerConfig if "transformer.coord_proj.weight" in state else ParSeDConfig
+
+
+def _queries(state: State) -> str:
+    return "tgt_embed.weight" if _is_anchored(state) else "query_embed.weight"
 
 
 def _encoder(state: State) -> str:
     """Return the prefix of the ALIF encoder; checkpoints made from detectors contain a second,
     unused one.
     """
-    return "transformer.encoder." if "refpoint_embed.weight" in state else "transformer.ho_encoder."
+    return "transformer.encoder." if _is_anchored(state) else "transformer.ho_encoder."
 
 
 def _fusion(state: State, options: Mapping[str, Any], gating: str | None) -> dict[str, Any]:
@@ -200,7 +218,7 @@ def _check_is_rlip(state: State) -> None:
     encoder = _encoder(state)
     needed = [
         "transformer.level_embed",
-        "tgt_embed.weight" if "refpoint_embed.weight" in state else "query_embed.weight",
+        _queries(state),
         "projection_text.weight",
         "transformer.ho_decoder.layers.0.linear1.bias",
         encoder + "layers.0.linear1.bias",
@@ -215,7 +233,7 @@ def _check_is_rlip(state: State) -> None:
 def count(state: State, prefix: str) -> int:
     """Return the number of numbered parts whose names start with `prefix`."""
     parts = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
-    return len([part for part in parts if part.isdigit()])
+    return sum(map(str.isdigit, parts))
 
 
 def backbone_sizes(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,19 +259,23 @@ def backbone_sizes(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gating(state: State, chosen: str | None) -> Gating:
-    present = {match[1] for key in state if (match := _GATE.search(key))}
+    present = {match[1] for match in map(_GATE.search, state) if match}
     possible = [gating for gating in get_args(Gating) if _gate_parameters(gating) == present]
-    if chosen is None and len(possible) == 1:
-        return cast(Gating, possible[0])
-    if chosen is None:
-        raise CheckpointError(
-            f"its weights do not determine the gating: choose one of {', '.join(possible)}"
-        )
-    if chosen not in possible:
-        raise CheckpointError(
-            f"its weights do not fit gating {chosen!r}, only {', '.join(possible) or 'none'}"
-        )
-    return cast(Gating, chosen)
+    return cast(Gating, _determined("gating", chosen, possible))
+
+
+def _determined(setting: str, chosen: str | None, possible: Sequence[str]) -> str:
+    """Return the value of a setting that the weights leave, or that was chosen among several.
+
+    Raises:
+        CheckpointError: none or another one was chosen.
+    """
+    names = ", ".join(possible) or "none"
+    if chosen is None and len(possible) != 1:
+        raise CheckpointError(f"its weights do not determine the {setting}: choose one of {names}")
+    if chosen is not None and chosen not in possible:
+        raise CheckpointError(f"its weights do not fit {setting} {chosen!r}, only {names}")
+    return chosen or possible[0]
 
 
 def _gate_parameters(gating: Gating) -> set[str]:
@@ -269,29 +291,20 @@ def _gate_parameters(gating: Gating) -> set[str]:
 def _verb_query(state: State, chosen: str | None) -> VerbQuery:
     fused = any(key.startswith("transformer.verb_tgt_generator.") for key in state)
     possible = ["MBF", "vanilla_MBF"] if fused else ["vanilla"]
-    if "refpoint_embed.weight" in state:
+    if _is_anchored(state):
         possible = ["vanilla", "MBF", "vanilla_MBF"]
-    if chosen is None and len(possible) > 1:
-        raise CheckpointError(
-            f"its weights do not determine the verb query: choose {' or '.join(possible)}"
-        )
-    if chosen is not None and chosen not in possible:
-        raise CheckpointError(
-            f"its weights do not fit verb query {chosen!r}, only {' or '.join(possible)}"
-        )
-    return cast(VerbQuery, chosen or possible[0])
+    return cast(VerbQuery, _determined("verb query", chosen, possible))
 
 
-def _text_config(state: State, given: RobertaConfig | None) -> RobertaConfig:
+def _text_config(state: State, trained: RobertaConfig | None) -> RobertaConfig:
     prefix = "transformer.text_encoder."
     embeddings = prefix + "embeddings."
     vocabulary, width = state[embeddings + "word_embeddings.weight"].shape
-    if given is not None and given.hidden_size == width:
-        heads = given.num_attention_heads
-        eps = given.layer_norm_eps
-    else:
-        heads = max(width // 64, 1)
-        eps = 1e-5
+    heads = max(width // 64, 1)
+    eps = 1e-5
+    if trained is not None and trained.hidden_size == width:
+        heads = trained.num_attention_heads
+        eps = trained.layer_norm_eps
     return RobertaConfig(
         vocab_size=vocabulary,
         hidden_size=width,

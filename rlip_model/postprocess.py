@@ -29,15 +29,9 @@ class TripletDetections:
     def __len__(self) -> int:
         return self.object_labels.shape[0]
 
-    def where(self, kept: Tensor) -> TripletDetections:
-        """Keep only the pairs where `kept` `[pairs]` is True."""
-        return TripletDetections(
-            self.subject_boxes[kept],
-            self.object_boxes[kept],
-            self.subject_labels[kept],
-            self.object_labels[kept],
-            self.relation_scores[kept],
-        )
+    def where(self, mask: Tensor) -> TripletDetections:
+        """Keep only the pairs where `mask` `[pairs]` is True."""
+        return TripletDetections(*(values[mask] for values in vars(self).values()))
 
 
 @torch.no_grad()

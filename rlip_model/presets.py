@@ -6,17 +6,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers import RobertaConfig
 
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
 
+Settings: TypeAlias = dict[str, Any]  # of a configuration, by name
 KINDS: Mapping[str, type[RLIPConfig]] = {
     "parseda": ParSeDAConfig,
     "parsed": ParSeDConfig,
     "tagger": RTaggerConfig,
     "rlipv1": ParSeDConfig,
+}
+
+# What differs from the defaults of a configuration.
+_SETTINGS: Mapping[str, Settings] = {
+    "parseda": {},
+    "parsed": {"dropout": 0.1},
+    "tagger": {},
+    "rlipv1": {"dropout": 0.1, "fusion": "after_decoding", "verb_query": "vanilla"},
+}
+_WITH_RESNET50: Mapping[str, Settings] = {
+    "parseda": {},
+    "parsed": {"feedforward_dim": 1024},
+    "tagger": {
+        "feedforward_dim": 1024,
+        "dropout": 0.1,
+        "gating": "GLIP",
+        "verb_query": "vanilla",
+        "box_noise": 0.6,
+        "label_noise": 0.3,
+    },
+    "rlipv1": {"feedforward_dim": 1024},
 }
 
 
@@ -57,33 +79,22 @@ def preset(kind: str, backbone: str, **changes: Any) -> RLIPConfig:
         raise ValueError(f"unknown network {kind!r}, expected one of {', '.join(KINDS)}")
     if backbone not in BACKBONES:
         raise ValueError(f"unknown backbone {backbone!r}, expected one of {', '.join(BACKBONES)}")
-    resnet = backbone == "resnet50"
-    settings: dict[str, Any] = {"backbone": "resnet50", "drop_path": 0.0}
-    if not resnet:
+    settings = _SETTINGS[kind]
+    if backbone == "resnet50":
+        settings = settings | _WITH_RESNET50[kind] | {"backbone": "resnet50", "drop_path": 0.0}
+    else:
         size = SWIN_SIZES[backbone]
-        settings = {
+        settings = settings | {
             "backbone": "swin",
             "swin_embed_dim": size.embed_dim,
+            "swin_depths": size.depths,
+            "swin_heads": size.heads,
             "drop_path": size.drop_path,
         }
-        settings |= {"swin_depths": size.depths, "swin_heads": size.heads}
-    elif kind != "parseda":
-        settings |= {"feedforward_dim": 1024}
-    if kind in ("parsed", "rlipv1") or (kind == "tagger" and resnet):
-        settings["dropout"] = 0.1
-    if kind == "tagger" and resnet:
-        settings |= {
-            "gating": "GLIP",
-            "verb_query": "vanilla",
-            "box_noise": 0.6,
-            "label_noise": 0.3,
-        }
-    if kind == "rlipv1":
-        settings |= {"fusion": "after_decoding", "verb_query": "vanilla"}
-    return KINDS[kind](**{**settings, **changes})
+    return KINDS[kind](**(settings | changes))
 
 
-def tiny_sizes(vocabulary: int) -> dict[str, Any]:
+def tiny_sizes(vocabulary: int) -> Settings:
     """Settings of a network with every part of the full one, but narrow and shallow: about a
     million parameters.
 

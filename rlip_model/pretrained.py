@@ -5,6 +5,7 @@ transformers.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -50,6 +51,7 @@ _DETECTOR_USE = (
     "It detects pairs of objects and their relations: `sgpipe predict FOLDER --data SHARDS`."
 )
 
+_MAX_NAMES = 8  # of files that a message lists
 _OF_THE_HUB = {"revision", "token", "cache_dir", "local_files_only", "force_download"}
 # Raised by transformers and safetensors for files that are missing, damaged or of another model.
 _UNREADABLE = (
@@ -178,12 +180,8 @@ def _check_kind(name: str, model: type[RLIPPreTrainedModel], **where: Any) -> No
     expected = model.config_class.model_type
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
-        content = "a file" if folder.is_file() else _listing(folder)
-        hint = (
-            "; convert official .pth files with `sgpipe convert`" if _has_checkpoint(folder) else ""
-        )
         raise CheckpointError(
-            f"{name} is not an {model.title} folder: expected config.json, found {content}{hint}"
+            f"{name} is not an {model.title} folder: expected config.json, found {_content(folder)}"
         )
     try:
         config, _ = PretrainedConfig.get_config_dict(name, **where)
@@ -200,23 +198,20 @@ def _first_line(reason: Exception) -> str:
     return str(reason).strip().split("\n")[0]
 
 
-def _has_checkpoint(path: Path) -> bool:
-    return path.suffix in (".pth", ".pt") or (path.is_dir() and any(path.glob("*.pth")))
+def _content(path: Path) -> str:
+    """Say what is at a path, and how to convert it if it is a checkpoint."""
+    names = ["a file"] if path.is_file() else sorted(entry.name for entry in path.iterdir())
+    content = ", ".join(names[:_MAX_NAMES]) or "an empty folder"
+    if len(names) > _MAX_NAMES:
+        content += " ..."
+    if path.suffix in (".pth", ".pt") or any(path.glob("*.pth")):
+        content += "; convert official .pth files with `sgpipe convert`"
+    return content
 
 
-def _listing(folder: Path, most: int = 8) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return (
-        ", ".join(names[:most]) + (" ..." if len(names) > most else "")
-        if names
-        else "an empty folder"
-    )
-
-
-def _check_keys(name: str, missing: Any, unexpected: Any) -> None:
-    problems = [f"missing {key}" for key in sorted(missing)] + [
-        f"unknown {key}" for key in sorted(unexpected)
-    ]
+def _check_keys(name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    problems = [f"missing {key}" for key in sorted(missing)]
+    problems += [f"unknown {key}" for key in sorted(unexpected)]
     if problems:
         raise CheckpointError(
             f"the weights in {name} do not fit its config.json: " + ", ".join(problems)

@@ -7,13 +7,13 @@ from torch import nn
 
 from rlip_model.model import RLIPModel, build_model
 
-_PER_QUERY = (
+_PER_QUERY = {
     "queries.query_embed.weight",
     "queries.content.weight",
     "queries.verb_content.weight",
     "queries.anchors.weight",
-)
-_PER_PAIR = ("queries.relation_builder.verb_position.weight",)
+}
+_PER_PAIR = {"queries.relation_builder.verb_position.weight"}
 
 
 def prune_queries(model: RLIPModel, num_queries: int, pairwise: bool = True) -> RLIPModel:
@@ -28,6 +28,7 @@ def prune_queries(model: RLIPModel, num_queries: int, pairwise: bool = True) -> 
         ValueError: `num_queries` is odd, not positive, or more than the network has.
     """
     config = model.config
+    pairs = num_queries // 2
     if num_queries % 2 or not 0 < num_queries <= config.num_queries:
         raise ValueError(
             f"cannot keep {num_queries} of {config.num_queries} queries, expected an even number of"
@@ -35,16 +36,14 @@ def prune_queries(model: RLIPModel, num_queries: int, pairwise: bool = True) -> 
         )
     rows = torch.arange(num_queries)
     if pairwise:
-        rows = torch.cat(
-            (rows[: num_queries // 2], config.num_queries // 2 + rows[: num_queries // 2])
-        )
+        rows = torch.cat((rows[:pairs], config.num_pairs + rows[:pairs]))
     state = dict(model.state_dict())
-    for name in _PER_QUERY:
-        if name in state:
+    # With proposals, all queries share one row.
+    for name in _PER_QUERY & state.keys():
+        if len(state[name]) == config.num_queries:
             state[name] = state[name][rows.to(state[name].device)]
-    for name in _PER_PAIR:
-        if name in state:
-            state[name] = state[name][: num_queries // 2]
+    for name in _PER_PAIR & state.keys():
+        state[name] = state[name][:pairs]
     pruned = build_model(type(config).from_dict({**config.to_dict(), "num_queries": num_queries}))
     pruned.load_state_dict(state)
     nn.Module.to(pruned, device=model.device, dtype=model.dtype)

@@ -89,9 +89,8 @@ class RelationQueryBuilder(nn.Module):
         """
         subjects, objects = entities.chunk(2, dim=1)
         pairs = subjects.shape[1]
-        content = (learned[:pairs] + learned[self.num_pairs : self.num_pairs + pairs]).expand_as(
-            subjects
-        )
+        halves = learned[:pairs] + learned[self.num_pairs : self.num_pairs + pairs]
+        content = halves.expand_as(subjects)
         if self.kind != "vanilla":
             fused = self.verb_fusion(subjects, objects)
             content = fused if self.kind == "MBF" else fused + content
@@ -197,11 +196,8 @@ class ProposalQueries(nn.Module):
         """
         pairs = (~torch.eye(self.proposals, dtype=torch.bool)).nonzero().T.contiguous()
         first, second = send(pairs, proposals.boxes.device).unbind()
-        best = (
-            (proposals.scores[:, first] * proposals.scores[:, second])
-            .topk(self.num_pairs, dim=1)
-            .indices
-        )
+        products = proposals.scores[:, first] * proposals.scores[:, second]
+        best = products.topk(self.num_pairs, dim=1).indices
         subjects = first[best]
         objects = second[best]
         images = torch.arange(len(best), device=best.device).unsqueeze(1)
@@ -271,22 +267,20 @@ class PairQueries(nn.Module):
         image, slot = _places(counts, slots)
         padding = torch.ones(len(pairs), 2 * slots, dtype=torch.bool)
         padding[image, slot] = False
-        padding[[index for index, count in enumerate(counts) if not count], 0] = (
-            False  # attention over no keys is NaN
-        )
-        boxes, classes, image, slot, padding = (
-            send(each, labels.device) for each in (boxes, classes, image, slot, padding)
-        )
+        padding[torch.tensor(counts) == 0, 0] = False  # attention over no keys is NaN
+        boxes = send(boxes, labels.device)
+        classes = send(classes, labels.device)
+        image = send(image, labels.device)
+        slot = send(slot, labels.device)
+        padding = send(padding, labels.device)
         position = self.coord_proj(inverse_sigmoid(boxes))
         content = labels[image, classes]
         positions = position.new_zeros(len(pairs), 2 * slots, position.shape[-1])
         positions = positions.index_put((image, slot), position)
         contents = content.new_zeros(positions.shape).index_put((image, slot), content)
-        mask = (
-            send(self._attention_mask(pairs), labels.device)
-            if noise is not None and min(counts) == slots
-            else None
-        )
+        mask = None
+        if noise is not None and min(counts) == slots:
+            mask = send(self._attention_mask(pairs), labels.device)
         return EntityQueries(contents, positions, self.reference_points(positions), padding, mask)
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
@@ -319,16 +313,19 @@ class PairQueries(nn.Module):
         labels = torch.stack(
             [torch.cat((group.subject_labels, group.object_labels)) for group in pairs]
         )
-        same = labels.unsqueeze(1) == labels.unsqueeze(2)
-        same &= (boxes.unsqueeze(1) == boxes.unsqueeze(2)).all(-1)
-        same &= ~torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)
-        return same.repeat_interleave(self.heads, dim=0)
+        is_equal = labels.unsqueeze(1) == labels.unsqueeze(2)
+        is_equal &= (boxes.unsqueeze(1) == boxes.unsqueeze(2)).all(-1)
+        is_equal &= ~torch.eye(is_equal.shape[-1], dtype=torch.bool, device=is_equal.device)
+        return is_equal.repeat_interleave(self.heads, dim=0)
+
+
+def numbered(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the image of each of all pairs, which come image by image, and its number in it."""
+    images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return images, torch.cat([torch.arange(count) for count in counts])
 
 
 def _places(counts: Sequence[int], slots: int) -> tuple[Tensor, Tensor]:
     """Return the image and slot of every subject, then of every object."""
-    image = torch.tensor(
-        [index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long
-    )
-    slot = torch.tensor([slot for count in counts for slot in range(count)], dtype=torch.long)
+    image, slot = numbered(counts)
     return image.repeat(2), torch.cat((slot, slots + slot))

@@ -12,9 +12,8 @@ from rlip_model.matcher import Assignment
 from rlip_model.targets import TripletBatch
 
 CLOSEST_TO_CERTAIN = 1e-6
-DISTANCE_OFFSET = (
-    1e-6  # added to every difference by torch's pairwise_distance, which the reference uses
-)
+# Added to every difference by torch's pairwise_distance, which the reference uses.
+DISTANCE_OFFSET = 1e-6
 PSEUDO_LABEL_THRESHOLD = 0.3
 
 
@@ -56,7 +55,8 @@ def relation_quality(output: LayerOutput, targets: TripletBatch, assignment: Ass
     The smaller GIoU of subject and object, scaled to 0 to 1; the GIoU of the subject where the
     object is missing.
     """
-    triplets, chosen = targets.triplets, assignment.triplets
+    triplets = targets.triplets
+    chosen = assignment.triplets
     subjects = _giou(assignment.of(output.subject_boxes), triplets.subject_boxes[chosen])
     objects = _giou(assignment.of(output.object_boxes), triplets.object_boxes[chosen])
     worse = torch.where(targets.has_object[chosen], torch.min(subjects, objects), subjects)

@@ -152,7 +152,12 @@ class PatchMerging(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         height, width = maps.shape[1:3]
         maps = F.pad(maps, (0, 0, 0, width % 2, 0, height % 2))
-        quarters = [maps[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        quarters = (
+            maps[:, 0::2, 0::2],
+            maps[:, 1::2, 0::2],
+            maps[:, 0::2, 1::2],
+            maps[:, 1::2, 1::2],
+        )
         return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
 
 
@@ -172,7 +177,8 @@ class SwinStage(nn.Module):
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Return the maps of this stage, and the input of the next stage."""
-        height, width = (side + -side % self.window for side in maps.shape[1:3])
+        height = maps.shape[1] + -maps.shape[1] % self.window
+        width = maps.shape[2] + -maps.shape[2] % self.window
         mask = shift_mask(height, width, self.window, maps.device)
         for block in self.blocks:
             maps = block(maps, mask)
@@ -221,7 +227,9 @@ class Swin(nn.Module):
             self.layers.append(
                 SwinStage(embed_dim * 2**stage, heads[stage], window, stage_rates, merge)
             )
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for channels in self.channels)
+        self.norm1 = nn.LayerNorm(self.channels[0])
+        self.norm2 = nn.LayerNorm(self.channels[1])
+        self.norm3 = nn.LayerNorm(self.channels[2])
         self.apply(_initialise)
         self.freeze()
 
@@ -235,14 +243,12 @@ class Swin(nn.Module):
         """`[batch, 3, height, width]` to three `[batch, channels, height / stride, width /
         stride]`.
         """
-        maps = self.patch_embed(images)
         outputs = []
-        norms = (None, self.norm1, self.norm2, self.norm3)
-        for stage, norm in zip(self.layers, norms, strict=True):
-            maps, downsampled = stage(maps)
-            if norm is not None:
-                outputs.append(norm(maps).permute(0, 3, 1, 2).contiguous())
-            maps = downsampled
+        _, downsampled = self.layers[0](self.patch_embed(images))
+        norms = (self.norm1, self.norm2, self.norm3)
+        for stage, norm in zip(list(self.layers)[1:], norms, strict=True):
+            maps, downsampled = stage(downsampled)
+            outputs.append(norm(maps).permute(0, 3, 1, 2).contiguous())
         return outputs
 
 

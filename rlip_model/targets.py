@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlip_model.distributed import global_sum
 from rlip_model.gpu_memory import send, send_all
-from rlip_model.queries import GivenPairs
+from rlip_model.queries import GivenPairs, numbered
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,12 @@ class TripletBatch:
     @cached_property
     def images(self) -> Tensor:
         """`[triplets]`: the image of each triplet."""
-        numbers = [image for image, count in enumerate(self.counts) for _ in range(count)]
-        return send(torch.tensor(numbers, dtype=torch.long), self.device)
+        return send(numbered(self.counts)[0], self.device)
 
     @cached_property
     def slots(self) -> Tensor:
         """`[triplets]`: the index of each triplet within its image."""
-        numbers = [slot for count in self.counts for slot in range(count)]
-        return send(torch.tensor(numbers, dtype=torch.long), self.device)
+        return send(numbered(self.counts)[1], self.device)
 
     @cached_property
     def numbers(self) -> Tensor:
@@ -73,19 +71,10 @@ def join(batch: Sequence[Triplets], relations: int) -> TripletBatch:
     """Concatenate the triplets of a batch.
 
     Args:
-        batch: one per image.
+        batch: one per image, of one image or more.
         relations: number of relation texts; narrower labels are padded with zeros.
 
-    Raises:
-        ValueError: there is no image, or there are labels for more relations than texts.
     """
-    if not batch:
-        raise ValueError("the batch has no images")
-    widest = max(image.relation_labels.shape[-1] for image in batch)
-    if widest > relations:
-        raise ValueError(
-            f"triplets have labels for {widest} relations, but there are {relations} relation texts"
-        )
     labels = [
         F.pad(image.relation_labels, (0, relations - image.relation_labels.shape[-1]))
         for image in batch
@@ -120,5 +109,5 @@ def total_counts(parts: Sequence[TargetCounts]) -> TargetCounts:
     """Return the counts of a step: of all its parts, in all processes. The parts must not be
     none.
     """
-    own = [torch.stack(tuple(vars(part).values())) for part in parts]
-    return TargetCounts(*global_sum(torch.stack(own).sum(0)).unbind())
+    counts = [torch.stack(tuple(vars(part).values())) for part in parts]
+    return TargetCounts(*global_sum(torch.stack(counts).sum(0)).unbind())

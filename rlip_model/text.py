@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,25 +97,21 @@ class PooledLayer(RobertaLayer):
         return pooled
 
     def forward(
-        self, states: Tensor, mask: Tensor | None = None, *others: object, **options: object
+        self, states: Tensor, mask: Tensor | None = None, *arguments: object, **options: object
     ) -> Tensor:
         """`[labels, tokens, dim]` to `[labels, 1, dim]`.
 
         Args:
             mask: `[labels, 1, tokens, tokens]`, as for `scaled_dot_product_attention`.
-            others, options: further arguments that transformers passes to every layer and only
+            arguments, options: further ones that transformers passes to every layer and only
             decoders use.
         """
         attention = self.attention.self
         first = states[:, :1]
-        query, key, value = (
-            projection(part).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-            for projection, part in (
-                (attention.query, first),
-                (attention.key, states),
-                (attention.value, states),
-            )
-        )
+        heads = (attention.num_attention_heads, -1)
+        query = attention.query(first).unflatten(-1, heads).transpose(1, 2)
+        key = attention.key(states).unflatten(-1, heads).transpose(1, 2)
+        value = attention.value(states).unflatten(-1, heads).transpose(1, 2)
         mask = None if mask is None else mask[:, :, :1]
         dropout = attention.dropout.p if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, mask, dropout)
@@ -235,15 +230,19 @@ class LabelCache:
             by_length.setdefault(len(tokens), []).append((text, tokens))
         device = self.encoder.roberta.device
         threads = torch.get_num_threads()
-        least = min(FEWEST_TEXTS * threads, MOST_TEXTS) if device.type == "cpu" else MOST_TEXTS
-        most = MOST_TEXTS if device.type == "cpu" and threads == 1 else least
+        min_texts = MOST_TEXTS
+        max_texts = MOST_TEXTS
+        if device.type == "cpu":
+            min_texts = min(FEWEST_TEXTS * threads, MOST_TEXTS)
+            max_texts = MOST_TEXTS if threads == 1 else min_texts
         encoded: dict[str, Tensor] = {}
         for items in by_length.values():
-            for start in range(0, len(items), most):
-                batch = items[start : start + most]
-                padded = [tokens for _, tokens in batch] + [batch[0][1]] * (least - len(batch))
-                features = self.encoder.encode_equal_lengths(send(torch.tensor(padded), device))
-                encoded.update(zip([text for text, _ in batch], features.unbind(), strict=False))
+            for start in range(0, len(items), max_texts):
+                batch = dict(items[start : start + max_texts])
+                rows = list(batch.values())
+                rows += rows[:1] * (min_texts - len(rows))
+                features = self.encoder.encode_equal_lengths(send(torch.tensor(rows), device))
+                encoded.update(zip(batch, features.unbind(), strict=False))
         return encoded
 
 
@@ -251,16 +250,15 @@ class TokenizerError(ValueError):
     """A tokenizer cannot be loaded, or has no vocabulary."""
 
 
-def load_tokenizer(name: str | Path, **where: Any) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub id; `where`: options of transformers, such as
-    `revision`.
+def load_tokenizer(name: str | Path, **options: object) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder or hub id; `options`: of transformers, such as `revision`.
 
     Raises:
         TokenizerError: there is none, or it has only special tokens. transformers returns such a
             tokenizer without a warning if the vocabulary files are missing.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), **where)
+        tokenizer = AutoTokenizer.from_pretrained(str(name), **options)
     except (OSError, ValueError, KeyError, TypeError) as reason:
         first_line = str(reason).strip().split("\n")[0]
         raise TokenizerError(f"no tokenizer in {name}: {first_line}") from reason
@@ -284,7 +282,7 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
         words: texts whose words form the vocabulary; at least `SMALLEST_VOCABULARY` tokens are
             needed to load it again.
     """
-    split = sorted({word for text in words for word in text.lower().split()})
+    split = sorted(set(" ".join(words).lower().split()))
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *split))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = Lowercase()

@@ -108,16 +108,14 @@ def _judged(block: Sequence[EvaluationImage], settings: HicoSettings) -> Triplet
     if settings.known_object:
         objects = _objects(block, settings.classes.num_objects)
         predicted = predicted.where(objects[predicted.image, predicted.objects])
-    return (
-        settings.suppression.best(predicted, settings.classes)
-        if settings.suppression
-        else predicted
-    )
+    if settings.suppression:
+        predicted = settings.suppression.best(predicted, settings.classes)
+    return predicted
 
 
 def _objects(block: Sequence[EvaluationImage], num_objects: int) -> Array:
     """`[images, objects]`, True where the image has a ground-truth box of the class."""
     present = np.zeros((len(block), num_objects), dtype=bool)
-    for image, row in zip(block, present, strict=True):
-        row[image.ground_truth.labels] = True
+    for number, image in enumerate(block):
+        present[number, image.ground_truth.labels] = True
     return present

@@ -40,9 +40,11 @@ class ClassSplit:
         cls, rare: Array, non_rare: Array, classes: TripletClasses = CLASSES
     ) -> ClassSplit:
         """From arrays `[classes, 3]`: subject label, object label, verb; numbered by `classes`."""
-        return cls(
-            *(classes.number(*np.reshape(part, (-1, 3)).astype(int).T) for part in (rare, non_rare))
-        )
+        numbers = [
+            classes.number(*np.reshape(labels, (-1, 3)).astype(int).T)
+            for labels in (rare, non_rare)
+        ]
+        return cls(*numbers)
 
 
 def split(setting: Setting) -> ClassSplit:

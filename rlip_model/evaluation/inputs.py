@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from rlip_model.postprocess import TripletDetections
 
-Array = NDArray[Any]
+Array: TypeAlias = NDArray[Any]
+Number = type[int] | type[float] | type[np.float32]
 NOT_PREDICTED = (
     -np.inf
 )  # the score of a triplet that is not a detection, unlike a detection with score 0
@@ -36,7 +37,7 @@ class ImageGroundTruth:
     triplets: Array
 
     @classmethod
-    def from_lists(cls, boxes: Any, labels: Any, triplets: Any) -> ImageGroundTruth:
+    def from_lists(cls, boxes: object, labels: object, triplets: object) -> ImageGroundTruth:
         """Convert nested lists, which may be empty.
 
         Raises:
@@ -132,7 +133,7 @@ class EvaluationImage:
     predicted: PredictedPairs
 
 
-def table(values: Any, shape: tuple[int, ...], kind: Any) -> Array:
+def table(values: object, shape: tuple[int, ...], kind: Number) -> Array:
     """Convert nested lists, which may be empty, to an array. None becomes NaN, numbers too large
     become infinite.
 
@@ -144,27 +145,27 @@ def table(values: Any, shape: tuple[int, ...], kind: Any) -> Array:
             `int`.
     """
     try:
-        given = np.asarray(values)
-        if not given.size and given.ndim <= len(shape):
+        array = np.asarray(values)
+        if not array.size and array.ndim <= len(shape):
             return np.zeros((0, *shape[1:]), dtype=kind)
         with np.errstate(over="ignore", invalid="ignore"):
-            array = given.astype(kind)
-            whole = kind is not int or bool((array == given.astype(float)).all())
+            converted: Array = array.astype(kind)
+            is_exact = kind is not int or bool((converted == array.astype(float)).all())
     except (TypeError, ValueError, OverflowError) as reason:
         wrong = _first_wrong(values, shape[1:]) or str(reason)
         raise EvaluationError(f"not a table of numbers with shape {shape}: {wrong}") from reason
-    if array.ndim != len(shape) or array.shape[1:] != shape[1:] or not whole:
+    if converted.ndim != len(shape) or converted.shape[1:] != shape[1:] or not is_exact:
         numbers = "integers" if kind is int else "numbers"
         wrong = _first_wrong(values, shape[1:]) or str(values)[:80]
         raise EvaluationError(f"not a table of {numbers} with shape {shape}: {wrong}")
-    return array
+    return converted
 
 
-def _first_wrong(values: Any, shape: tuple[int, ...]) -> str:
+def _first_wrong(values: object, shape: tuple[int, ...]) -> str:
     """Return the first item that has another shape or is not numbers; empty if there is none."""
-    for number, item in enumerate(
-        values if isinstance(values, Sequence) and not isinstance(values, str) else ()
-    ):
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        return ""
+    for number, item in enumerate(values):
         try:
             is_wrong = np.asarray(item, dtype=float).shape != shape
         except (TypeError, ValueError, OverflowError):
@@ -174,35 +175,35 @@ def _first_wrong(values: Any, shape: tuple[int, ...]) -> str:
     return ""
 
 
-def check_boxes(image: str, what: str, boxes: Array) -> None:
+def check_boxes(image: str, name: str, boxes: Array) -> None:
     """Raise EvaluationError unless all boxes are finite and their corners in order."""
-    check_finite(image, what, boxes)
+    check_finite(image, name, boxes)
     inverted = (boxes[:, 2:] < boxes[:, :2]).any(1)
     if inverted.any():
         box = boxes[inverted.argmax()].tolist()
         raise EvaluationError(
-            f"{image}: {what} {box} has inverted corners, expected xyxy: left, top, right, bottom"
+            f"{image}: {name} {box} has inverted corners, expected xyxy: left, top, right, bottom"
         )
 
 
-def check_finite(image: str, what: str, values: Array) -> None:
+def check_finite(image: str, name: str, values: Array) -> None:
     """Raise EvaluationError if a value is NaN or infinite."""
     if not np.isfinite(values).all():
-        origin = "annotation" if what.startswith("ground-truth") else "model's output"
+        origin = "annotation" if name.startswith("ground-truth") else "model's output"
         raise EvaluationError(
-            f"{image}: a {what} is NaN or infinite; leave it out or fix the {origin}"
+            f"{image}: a {name} is NaN or infinite; leave it out or fix the {origin}"
         )
 
 
-def check_range(image: str, what: str, values: Array, least: int, end: int) -> None:
-    """Raise EvaluationError unless all values are between `least` and `end` - 1."""
-    wrong = (values < least) | (values >= end)
+def check_range(image: str, name: str, values: Array, start: int, end: int) -> None:
+    """Raise EvaluationError unless all values are between `start` and `end` - 1."""
+    wrong = (values < start) | (values >= end)
     if wrong.any():
-        expected = f"expected {least} to {end - 1}" if end > least else "but there are none"
-        raise EvaluationError(f"{image}: {what} is {values[wrong][0]}, {expected}")
+        expected = f"expected {start} to {end - 1}" if end > start else "but there are none"
+        raise EvaluationError(f"{image}: {name} is {values[wrong][0]}, {expected}")
 
 
-def check_equal(image: str, what: str, count: int, expected: int) -> None:
+def check_equal(image: str, name: str, count: int, expected: int) -> None:
     """Raise EvaluationError unless `count` is `expected`."""
     if count != expected:
-        raise EvaluationError(f"{image}: {count} {what}, expected {expected}")
+        raise EvaluationError(f"{image}: {count} {name}, expected {expected}")

@@ -16,7 +16,8 @@ def equal_rows(first: Array, second: Array) -> tuple[Array, Array]:
         first, second: `[rows]` integers.
     """
     order = np.argsort(second, kind="stable")
-    start, end = (np.searchsorted(second[order], first, side) for side in ("left", "right"))
+    start = np.searchsorted(second[order], first, "left")
+    end = np.searchsorted(second[order], first, "right")
     counts = end - start
     rows = np.repeat(np.arange(len(first)), counts)
     place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -66,21 +66,20 @@ class OpenImagesScores:
 
     def resampled(self, counts: Array) -> OpenImagesScores:
         """As `ClassScores.resampled`."""
-        relations, phrases = (
-            {most: scores.resampled(counts) for most, scores in part.items()}
-            for part in (self.relations, self.phrases)
+        return OpenImagesScores(
+            {limit: scores.resampled(counts) for limit, scores in self.relations.items()},
+            {limit: scores.resampled(counts) for limit, scores in self.phrases.items()},
         )
-        return OpenImagesScores(relations, phrases)
 
-    def recall(self, most: int) -> float:
+    def recall(self, limit: int) -> float:
         """Share of all target relations that are matched; `recall(50)` is the benchmark's R@50."""
-        return _recall(self.relations[most], slice(None))
+        return _recall(self.relations[limit], slice(None))
 
-    def phrase_recall(self, most: int) -> float:
+    def phrase_recall(self, limit: int) -> float:
         """Return the same for phrases, but only over classes with predictions, as in the published
         evaluator.
         """
-        return _recall(self.phrases[most], self.phrases[most].detections > 0)
+        return _recall(self.phrases[limit], self.phrases[limit].detections > 0)
 
     def weighted_score(self, *, by_frequency: bool = True) -> float:
         """score_wtd: 0.2 R@50 + 0.4 AP of relations + 0.4 AP of phrases, each the (weighted) mean
@@ -88,13 +87,9 @@ class OpenImagesScores:
         """
         relations = self.relations[100]
         phrases = self.phrases[100]
-        if by_frequency:
-            return (
-                0.2 * self.recall(50)
-                + 0.4 * relations.weighted_mean()
-                + 0.4 * phrases.weighted_mean()
-            )
-        return 0.2 * self.recall(50) + 0.4 * relations.mean() + 0.4 * phrases.mean()
+        relations_ap = relations.weighted_mean() if by_frequency else relations.mean()
+        phrases_ap = phrases.weighted_mean() if by_frequency else phrases.mean()
+        return 0.2 * self.recall(50) + 0.4 * relations_ap + 0.4 * phrases_ap
 
     def summary(self) -> dict[str, float]:
         """Return all measures under the published evaluator's names; the benchmark's headline
@@ -116,9 +111,11 @@ class OpenImagesScores:
         return summary
 
 
-def _recall(scores: ClassScores, kept: Array | slice) -> float:
-    targets = scores.targets[kept].sum()
-    return float(scores.true_positives[kept].sum() / targets) if targets else float("nan")
+def _recall(scores: ClassScores, classes: Array | slice) -> float:
+    targets = scores.targets[classes].sum()
+    if not targets:
+        return float("nan")
+    return float(scores.true_positives[classes].sum() / targets)
 
 
 def evaluate_open_images(
@@ -143,27 +140,26 @@ def evaluate_open_images(
         target = ground_truth_triplets(block)
         target_images = target.in_dataset(number)
         annotated = np.array([len(image.ground_truth.boxes) > 0 for image in block])
-        for most in MOST_DETECTIONS:
-            predicted = best_triplets(block, most)
-            predicted = (
-                settings.suppression.best(predicted, classes) if settings.suppression else predicted
-            )
+        for limit in MOST_DETECTIONS:
+            predicted = best_triplets(block, limit)
+            if settings.suppression:
+                predicted = settings.suppression.best(predicted, classes)
             judged = predicted.where(annotated[predicted.image])
             matches = match(
                 judged, target, classes.within_images(judged), classes.within_images(target)
             )
             images_of = target_images, judged.in_dataset(number)
-            relations[most].add(
+            relations[limit].add(
                 classes.of(target), classes.of(judged), judged.scores, matches, images_of
             )
             predicted, matches = _match_phrases(predicted, target, settings)
             images_of = target_images, predicted.in_dataset(number)
-            phrases[most].add(
+            phrases[limit].add(
                 classes.of(target), classes.of(predicted), predicted.scores, matches, images_of
             )
     return OpenImagesScores(
-        {most: tally.class_scores() for most, tally in relations.items()},
-        {most: tally.class_scores() for most, tally in phrases.items()},
+        {limit: tally.class_scores() for limit, tally in relations.items()},
+        {limit: tally.class_scores() for limit, tally in phrases.items()},
     )
 
 
@@ -178,16 +174,15 @@ def _match_phrases(
         def overlap(better: Array, worse: Array) -> Array:
             return pixel_iou(boxes[better], boxes[worse], touching=True)
 
-        kept = unsuppressed(groups, predicted.scores, overlap, PHRASE_OVERLAP)
-        predicted = predicted.where(kept)
+        remaining = unsuppressed(groups, predicted.scores, overlap, PHRASE_OVERLAP)
+        predicted = predicted.where(remaining)
         if settings.phrase_order == "published":
-            predicted = predicted.where(_grouped(predicted.image, groups[kept]))
+            predicted = predicted.where(_grouped(predicted.image, groups[remaining]))
     phrases, targets = equal_rows(
         settings.classes.within_images(predicted), settings.classes.within_images(target)
     )
-    boxes, target_boxes = (
-        hull(part.subject_boxes, part.object_boxes) for part in (predicted, target)
-    )
+    boxes = hull(predicted.subject_boxes, predicted.object_boxes)
+    target_boxes = hull(target.subject_boxes, target.object_boxes)
     quality = pixel_iou(boxes[phrases], target_boxes[targets], touching=False)
     fitting = quality >= MATCH_OVERLAP
     matches = best_matches(phrases[fitting], targets[fitting], quality[fitting], len(predicted))

@@ -35,18 +35,17 @@ class Recall:
 
     def resampled(self, counts: Array) -> Recall:
         """Return the recalls of a dataset in which each image occurs `counts[image]` times."""
-        images, zero_shot_images, entries = (
-            np.repeat(np.arange(len(own)), counts[own])
-            for own in (self.images, self.zero_shot_images, self.occurrences[:, 0])
-        )
+        images = repeated_rows(self.images, counts)
+        zero_shot_images = repeated_rows(self.zero_shot_images, counts)
+        entries = repeated_rows(self.occurrences[:, 0], counts)
         return Recall(
             self.num_predicates,
-            {most: values[images] for most, values in self.per_image.items()},
-            {most: values[zero_shot_images] for most, values in self.zero_shot_per_image.items()},
+            {limit: values[images] for limit, values in self.per_image.items()},
+            {limit: values[zero_shot_images] for limit, values in self.zero_shot_per_image.items()},
             self.images[images],
             self.zero_shot_images[zero_shot_images],
             self.occurrences[entries],
-            {most: values[entries] for most, values in self.recalls.items()},
+            {limit: values[entries] for limit, values in self.recalls.items()},
         )
 
     @cached_property
@@ -54,23 +53,27 @@ class Recall:
         """`[predicates]`: the mean over the images that have the predicate, 0 if none has it."""
         predicates = self.occurrences[:, 1]
         images = np.maximum(np.bincount(predicates, minlength=self.num_predicates), 1)
-        sums = {
-            most: np.bincount(predicates, recall, self.num_predicates)
-            for most, recall in self.recalls.items()
+        return {
+            limit: np.bincount(predicates, recall, self.num_predicates) / images
+            for limit, recall in self.recalls.items()
         }
-        return {most: own / images for most, own in sums.items()}
 
-    def recall(self, most: int) -> float:
+    def recall(self, limit: int) -> float:
         """R@K; NaN without images."""
-        return mean(self.per_image[most])
+        return mean(self.per_image[limit])
 
-    def mean_recall(self, most: int) -> float:
+    def mean_recall(self, limit: int) -> float:
         """mR@K."""
-        return mean(self.per_predicate[most])
+        return mean(self.per_predicate[limit])
 
-    def zero_shot_recall(self, most: int) -> float:
+    def zero_shot_recall(self, limit: int) -> float:
         """zR@K; NaN without zero-shot relations."""
-        return mean(self.zero_shot_per_image[most])
+        return mean(self.zero_shot_per_image[limit])
+
+
+def repeated_rows(images: Array, counts: Array) -> Array:
+    """Return the index of each row as often as its image occurs: `counts[images[row]]` times."""
+    return np.repeat(np.arange(len(images)), counts[images])
 
 
 @dataclass
@@ -79,16 +82,16 @@ class RecallTally:
 
     num_predicates: int
     per_image: dict[int, list[float]] = field(
-        default_factory=lambda: {most: [] for most in RECALL_AT}
+        default_factory=lambda: {limit: [] for limit in RECALL_AT}
     )
     zero_shot_per_image: dict[int, list[float]] = field(
-        default_factory=lambda: {most: [] for most in RECALL_AT}
+        default_factory=lambda: {limit: [] for limit in RECALL_AT}
     )
     images: list[int] = field(default_factory=list)
     zero_shot_images: list[int] = field(default_factory=list)
     occurrences: list[Array] = field(default_factory=lambda: [np.zeros((0, 2), dtype=int)])
     recalls: dict[int, list[Array]] = field(
-        default_factory=lambda: {most: [np.zeros(0)] for most in RECALL_AT}
+        default_factory=lambda: {limit: [np.zeros(0)] for limit in RECALL_AT}
     )
 
     def add(self, image: int, ranks: Array, predicates: Array, unseen: Array) -> None:
@@ -107,22 +110,22 @@ class RecallTally:
         self.occurrences.append(np.stack((np.full(len(present), image), present), 1))
         if unseen.any():
             self.zero_shot_images.append(image)
-        for most in RECALL_AT:
-            recalled = ranks < most
-            self.per_image[most].append(float(recalled.mean()))
+        for limit in RECALL_AT:
+            recalled = ranks < limit
+            self.per_image[limit].append(float(recalled.mean()))
             if unseen.any():
-                self.zero_shot_per_image[most].append(float(recalled[unseen].mean()))
+                self.zero_shot_per_image[limit].append(float(recalled[unseen].mean()))
             per_predicate = np.bincount(predicates[recalled], minlength=self.num_predicates)
-            self.recalls[most].append(per_predicate[present] / counts[present])
+            self.recalls[limit].append(per_predicate[present] / counts[present])
 
     def result(self) -> Recall:
         """Return the recalls of all images added so far."""
         return Recall(
             self.num_predicates,
-            {most: np.array(values) for most, values in self.per_image.items()},
-            {most: np.array(values) for most, values in self.zero_shot_per_image.items()},
+            {limit: np.array(values) for limit, values in self.per_image.items()},
+            {limit: np.array(values) for limit, values in self.zero_shot_per_image.items()},
             np.array(self.images, dtype=int),
             np.array(self.zero_shot_images, dtype=int),
             np.concatenate(self.occurrences),
-            {most: np.concatenate(values) for most, values in self.recalls.items()},
+            {limit: np.concatenate(values) for limit, values in self.recalls.items()},
         )

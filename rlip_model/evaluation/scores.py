@@ -54,16 +54,16 @@ class ClassScores:
 
         The same as to evaluate such a dataset, but nothing is matched or sorted again.
         """
-        assert self.occurrences is not None
+        occurrences = self.occurrences
+        assert occurrences is not None
         rows, hits = self._true_positives
-        weights = counts[self.occurrences.detections]
+        weights = counts[occurrences.detections]
         total = _cumulative(weights)
         matched = _cumulative(weights[hits])
         ends = np.cumsum(self.detections)
         before = total[ends - self.detections]
         hit_ends = np.cumsum(self.true_positives)
         matched_before = matched[hit_ends - self.true_positives]
-        occurrences = self.occurrences
         targets = np.bincount(
             occurrences.target_rows, counts[occurrences.targets], len(self.classes)
         ).astype(int)
@@ -74,13 +74,13 @@ class ClassScores:
             rows,
             targets,
         )
-        kept = targets > 0
+        present = targets > 0
         return ClassScores(
-            classes=self.classes[kept],
-            targets=targets[kept],
-            detections=(total[ends] - before)[kept],
-            true_positives=(matched[hit_ends] - matched_before)[kept],
-            average_precision=precisions[kept],
+            classes=self.classes[present],
+            targets=targets[present],
+            detections=(total[ends] - before)[present],
+            true_positives=(matched[hit_ends] - matched_before)[present],
+            average_precision=precisions[present],
             scores=self.scores[:0],
             correct=self.correct[:0],
         )
@@ -88,9 +88,8 @@ class ClassScores:
     @cached_property
     def _true_positives(self) -> tuple[Array, Array]:
         """`[true positives]`: the row of the class of each, and its place among the detections."""
-        return np.repeat(np.arange(len(self.classes)), self.true_positives), np.flatnonzero(
-            self.correct
-        )
+        rows = np.repeat(np.arange(len(self.classes)), self.true_positives)
+        return rows, np.flatnonzero(self.correct)
 
     @property
     def max_recall(self) -> Array:
@@ -101,8 +100,9 @@ class ClassScores:
         """Mean average precision of all or some classes; NaN if none of them occurs in the ground
         truth.
         """
-        kept = slice(None) if classes is None else np.isin(self.classes, classes)
-        return mean(self.average_precision[kept])
+        if classes is None:
+            return mean(self.average_precision)
+        return mean(self.average_precision[np.isin(self.classes, classes)])
 
     def weighted_mean(self) -> float:
         """Average precision, each class weighted by its number of targets; NaN without classes."""
@@ -121,8 +121,8 @@ class ClassScores:
         if place == len(self.classes) or self.classes[place] != number:
             return self.scores[:0], self.correct[:0]
         end = int(self.detections[: place + 1].sum())
-        own = slice(end - int(self.detections[place]), end)
-        return self.scores[own], self.correct[own]
+        rows = slice(end - int(self.detections[place]), end)
+        return self.scores[rows], self.correct[rows]
 
 
 def _cumulative(values: Array) -> Array:
@@ -190,41 +190,34 @@ class Tally:
             last_first: sort detections of equal score from last to first, instead of in the given
                 order.
         """
-        whole = _merged(gather(self))
+        tally = _merged(gather(self))
         classes, target_rows, targets = np.unique(
-            _joined(whole.target_classes, int), return_inverse=True, return_counts=True
+            _joined(tally.target_classes, int), return_inverse=True, return_counts=True
         )
-        predicted = _joined(whole.predicted_classes, int)
+        predicted = _joined(tally.predicted_classes, int)
         known = np.isin(predicted, classes)
-        correct = first_matches(_joined(whole.matches, int)[known])
+        correct = first_matches(_joined(tally.matches, int)[known])
         predicted = predicted[known]
-        scores = _joined(whole.scores, float)[known]
+        scores = _joined(tally.scores, float)[known]
         by_class = np.argsort(predicted, kind="stable")
         ends = np.searchsorted(predicted[by_class], classes, side="right")
         parts = [_descending(rows, scores, last_first) for rows in np.split(by_class, ends)[:-1]]
         true_positives = [correct[rows] for rows in parts]
-        precisions = [
-            average_precision(true_positive, int(count))
-            for true_positive, count in zip(true_positives, targets, strict=True)
-        ]
+        precisions = map(average_precision, true_positives, targets.tolist())
         order = _joined(parts, int)
         occurrences = None
-        if len(whole.target_images) == len(whole.matches):
-            images = _joined(whole.predicted_images, int)[known][order]
-            target_images = _joined(whole.target_images, int)
+        if len(tally.target_images) == len(tally.matches):
+            images = _joined(tally.predicted_images, int)[known][order]
+            target_images = _joined(tally.target_images, int)
             occurrences = Occurrences(
                 images, target_images, target_rows.reshape(-1), average_precision
             )
         return ClassScores(
             classes=classes,
             targets=targets,
-            detections=np.array(
-                [len(true_positive) for true_positive in true_positives], dtype=int
-            ),
-            true_positives=np.array(
-                [true_positive.sum() for true_positive in true_positives], dtype=int
-            ),
-            average_precision=np.array(precisions, dtype=float),
+            detections=np.array([len(rows) for rows in parts], dtype=int),
+            true_positives=np.array([rows.sum() for rows in true_positives], dtype=int),
+            average_precision=np.array(list(precisions), dtype=float),
             scores=scores[order],
             correct=correct[order],
             occurrences=occurrences,

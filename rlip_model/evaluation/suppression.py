@@ -62,12 +62,11 @@ def unsuppressed(
     too_close = overlap(order[better], order[worse]) > threshold
     better = better[too_close]
     worse = worse[too_close]
-    kept = np.ones(len(order), dtype=bool)
-    for place in np.unique(
-        rank[better]
-    ):  # by rank, so that a detection's fate is settled before it suppresses others
+    remains = np.ones(len(order), dtype=bool)
+    # By rank, so that a detection's fate is settled before it suppresses others.
+    for place in np.unique(rank[better]):
         now = rank[better] == place
-        kept[worse[now][kept[better[now]]]] = False
-    result = np.empty_like(kept)
-    result[order] = kept
+        remains[worse[now][remains[better[now]]]] = False
+    result = np.empty_like(remains)
+    result[order] = remains
     return result

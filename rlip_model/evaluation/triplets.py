@@ -90,9 +90,9 @@ def blocks(images: Iterable[AnyImage]) -> Iterator[list[AnyImage]]:
 
 
 def best_triplets(
-    images: Sequence[EvaluationImage], most: int, possible: Array | None = None
+    images: Sequence[EvaluationImage], limit: int, possible: Array | None = None
 ) -> TripletTable:
-    """Return the `most` best triplets of each image by descending score; equal scores by pair, then
+    """Return the `limit` best triplets of each image by descending score; equal scores by pair, then
     by predicate.
 
     Args:
@@ -100,16 +100,18 @@ def best_triplets(
             kept; default: all are possible.
     """
     return _concatenate(
-        [_best(number, image.predicted, most, possible) for number, image in enumerate(images)]
+        [_best(number, image.predicted, limit, possible) for number, image in enumerate(images)]
     )
 
 
-def _best(image: int, predicted: PredictedPairs, most: int, possible: Array | None) -> TripletTable:
+def _best(
+    image: int, predicted: PredictedPairs, limit: int, possible: Array | None
+) -> TripletTable:
     scores = predicted.scores.astype(np.float32, copy=False)
     if possible is not None:
         impossible = possible.T[predicted.object_labels] == 0
         scores = np.where(impossible & (scores != NOT_PREDICTED), np.float32(0), scores)
-    chosen = largest(scores.reshape(-1), most)
+    chosen = largest(scores.reshape(-1), limit)
     chosen = chosen[scores.reshape(-1)[chosen] != NOT_PREDICTED]
     pairs, predicates = np.divmod(chosen, max(scores.shape[1], 1))
     return TripletTable(
@@ -123,17 +125,17 @@ def _best(image: int, predicted: PredictedPairs, most: int, possible: Array | No
     )
 
 
-def largest(scores: Array, most: int) -> Array:
-    """Indices of the `most` largest scores, descending; equal scores keep their order.
+def largest(scores: Array, limit: int) -> Array:
+    """Indices of the `limit` largest scores, descending; equal scores keep their order.
 
-    The same as the start of a stable sort, but faster: split the scores into `most` chunks. Each
-    chunk has a maximum, so nothing below the smallest maximum can be among the `most` largest.
+    The same as the start of a stable sort, but faster: split the scores into `limit` chunks. Each
+    chunk has a maximum, so nothing below the smallest maximum can be among the `limit` largest.
     """
     candidates = np.arange(len(scores))
-    if len(scores) > most:
-        least = scores[: len(scores) // most * most].reshape(most, -1).max(1).min()
-        candidates = np.flatnonzero(scores >= least)
-    return candidates[np.argsort(-scores[candidates], kind="stable")[:most]]
+    if len(scores) > limit:
+        chunks = scores[: len(scores) // limit * limit].reshape(limit, -1)
+        candidates = np.flatnonzero(scores >= chunks.max(1).min())
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:limit]]
 
 
 def ground_truth_triplets(images: Sequence[EvaluationImage]) -> TripletTable:

@@ -27,7 +27,7 @@ from rlip_model.evaluation.inputs import (
 from rlip_model.evaluation.matching import NO_MATCH, best_matches, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 from rlip_model.evaluation.precision import area
-from rlip_model.evaluation.scores import ClassScores, Tally
+from rlip_model.evaluation.scores import ClassScores, Tally, mean
 from rlip_model.evaluation.triplets import IMAGES_AT_ONCE, blocks
 
 MATCH_OVERLAP = 0.5
@@ -110,7 +110,7 @@ class PeopleImage:
             )
         people = len(self.ground_truth.boxes)
         predicted = len(self.predicted)
-        for what, columns, shape in (
+        for name, columns, shape in (
             (
                 "actions of annotated persons",
                 self.ground_truth.actions,
@@ -138,7 +138,7 @@ class PeopleImage:
             ),
         ):
             for axis, count in enumerate(shape):
-                check_equal(self.name, what, columns.shape[axis], count)
+                check_equal(self.name, name, columns.shape[axis], count)
         present = ~np.isnan(self.predicted.role_boxes).any(2) & ~np.isnan(
             self.predicted.role_scores
         )
@@ -196,8 +196,7 @@ def _spread(scores: ClassScores, count: int) -> Array:
 
 
 def _mean_without_nan(values: Array) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    return mean(values[~np.isnan(values)])
 
 
 def evaluate_vcoco(images: Iterable[PeopleImage], actions: Actions) -> VcocoScores:
@@ -294,9 +293,8 @@ class _AssignedPeople:
         matches = np.where(correct, places[self.person], NO_MATCH)
         judged = np.flatnonzero(~np.isnan(scores) & ~self.ignored)
         judged = judged[np.lexsort((-judged, -scores[judged], self.image[judged]))]
-        single = scores[judged].astype(
-            np.float32
-        )  # the official evaluator compares scores in single precision
+        # The official evaluator compares scores in single precision.
+        single = scores[judged].astype(np.float32)
         images = self.owner[performing], self.image[judged]
         tally.add(
             np.full(targets, number), np.full(len(judged), number), single, matches[judged], images

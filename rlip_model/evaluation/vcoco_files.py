@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -22,20 +23,60 @@ from rlip_model.evaluation.vcoco import (
 
 PERSON = 1  # category id in COCO
 AGENT = "agent"
+Box = list[float]
+Detection = Mapping[str, object]
 
 
-def read_actions(verbs: Sequence[Mapping[str, Any]]) -> Actions:
+class Verb(TypedDict):
+    """An action in V-COCO's annotation file.
+
+    role_name: the agent and the roles; ann_id, label: the annotation of each labelled person, and
+    whether the person performs the action; role_object_id: per role, an annotation for each person.
+    """
+
+    action_name: str
+    role_name: list[str]
+    ann_id: list[int]
+    label: list[int]
+    role_object_id: list[int]
+
+
+class CocoImage(TypedDict):
+    """An image in COCO's annotation file."""
+
+    id: int
+    width: int
+    height: int
+
+
+class CocoAnnotation(TypedDict, total=False):
+    """An object in COCO's annotation file; `bbox` is xywh in pixels."""
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: Box
+    area: float
+    ignore: int
+
+
+class CocoFile(TypedDict):
+    """COCO's annotation file."""
+
+    images: list[CocoImage]
+    annotations: list[CocoAnnotation]
+
+
+def read_actions(verbs: Sequence[Verb]) -> Actions:
     """Read the actions of V-COCO's annotation file, a list with one entry per action."""
-    roles = (
-        Role(action, name)
-        for action, verb in enumerate(verbs)
-        for name in verb["role_name"]
-        if name != AGENT
-    )
-    return Actions(tuple(verb["action_name"] for verb in verbs), tuple(roles))
+    names = tuple(verb["action_name"] for verb in verbs)
+    roles = []
+    for action, verb in enumerate(verbs):
+        roles += [Role(action, name) for name in verb["role_name"] if name != AGENT]
+    return Actions(names, tuple(roles))
 
 
-def read_people(coco: Mapping[str, Any], verbs: Sequence[Mapping[str, Any]]) -> dict[int, People]:
+def read_people(coco: CocoFile, verbs: Sequence[Verb]) -> dict[int, People]:
     """Read the annotated persons, by image id, in the order of the images.
 
     As in the official evaluator, boxes become inclusive pixel corners, are clipped to the image,
@@ -45,57 +86,72 @@ def read_people(coco: Mapping[str, Any], verbs: Sequence[Mapping[str, Any]]) -> 
         EvaluationError: a person is missing in COCO's annotations, a role has no box, or a box or a
             label is invalid.
     """
-    boxes, persons = _boxes(coco)
-    images = {annotation["id"]: annotation["image_id"] for annotation in coco["annotations"]}
+    boxes, persons_of_images = _boxes(coco)
+    annotations = {annotation["id"] for annotation in coco["annotations"]}
     actions = read_actions(verbs)
-    rows = {person: row for owned in persons.values() for row, person in enumerate(owned)}
-    performed = {
-        image: np.full((len(owned), len(verbs)), NOT_ANNOTATED) for image, owned in persons.items()
-    }
-    shape = len(actions.roles), 4
-    role_boxes = {image: np.full((len(owned), *shape), np.nan) for image, owned in persons.items()}
+    persons = list(chain.from_iterable(persons_of_images.values()))
+    people = People(
+        table([boxes[person] for person in persons], (-1, 4), float),
+        np.full((len(persons), len(verbs)), NOT_ANNOTATED),
+        np.full((len(persons), len(actions.roles), 4), np.nan),
+    )
+    rows = {person: row for row, person in enumerate(persons)}
     for action, verb in enumerate(verbs):
         columns = [column for column, role in enumerate(actions.roles) if role.action == action]
-        objects = np.reshape(verb["role_object_id"], (len(verb["role_name"]), -1))[
-            [row for row, name in enumerate(verb["role_name"]) if name != AGENT]
-        ]
-        for person, label, objects_of_person in zip(
-            verb["ann_id"], verb["label"], objects.T, strict=True
-        ):
-            if person not in images:
-                raise EvaluationError(
-                    f"person {person} of action {verb['action_name']!r} is missing in COCO's"
-                    " annotations"
-                )
-            if label not in (NOT_ANNOTATED, 0, 1):
-                name = verb["action_name"]
-                raise EvaluationError(
-                    f"label of person {person} of action {name!r} is {label}, expected 0, 1 or -1"
-                )
+        for person, label, objects in _labelled_persons(verb):
+            _check_label(verb, person, label, annotations)
             if person in rows:
-                image = images[person]
-                row = rows[person]
-                performed[image][row, action] = label
-                for column, object_ in zip(columns, objects_of_person.tolist(), strict=True):
-                    if object_ and object_ not in boxes:
-                        raise EvaluationError(
-                            f"annotation {object_}, a role of person {person} of action"
-                            f" {verb['action_name']!r}, has no box inside its image; set its"
-                            " role_object_id to 0 or use the COCO file that V-COCO was made for"
-                        )
+                people.actions[rows[person], action] = label
+                for column, object_ in zip(columns, objects, strict=True):
                     if object_:
-                        role_boxes[image][row, column] = boxes[object_]
-    return {
-        image: People(
-            table([boxes[person] for person in owned], (-1, 4), float),
-            performed[image],
-            role_boxes[image],
+                        box = _role_box(verb, person, object_, boxes)
+                        people.role_boxes[rows[person], column] = box
+    return _by_image(people, persons_of_images)
+
+
+def _labelled_persons(verb: Verb) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield the persons that an action is annotated for: annotation, label, and an object per role.
+
+    An object is an annotation, or 0 for a role without a box.
+    """
+    roles = [row for row, name in enumerate(verb["role_name"]) if name != AGENT]
+    objects = np.reshape(verb["role_object_id"], (len(verb["role_name"]), -1))[roles]
+    yield from zip(verb["ann_id"], verb["label"], objects.T.tolist(), strict=True)
+
+
+def _check_label(verb: Verb, person: int, label: int, annotations: set[int]) -> None:
+    """Raise EvaluationError unless the person is annotated in COCO and the label is known."""
+    name = verb["action_name"]
+    if person not in annotations:
+        raise EvaluationError(
+            f"person {person} of action {name!r} is missing in COCO's annotations"
         )
-        for image, owned in persons.items()
-    }
+    if label not in (NOT_ANNOTATED, 0, 1):
+        raise EvaluationError(
+            f"label of person {person} of action {name!r} is {label}, expected 0, 1 or -1"
+        )
 
 
-def _boxes(coco: Mapping[str, Any]) -> tuple[dict[int, Array], dict[int, list[int]]]:
+def _role_box(verb: Verb, person: int, object_: int, boxes: Mapping[int, Array]) -> Array:
+    """Return the box of an object; raise EvaluationError if it has none."""
+    if object_ not in boxes:
+        raise EvaluationError(
+            f"annotation {object_}, a role of person {person} of action"
+            f" {verb['action_name']!r}, has no box inside its image; set its"
+            " role_object_id to 0 or use the COCO file that V-COCO was made for"
+        )
+    return boxes[object_]
+
+
+def _by_image(people: People, persons_of_images: Mapping[int, Sequence[int]]) -> dict[int, People]:
+    """Divide people, which are in the order of the images, among these."""
+    ends = np.cumsum([len(persons) for persons in persons_of_images.values()])[:-1]
+    columns = (np.split(values, ends) for values in vars(people).values())
+    parts = map(People, *columns)
+    return dict(zip(persons_of_images, parts, strict=False))
+
+
+def _boxes(coco: CocoFile) -> tuple[dict[int, Array], dict[int, list[int]]]:
     """xyxy boxes by annotation id, and the ids of the person annotations by image id."""
     sizes = {image["id"]: (image["width"] - 1, image["height"] - 1) for image in coco["images"]}
     boxes: dict[int, Array] = {}
@@ -118,7 +174,7 @@ def _boxes(coco: Mapping[str, Any]) -> tuple[dict[int, Array], dict[int, list[in
 
 
 def read_predicted_people(
-    detections: Sequence[Mapping[str, Any]], actions: Actions
+    detections: Sequence[Detection], actions: Actions
 ) -> dict[int, PredictedPeople]:
     """Read predicted persons, by image id, in the official format for detections.
 
@@ -128,15 +184,13 @@ def read_predicted_people(
     Raises:
         EvaluationError: a key is missing, or a value has another type.
     """
-    by_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    by_image: dict[int, list[Detection]] = defaultdict(list)
     for detection in detections:
-        by_image[detection["image_id"]].append(detection)
-    return {image: _predicted(image, owned, actions) for image, owned in by_image.items()}
+        by_image[cast(int, detection["image_id"])].append(detection)
+    return {image: _predicted(image, persons, actions) for image, persons in by_image.items()}
 
 
-def _predicted(
-    image: int, detections: Sequence[Mapping[str, Any]], actions: Actions
-) -> PredictedPeople:
+def _predicted(image: int, detections: Sequence[Detection], actions: Actions) -> PredictedPeople:
     agents = [f"{name}_{AGENT}" for name in actions.names]
     roles = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]
     try:

@@ -27,7 +27,7 @@ from rlip_model.evaluation.inputs import (
     check_range,
 )
 from rlip_model.evaluation.overlap import pixel_iou
-from rlip_model.evaluation.recall import NEVER, RECALL_AT, Recall, RecallTally
+from rlip_model.evaluation.recall import NEVER, RECALL_AT, Recall, RecallTally, repeated_rows
 from rlip_model.evaluation.scores import mean
 from rlip_model.evaluation.triplets import largest
 
@@ -134,13 +134,13 @@ class GraphImage:
         """
         target = self.ground_truth
         predicted = self.predicted
-        for what, boxes, labels in (
+        for kind, boxes, labels in (
             ("ground-truth box", target.boxes, target.labels),
             ("predicted box", predicted.boxes, predicted.labels),
         ):
-            check_boxes(self.name, what, boxes)
-            check_equal(self.name, f"labels of {what}es", len(labels), len(boxes))
-            check_range(self.name, f"label of a {what}", labels, 1, num_objects + 1)
+            check_boxes(self.name, kind, boxes)
+            check_equal(self.name, f"labels of {kind}es", len(labels), len(boxes))
+            check_range(self.name, f"label of a {kind}", labels, 1, num_objects + 1)
         ends = target.relations[:, :2]
         predicates = target.relations[:, 2]
         check_range(self.name, "box of a ground-truth relation", ends, 0, len(target.boxes))
@@ -173,22 +173,20 @@ class GraphScores:
 
     def resampled(self, counts: Array) -> GraphScores:
         """As `Recall.resampled`."""
-        pairs = np.repeat(np.arange(len(self.pair_images)), counts[self.pair_images])
-        constrained, unconstrained = (
-            recall.resampled(counts) for recall in (self.constrained, self.unconstrained)
-        )
+        pairs = repeated_rows(self.pair_images, counts)
         return GraphScores(
-            constrained, unconstrained, self.pair_ranks[pairs], self.pair_images[pairs]
+            self.constrained.resampled(counts),
+            self.unconstrained.resampled(counts),
+            self.pair_ranks[pairs],
+            self.pair_images[pairs],
         )
 
     @property
     def pair_accuracy(self) -> dict[int, float]:
         """Recall when only ground-truth pairs are ranked; empty in sgdet."""
-        return (
-            {most: mean(self.pair_ranks < most) for most in RECALL_AT}
-            if len(self.pair_ranks)
-            else {}
-        )
+        if not len(self.pair_ranks):
+            return {}
+        return {limit: mean(self.pair_ranks < limit) for limit in RECALL_AT}
 
     def summary(self) -> dict[str, float]:
         """R@K, mR@K and zR@K, with the prefix "ng-" without graph constraint; A@K, the pair
@@ -196,11 +194,13 @@ class GraphScores:
         """
         summary = {}
         for prefix, recall in (("", self.constrained), ("ng-", self.unconstrained)):
-            for most in RECALL_AT:
-                summary[f"{prefix}R@{most}"] = recall.recall(most)
-                summary[f"{prefix}mR@{most}"] = recall.mean_recall(most)
-                summary[f"{prefix}zR@{most}"] = recall.zero_shot_recall(most)
-        return {**summary, **{f"A@{most}": share for most, share in self.pair_accuracy.items()}}
+            for limit in RECALL_AT:
+                summary[f"{prefix}R@{limit}"] = recall.recall(limit)
+                summary[f"{prefix}mR@{limit}"] = recall.mean_recall(limit)
+                summary[f"{prefix}zR@{limit}"] = recall.zero_shot_recall(limit)
+        for limit, accuracy in self.pair_accuracy.items():
+            summary[f"A@{limit}"] = accuracy
+        return summary
 
 
 def evaluate_graphs(
@@ -222,10 +222,9 @@ def evaluate_graphs(
     Raises:
         EvaluationError: labels out of range, values that are not finite, inverted boxes.
     """
-    unseen = {
-        tuple(row)
-        for row in np.reshape([] if zero_shot is None else zero_shot, (-1, 3)).astype(int).tolist()
-    }
+    unseen: set[tuple[int, ...]] = set()
+    if zero_shot is not None:
+        unseen.update(map(tuple, np.reshape(zero_shot, (-1, 3)).astype(int).tolist()))
     constrained = RecallTally(num_predicates)
     unconstrained = RecallTally(num_predicates)
     pair_ranks = [np.zeros(0, dtype=int)]
@@ -265,15 +264,12 @@ def _with_given(image: GraphImage, mode: Mode) -> GraphImage:
     """In predcls, replace the predicted boxes and labels by those that the model was given."""
     if mode != "predcls":
         return image
-    ground_truth = image.ground_truth
-    check_equal(image.name, "predicted boxes", len(image.predicted.boxes), len(ground_truth.boxes))
-    certain = np.ones(len(ground_truth.boxes), dtype=np.float32)
-    return replace(
-        image,
-        predicted=replace(
-            image.predicted, boxes=ground_truth.boxes, labels=ground_truth.labels, scores=certain
-        ),
-    )
+    boxes = image.ground_truth.boxes
+    labels = image.ground_truth.labels
+    check_equal(image.name, "predicted boxes", len(image.predicted.boxes), len(boxes))
+    certain = np.ones(len(boxes), dtype=np.float32)
+    predicted = replace(image.predicted, boxes=boxes, labels=labels, scores=certain)
+    return replace(image, predicted=predicted)
 
 
 def _is_unseen(target: GroundTruthGraph, unseen: set[tuple[int, ...]]) -> Array:
@@ -298,15 +294,13 @@ def _match_ranks(image: GraphImage, pairs: Array, predicates: Array) -> Array:
     """
     target = image.ground_truth
     predicted = image.predicted
-    boxes, target_boxes = predicted.boxes.astype(np.float32), target.boxes.astype(np.float32)
-    fits = pixel_iou(boxes[:, None], target_boxes, touching=True) >= MATCH_OVERLAP
+    if not len(pairs):
+        return np.full(len(target.relations), NEVER)
+    boxes = predicted.boxes.astype(np.float32)[:, None]
+    fits = pixel_iou(boxes, target.boxes.astype(np.float32), touching=True) >= MATCH_OVERLAP
     fits &= predicted.labels[:, None] == target.labels
     subjects, objects = predicted.pairs[pairs].T
     target_subjects, target_objects, target_predicates = target.relations.T
     matches = fits[subjects[:, None], target_subjects] & fits[objects[:, None], target_objects]
     matches &= predicates[:, None] == target_predicates
-    return (
-        np.where(matches.any(0), matches.argmax(0), NEVER)
-        if len(pairs)
-        else np.full(len(target.relations), NEVER)
-    )
+    return np.where(matches.any(0), matches.argmax(0), NEVER)

@@ -68,9 +68,8 @@ class SceneAnnotation:
 
     def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the objects, and the predicates."""
-        return tuple(item.name for item in self.objects), tuple(
-            item.predicate for item in self.relations
-        )
+        names = tuple(item.name for item in self.objects)
+        return names, tuple(item.predicate for item in self.relations)
 
     def with_flipped_texts(self) -> SceneAnnotation:
         """Swap left and right in all texts, as for a flipped image. `SceneTargets.flipped` flips
@@ -117,18 +116,19 @@ class SceneTargets:
         )
         return named[self.labels] & (self.boxes == 0).all(1)
 
-    def keep(self, kept: Tensor) -> SceneTargets:
-        """Keep the objects where `kept` `[objects]` is True, and the relations between them. All
+    def keep(self, mask: Tensor) -> SceneTargets:
+        """Keep the objects where `mask` `[objects]` is True, and the relations between them. All
         texts stay.
         """
-        renumbered = kept.cumsum(0) - 1
-        ends = self.relations[:, :2]
-        inside = kept[ends].all(1)
+        renumbered = mask.cumsum(0) - 1
+        inside = mask[self.relations[:, :2]].all(1)
         relations = self.relations[inside]
-        right = None if self.right is None else self.right[inside]
-        relations = torch.cat((renumbered[relations[:, :2]], relations[:, 2:]), dim=1)
         return replace(
-            self, boxes=self.boxes[kept], labels=self.labels[kept], relations=relations, right=right
+            self,
+            boxes=self.boxes[mask],
+            labels=self.labels[mask],
+            relations=torch.cat((renumbered[relations[:, :2]], relations[:, 2:]), dim=1),
+            right=None if self.right is None else self.right[inside],
         )
 
     def clamped(self, width: float, height: float) -> SceneTargets:
@@ -159,16 +159,14 @@ class SceneTargets:
         """Return the distinct pairs `[pairs, 2]` with relations, and these `[pairs,
         relation_texts]`, 0, 1 or `unstated`.
         """
-        pairs = list(
-            dict.fromkeys((subject, object_) for subject, object_, _ in self.relations.tolist())
-        )
-        place = {pair: index for index, pair in enumerate(pairs)}
-        relation_labels = torch.full((len(pairs), len(self.relation_texts)), self.unstated)
-        for number, (subject, object_, predicate) in enumerate(self.relations.tolist()):
-            relation_labels[place[subject, object_], predicate] = (
-                1 if self.right is None else self.right[number]
-            )
-        return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), relation_labels
+        rows: dict[tuple[int, int], int] = {}  # of the pairs
+        relation_rows = []
+        for subject, object_, _ in self.relations.tolist():
+            relation_rows.append(rows.setdefault((subject, object_), len(rows)))
+        labels = torch.full((len(rows), len(self.relation_texts)), self.unstated)
+        entries = torch.tensor(relation_rows, dtype=torch.long), self.relations[:, 2]
+        labels[entries] = torch.tensor(1.0) if self.right is None else self.right
+        return torch.tensor(list(rows), dtype=torch.long).reshape(-1, 2), labels
 
     def triplets(
         self, pairs: Tensor, relation_labels: Tensor, width: float, height: float
@@ -206,17 +204,17 @@ class SceneTargets:
         )
 
     def labelled_triplets(
-        self, width: float, height: float, most: int | None = None
+        self, width: float, height: float, max_triplets: int | None = None
     ) -> LabelledTriplets:
         """Return the target triplets in an image of this size; relations of the same two objects
         become one triplet.
 
         Args:
-            most: maximum number of triplets, the first ones; the network's number of query pairs.
-                None: all.
+            max_triplets: only the first ones are used; the network's number of query pairs. None:
+                all.
         """
         pairs, labels = self.related()
-        return self.triplets(pairs[:most], labels[:most], width, height)
+        return self.triplets(pairs[:max_triplets], labels[:max_triplets], width, height)
 
 
 def label_scene(
@@ -235,23 +233,25 @@ def label_scene(
     relations = graph.relations[:most_relations]
     object_texts = tuple(dict.fromkeys(item.name for item in graph.objects))
     relation_texts = tuple(dict.fromkeys(item.predicate for item in relations))
-    place = {item.object_id: index for index, item in enumerate(graph.objects)}
-    unknown = [
-        end for item in relations for end in (item.subject_id, item.object_id) if end not in place
-    ]
-    if unknown:
-        raise AnnotationError(
-            f"scene graph of image {graph.image_id}: a relation refers to unknown object"
-            f" {unknown[0]}"
-        )
-    numbered = [
-        (place[item.subject_id], place[item.object_id], relation_texts.index(item.predicate))
-        for item in relations
-    ]
     boxes = torch.tensor([item.box for item in graph.objects], dtype=torch.float32).reshape(-1, 4)
+    labels = [object_texts.index(item.name) for item in graph.objects]
+    positions = {item.object_id: position for position, item in enumerate(graph.objects)}
+    try:
+        numbered = [
+            (
+                positions[item.subject_id],
+                positions[item.object_id],
+                relation_texts.index(item.predicate),
+            )
+            for item in relations
+        ]
+    except KeyError as unknown:
+        raise AnnotationError(
+            f"scene graph of image {graph.image_id}: a relation refers to unknown object {unknown}"
+        ) from None
     targets = SceneTargets(
         box_convert(boxes, "xywh", "xyxy"),
-        torch.tensor([object_texts.index(item.name) for item in graph.objects], dtype=torch.long),
+        torch.tensor(labels, dtype=torch.long),
         torch.tensor(numbered, dtype=torch.long).reshape(-1, 3),
         object_texts,
         relation_texts,

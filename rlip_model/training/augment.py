@@ -17,9 +17,8 @@ from rlip_model.image import normalised, resized
 from rlip_model.settings import Augmentation
 from rlip_model.training.annotations import SceneTargets
 
-CropWindow = tuple[
-    float, float, float, float
-]  # left, top, right, bottom, in pixels of the image that it is cropped from
+# Left, top, right, bottom, in pixels of the image that it is cropped from.
+CropWindow = tuple[float, float, float, float]
 
 
 def prepare(
@@ -38,29 +37,29 @@ def prepare(
         image: RGB.
         options: augmentation settings; None to only resize the image, to `short_side` and at most
             `long_side`.
-        flip: whether to flip the image, with or without `options`; see `augment`.
+        flip: whether to flip the image, with or without `options`; drawn by the caller with
+            probability `options.flip`, because the targets of flipped images must be made from
+            `SceneAnnotation.with_flipped_texts`.
     """
+    if flip:
+        image, targets = flipped(image, targets)
     if options is not None:
-        image, targets = augment(image, targets, options, rng, flip)
+        image, targets = augment(image, targets, options, rng)
     else:
-        image, targets = flipped(image, targets) if flip else (image, targets)
         size = resized(*image.size, short_side, long_side)
         image, targets = cut(image, targets, (0, 0, *image.size), size)
     return normalised(image), targets
 
 
 def augment(
-    image: Image.Image, targets: SceneTargets, options: Augmentation, rng: random.Random, flip: bool
+    image: Image.Image, targets: SceneTargets, options: Augmentation, rng: random.Random
 ) -> tuple[Image.Image, SceneTargets]:
-    """Augment an image and its targets. Objects outside the crop are dropped with their relations.
+    """Augment an image and its targets, but for the flip. Objects outside the crop are dropped with
+    their relations.
 
     Args:
         image: RGB.
-        flip: drawn by the caller with probability `options.flip`, because the targets of flipped
-            images must be made from `SceneAnnotation.with_flipped_texts`.
     """
-    if flip:
-        image, targets = flipped(image, targets)
     image = jittered(image, options.jitter, rng)
     window: CropWindow = (0, 0, *image.size)
     shape = image.size
@@ -101,9 +100,9 @@ def random_window(
     the original image, so that pixels are resampled only once.
     """
     columns, rows = resized(width, height, rng.choice(options.crop_short_sides), sys.maxsize)
-    least, greatest = options.crop_range
-    wide = rng.randint(min(least, columns), min(greatest, columns))
-    high = rng.randint(min(least, rows), min(greatest, rows))
+    shortest, longest = options.crop_range
+    wide = rng.randint(min(shortest, columns), min(longest, columns))
+    high = rng.randint(min(shortest, rows), min(longest, rows))
     left = rng.randint(0, columns - wide)
     top = rng.randint(0, rows - high)
     across = width / columns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ class TrainingBatch:
 
     pixel_values `[images, 3, height, width]`; padding `[images, height, width]`, True right of and
     below an image;
-    skipped: number of images of this batch that could not be read; given: the triplets as they were
-    before they were copied to a device.
+    skipped: number of images of this batch that could not be read; unsent_triplets: the triplets as
+    they were before they were copied to a device.
     """
 
     image_ids: tuple[str, ...]
@@ -49,26 +49,24 @@ class TrainingBatch:
     sizes: tuple[tuple[int, int], ...]
     boxes: tuple[LabelledBoxes, ...]
     skipped: int = 0
-    given: tuple[Triplets, ...] = ()
+    unsent_triplets: tuple[Triplets, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def to(self, device: torch.device | str) -> TrainingBatch:
         """Copy the batch. The host does not wait for a GPU if the images are in pinned memory."""
-        fields = [
-            value for image in (*self.triplets, *self.boxes) for value in vars(image).values()
-        ]
-        sent = iter(send_all(fields, device))
-        triplets = tuple(Triplets(*islice(sent, len(vars(image)))) for image in self.triplets)
-        boxes = tuple(LabelledBoxes(*islice(sent, len(vars(image)))) for image in self.boxes)
+        tensors = chain.from_iterable(
+            vars(image).values() for image in (*self.triplets, *self.boxes)
+        )
+        sent = iter(send_all([*tensors], device))
         return replace(
             self,
             pixel_values=self.pixel_values.to(device, non_blocking=True),
             padding=self.padding.to(device, non_blocking=True),
-            triplets=triplets,
-            boxes=boxes,
-            given=self.given or self.triplets,
+            triplets=tuple(Triplets(*islice(sent, len(vars(image)))) for image in self.triplets),
+            boxes=tuple(LabelledBoxes(*islice(sent, len(vars(image)))) for image in self.boxes),
+            unsent_triplets=self.unsent_triplets or self.triplets,
         )
 
     def pinned(self) -> TrainingBatch:
@@ -79,15 +77,16 @@ class TrainingBatch:
 
     def only(self, image: int) -> TrainingBatch:
         """Return the batch that consists of one of the images."""
+        part = slice(image, image + 1)
         return replace(
             self,
-            image_ids=self.image_ids[image : image + 1],
-            pixel_values=self.pixel_values[image : image + 1],
-            padding=self.padding[image : image + 1],
-            triplets=self.triplets[image : image + 1],
-            given=self.given[image : image + 1],
-            sizes=self.sizes[image : image + 1],
-            boxes=self.boxes[image : image + 1],
+            image_ids=self.image_ids[part],
+            pixel_values=self.pixel_values[part],
+            padding=self.padding[part],
+            triplets=self.triplets[part],
+            unsent_triplets=self.unsent_triplets[part],
+            sizes=self.sizes[part],
+            boxes=self.boxes[part],
         )
 
 

@@ -5,28 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from rlip_model.gpu_memory import is_out_of_memory
 from rlip_model.swin import FeedForward, WindowAttention
 from rlip_model.training.objective import Objective, autocast
 
-Backend: TypeAlias = str | Callable[..., Any]  # of `torch.compile`
+Backend: TypeAlias = str | Callable[..., object]  # of `torch.compile`
+Forward: TypeAlias = Callable[..., Tensor]  # of a layer
 
 # Parts of what is checkpointed, or divided between processes. Not whole blocks of a Swin: PyTorch
 # did not finish one in 100 seconds, because they divide images of any size into windows.
 LAYERS = (WindowAttention, FeedForward, Bottleneck)
-_MOST_FORMS = (
-    32  # of a layer: widths, with and without a mask, one image or several, on one GPU or divided
-)
-_TRIED_SIZE = (
-    520,
-    648,
-)  # its levels are no widths of a network, so that no width is taken for a size
+# Of a layer: widths, with and without a mask, one image or several, on one GPU or divided.
+_MOST_FORMS = 32
+# Its levels are no widths of a network, so that no width is taken for a size.
+_TRIED_SIZE = (520, 648)
 
 
 class CompiledLayers:
@@ -48,23 +46,23 @@ class CompiledLayers:
         self.seconds = 0.0
         self.failure: Exception | None = None
         self._is_trial = False
-        self._layers: list[Callable[..., Any]] = []
-        self._plain: set[Callable[..., Any]] = (
-            set()
-        )  # a layer that is computed again must do as it did
+        self._layers: list[Forward] = []
+        # A layer that is computed again must do as it did.
+        self._plain: set[Forward] = set()
         torch._dynamo.config.cache_size_limit = _MOST_FORMS
-        torch._dynamo.config.optimize_ddp = (
-            False  # it divides what is compiled; here every layer is apart already
-        )
+        # It divides what is compiled; here every layer is apart already.
+        torch._dynamo.config.optimize_ddp = False
         try:
-            for layer in (module for module in network.modules() if isinstance(module, LAYERS)):
-                compiled = torch.compile(layer.forward, dynamic=True, backend=backend)
-                self._layers.append(layer.forward)
-                setattr(layer, "forward", partial(self._run, layer.forward, compiled))  # noqa: B010
+            for layer in network.modules():
+                if isinstance(layer, LAYERS):
+                    compiled = torch.compile(layer.forward, dynamic=True, backend=backend)
+                    self._layers.append(layer.forward)
+                    run = partial(self._run, layer.forward, compiled)
+                    setattr(layer, "forward", run)  # noqa: B010
         except RuntimeError as reason:  # not on this Python or system
             self.failure = reason
 
-    def _run(self, plain: Callable[..., Any], compiled: Callable[..., Any], *arguments: Any) -> Any:
+    def _run(self, plain: Forward, compiled: Forward, *arguments: Tensor | None) -> Tensor:
         if plain in self._plain or not torch.is_grad_enabled():
             return plain(*arguments)
         try:
@@ -75,7 +73,7 @@ class CompiledLayers:
             self._fail(reason, plain)
             return plain(*arguments)
 
-    def _fail(self, reason: Exception, *layers: Callable[..., Any]) -> None:
+    def _fail(self, reason: Exception, *layers: Forward) -> None:
         self.failure = reason.with_traceback(None)
         self._plain.update(layers)
 
@@ -99,7 +97,7 @@ class CompiledLayers:
         try:
             with autocast(device, objective.precision):
                 maps = backbone(torch.zeros(min(images, 2), 3, *_TRIED_SIZE, device=device))
-            total = torch.stack([each.float().sum() for each in maps]).sum()
+            total = torch.stack([features.float().sum() for features in maps]).sum()
             if total.requires_grad:
                 total.backward()
         except (RuntimeError, OSError) as reason:

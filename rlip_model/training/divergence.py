@@ -30,26 +30,27 @@ def explain(
     objective: Objective, batch: TrainingBatch, reason: str, step: int, root: Path
 ) -> DivergenceError:
     """Find the cause, and save the batch in a folder in `root`."""
-    parameters = () if is_sharded(objective) else objective.network.named_parameters()
-    broken = [name for name, parameter in parameters if not bool(parameter.isfinite().all())]
-    if broken:
-        cause = f"parameters are not finite since an earlier step ({broken[0]})"
-    elif is_sharded(objective):
-        cause = f"caused by one of the images {', '.join(batch.image_ids)}"
-    elif culprits := find_culprits(objective, batch):
-        cause = f"caused by image {', '.join(culprits)}"
-    else:
-        cause = f"none of the images {', '.join(batch.image_ids)} causes it alone"
     folder = root / f"{DIVERGED}{step + 1:08d}" / f"process-{rank()}"
-    saved = (
-        f"the batch is saved in {folder}"
-        if _save(batch, folder, reason)
-        else "the batch could not be saved"
-    )
+    saved = "the batch could not be saved"
+    if _save(batch, folder, reason):
+        saved = f"the batch is saved in {folder}"
     return DivergenceError(
-        f"step {step + 1}: {reason}; {cause}; {saved}. A smaller learning rate (optimisation.lr)"
-        " may help"
+        f"step {step + 1}: {reason}; {_find_cause(objective, batch)}; {saved}. A smaller learning"
+        " rate (optimisation.lr) may help"
     )
+
+
+def _find_cause(objective: Objective, batch: TrainingBatch) -> str:
+    images = ", ".join(batch.image_ids)
+    if is_sharded(objective):
+        return f"caused by one of the images {images}"
+    for name, parameter in objective.network.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            return f"parameters are not finite since an earlier step ({name})"
+    culprits = find_culprits(objective, batch)
+    if culprits:
+        return f"caused by image {', '.join(culprits)}"
+    return f"none of the images {images} causes it alone"
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -62,12 +63,12 @@ def is_sharded(module: nn.Module) -> bool:
 @torch.no_grad()
 def find_culprits(objective: Objective, batch: TrainingBatch) -> list[str]:
     """Return the ids of the images whose loss is not finite in a batch of their own."""
+    culprits = []
     with without_collectives():
-        return [
-            name
-            for image, name in enumerate(batch.image_ids)
-            if not _is_finite(objective, batch.only(image))
-        ]
+        for image, name in enumerate(batch.image_ids):
+            if not _is_finite(objective, batch.only(image)):
+                culprits.append(name)
+    return culprits
 
 
 def _is_finite(objective: Objective, batch: TrainingBatch) -> bool:

@@ -19,10 +19,12 @@ class EMA:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.values: dict[str, Tensor] = {
-            name: p.detach().clone() for name, p in self._parameters.items()
-        }
+        self._parameters: dict[str, nn.Parameter] = {}
+        self.values: dict[str, Tensor] = {}
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                self._parameters[name] = parameter
+                self.values[name] = parameter.detach().clone()
 
     @torch.no_grad()
     def update(self) -> None:

@@ -9,15 +9,17 @@ text.
 from __future__ import annotations
 
 import re
+from itertools import product
 
 WORD = re.compile(r"([^\W\d_]+)")
 SIDES = ("left", "right")
 
+
+_FORMS = (str.lower, str.title, str.upper)
+_ENDINGS = ("", "most", "ward", "wards", "hand", "handed")
 OPPOSITE = {
-    form(one + ending): form(other + ending)
-    for one, other in (SIDES, SIDES[::-1])
-    for ending in ("", "most", "ward", "wards", "hand", "handed")
-    for form in (str.lower, str.title, str.upper)
+    form(first + ending): form(second + ending)
+    for (first, second), ending, form in product((SIDES, SIDES[::-1]), _ENDINGS, _FORMS)
 }
 
 # After these words it is a side, whatever follows: "on the left behind".

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -144,22 +145,20 @@ class Trainer:
         if self.position.best_by != self.best_by:  # scores by another measure cannot be compared
             self.position = replace(self.position, best=None, best_by=self.best_by)
         network = self.objective.network
-        moments = {
-            name: value for name, value in tensors.items() if not name.startswith(_PARAMETER)
-        }
-        state = unflatten(
-            moments, get_optimizer_state_dict(network, self.optimizer, options=_EVERYWHERE)
-        )
+        moments = {}
+        parameters = {}
+        for name, tensor in tensors.items():
+            if name.startswith(_PARAMETER):
+                parameters[name.removeprefix(_PARAMETER)] = tensor
+            else:
+                moments[name] = tensor
+        initial = get_optimizer_state_dict(network, self.optimizer, options=_EVERYWHERE)
+        state = unflatten(moments, initial)
         set_optimizer_state_dict(network, self.optimizer, state, options=_EVERYWHERE)
         if self.ema is not None:
             self.ema.load(dict(network.named_parameters()), self.position.averaged)
-            parameters = {
-                n.removeprefix(_PARAMETER): t
-                for n, t in tensors.items()
-                if n.startswith(_PARAMETER)
-            }
-            model_state_dict = get_model_state_dict(network, options=_EVERYWHERE)
-            set_model_state_dict(network, {**model_state_dict, **parameters}, options=_EVERYWHERE)
+            averages = get_model_state_dict(network, options=_EVERYWHERE)
+            set_model_state_dict(network, {**averages, **parameters}, options=_EVERYWHERE)
 
     def fit(self, feed: Feed) -> None:
         """Train until all epochs, or all steps, are done.
@@ -273,9 +272,8 @@ class Trainer:
         return cast(AbstractContextManager[None], self.module.no_sync())
 
     def _clip(self) -> Tensor:
-        parameters = [
-            parameter for group in self.optimizer.param_groups for parameter in group["params"]
-        ]
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        parameters = list(chain.from_iterable(groups))
         norm = nn.utils.clip_grad_norm_(parameters, self.options.clip_norm or float("inf"))
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
@@ -284,15 +282,11 @@ class Trainer:
         share = feed.validation()
         if share is None:
             return False
-        if self.ema is not None:
-            self.ema.swap()
-        try:
+        with self._averaged():
             with share as batches:
                 measures = validate(self.objective, batches, self.device)
-            measures |= self.benchmark() if self.benchmark else {}
-        finally:
-            if self.ema is not None:
-                self.ema.swap()
+            if self.benchmark:
+                measures |= self.benchmark()
         epoch = self.position.epoch + (self.position.done > 0)  # that of the last step, from 1
         self.report({"event": "validation", "epoch": epoch, "step": self.position.step, **measures})
         if self.best_by not in measures:
@@ -307,22 +301,29 @@ class Trainer:
         self.position = replace(self.position, best=score)
         return True
 
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The network has the averages of its parameters, if there are any."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.swap()
+        try:
+            yield
+        finally:
+            self.ema.swap()
+
     def _save(self, best: bool = False) -> None:
         """Write a checkpoint from the first process, with the state of all processes."""
         network = self.objective.network
         tensors = flatten(get_optimizer_state_dict(network, self.optimizer, options=_WHOLE))
         if self.ema is not None:
-            own = {
-                name: value
-                for name, value in _parameters(network).items()
-                if name in self.ema.values
-            }
-            tensors |= {f"{_PARAMETER}{name}": value for name, value in own.items()}
-            self.ema.swap()
-        state = _parameters(network)
-        if self.ema is not None:
-            self.ema.swap()
             self.position = replace(self.position, averaged=self.ema.updates)
+            for name, value in _parameters(network).items():
+                if name in self.ema.values:
+                    tensors[f"{_PARAMETER}{name}"] = value
+        with self._averaged():
+            state = _parameters(network)
         if rank() == 0:
             self.checkpoints.save(network, TrainingState(self.position, state, tensors), best)
         gather(None)  # wait until it is written

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,17 @@ _REDUCTIONS: Mapping[str, Callable[[Sequence[Any]], float | str]] = {
     "compilation": max,
     "compile_error": itemgetter(0),
 }
+
+
+class _Reading(NamedTuple):
+    """The metrics of a process; see `StepMeter.read`."""
+
+    losses: Mapping[str, float]
+    images: int
+    waited: float
+    skipped: int
+    memory: int
+    extra: Mapping[str, float | str]
 
 
 class StepMeter:
@@ -82,30 +93,23 @@ class StepMeter:
         GPU, and `gpu_utilization`, their mean, if it is known.
         """
         seconds = max(time.perf_counter() - self.began, 1e-9)
-        own = {name: float(value) / self.steps for name, value in self.sums.items()}
-        everyone = gather(
-            (own, self.images, self.waited / seconds, self.skipped, peak_memory(), self._extra())
+        means = {name: float(value) / self.steps for name, value in self.sums.items()}
+        reading = _Reading(
+            means, self.images, self.waited / seconds, self.skipped, peak_memory(), self._extra()
         )
-        means = {name: sum(each[0][name] for each in everyone) / len(everyone) for name in own}
-        metrics: Metrics = {
-            "event": "step",
-            "epoch": epoch + 1,
-            "step": step,
-            "steps": self.total,
-            **means,
-            **{
-                f"lr_{group['name']}": group["lr"]
-                for group in optimizer.param_groups
-                if group["params"]
-            },
-            "images_per_second": sum(each[1] for each in everyone) / seconds,
-            "waited": max(each[2] for each in everyone),
-            "skipped": sum(each[3] for each in everyone),
-            "memory": max(each[4] for each in everyone),
-            **_combined([each[5] for each in everyone]),
-        }
+        readings = gather(reading)
+        metrics: Metrics = {"event": "step", "epoch": epoch + 1, "step": step, "steps": self.total}
+        for name in means:
+            metrics[name] = sum(process.losses[name] for process in readings) / len(readings)
+        for group in optimizer.param_groups:
+            if group["params"]:
+                metrics[f"lr_{group['name']}"] = group["lr"]
+        metrics["images_per_second"] = sum(process.images for process in readings) / seconds
+        metrics["waited"] = max(process.waited for process in readings)
+        metrics["skipped"] = sum(process.skipped for process in readings)
+        metrics["memory"] = max(process.memory for process in readings)
         self._reset()
-        return metrics
+        return metrics | _combined([process.extra for process in readings])
 
     def _extra(self) -> dict[str, float | str]:
         utilization = self.utilization()
@@ -117,14 +121,14 @@ class StepMeter:
         return metrics
 
 
-def _combined(everyone: Sequence[Mapping[str, Any]]) -> Metrics:
+def _combined(metrics: Sequence[Mapping[str, float | str]]) -> Metrics:
     """Return the extra metrics of all processes, of those that have them."""
-    values = {name: [each[name] for each in everyone if name in each] for name in _REDUCTIONS}
-    return {
-        name: _REDUCTIONS[name](of_processes)
-        for name, of_processes in values.items()
-        if of_processes
-    }
+    combined: Metrics = {}
+    for name, reduction in _REDUCTIONS.items():
+        values = [process[name] for process in metrics if name in process]
+        if values:
+            combined[name] = reduction(values)
+    return combined
 
 
 def peak_memory() -> int:

@@ -18,7 +18,7 @@ from rlip_model.dense_head import DenseOutput, LabelledBoxes, dense_losses
 from rlip_model.distributed import counting_nothing
 from rlip_model.encoder import EncoderLayer
 from rlip_model.heads import LayerOutput, RelationOutput
-from rlip_model.losses import DetectionCriterion, LayerLosses, ModelLosses, TaggerCriterion
+from rlip_model.losses import DetectionCriterion, ModelLosses, TaggerCriterion
 from rlip_model.model import RLIPModel, RTagger, TripletDetector
 from rlip_model.settings import ComputePrecision
 from rlip_model.swin import SwinBlock
@@ -50,13 +50,13 @@ class Objective(nn.Module):
 
     Args:
         criterion: a `TaggerCriterion` for an R-Tagger, a `DetectionCriterion` for the others; None
-            to train only the dense head, and what it needs, as a detector to start from.
+            to train only the dense head of a network that has one, and what it needs, as a detector
+            to start from.
         dense_weight: weight of the losses of the dense head, if the network has one.
         mask_by_sum: see `RLIPModel.encode_tokens`.
 
     Raises:
-        ValueError: the network has no tokenizer or no head to train, or the criterion is of the
-            wrong kind.
+        ValueError: the network has no tokenizer.
     """
 
     def __init__(
@@ -72,14 +72,6 @@ class Objective(nn.Module):
             raise ValueError(
                 "the network has no tokenizer, so it cannot be trained; set one with set_tokenizer"
             )
-        if criterion is None and network.dense_head is None:
-            raise ValueError(
-                "only boxes are to be trained, but the network has no dense head for them"
-            )
-        if criterion is not None and isinstance(network, RTagger) != isinstance(
-            criterion, TaggerCriterion
-        ):
-            raise ValueError(f"{type(criterion).__name__} does not fit {type(network).__name__}")
         self.network = network
         self.criterion = criterion
         self.tokenizer = network.tokenizer
@@ -102,9 +94,8 @@ class Objective(nn.Module):
         """
         if not len(batch):
             with counting_nothing():
-                return {
-                    name: 0 * value for name, value in self.forward(_blank(batch), totals).items()
-                }
+                losses = self.forward(_blank(batch), totals)
+            return {name: 0 * value for name, value in losses.items()}
         with autocast(batch.pixel_values.device, self.precision):
             predicted = self.predict(batch)
         return self.losses(predicted, batch, totals)
@@ -117,30 +108,23 @@ class Objective(nn.Module):
         Pseudo-labels need the encoded texts. With the same random numbers as `forward`, these are
         the same.
         """
+        device = batch.pixel_values.device
         features = None
-        slots = self.network.config.num_pairs
-        relations = len(batch.texts.relations)
         if isinstance(self.criterion, DetectionCriterion) and self.criterion.pseudo_labels:
-            with autocast(batch.pixel_values.device, self.precision):
+            with autocast(device, self.precision):
                 labels = self._encode(batch)
             features = labels.features[0, labels.num_objects :]
+        counts = TargetCounts(*torch.zeros(len(fields(TargetCounts)), device=device))
         if not len(batch):
-            return TargetCounts(
-                *torch.zeros(len(fields(TargetCounts)), device=batch.pixel_values.device)
-            )
+            return counts
+        relations = len(batch.texts.relations)
         if isinstance(self.criterion, TaggerCriterion):
             return self.criterion.count(batch.triplets, relations)
-        boxes = torch.full(
-            (),
-            float(sum(len(image.labels) for image in batch.boxes)),
-            device=batch.pixel_values.device,
-        )
-        if self.criterion is None:
-            nothing = torch.zeros_like(boxes)
-            return TargetCounts(nothing, nothing, nothing, nothing, boxes)
-        return replace(
-            self.criterion.count(batch.triplets, slots, relations, features), boxes=boxes
-        )
+        if self.criterion is not None:
+            slots = self.network.config.num_pairs
+            counts = self.criterion.count(batch.triplets, slots, relations, features)
+        boxes = sum(len(image.labels) for image in batch.boxes)
+        return replace(counts, boxes=torch.full((), float(boxes), device=device))
 
     def evaluate(self, batch: TrainingBatch) -> tuple[Predictions, Tensor]:
         """Return the predictions of the network, and their loss."""
@@ -169,8 +153,10 @@ class Objective(nn.Module):
             return losses
         dense = dense_losses(predicted.boxes, batch.boxes, totals.boxes if totals else None)
         total = self.dense_weight * (dense.focal + dense.giou)
-        parts = {"dense_class": dense.focal.detach(), "dense_giou": dense.giou.detach()}
-        return {**losses, "loss": losses["loss"] + total if losses else total, **parts}
+        losses["loss"] = losses["loss"] + total if losses else total
+        losses["dense_class"] = dense.focal.detach()
+        losses["dense_giou"] = dense.giou.detach()
+        return losses
 
     def _relation_losses(
         self,
@@ -191,14 +177,17 @@ class Objective(nn.Module):
         labels = self._encode(batch)
         network = self.network
         if isinstance(network, RTagger):
-            pairs = batch.given or batch.triplets
+            pairs = batch.unsent_triplets or batch.triplets
             return Predictions(labels, network(batch.pixel_values, batch.padding, labels, pairs))
         assert isinstance(network, TripletDetector)
         image = network.encode_image(batch.pixel_values, batch.padding)
-        boxes = network.detect_boxes(image, labels) if network.dense_head is not None else None
-        return Predictions(
-            labels, None if self.criterion is None else network.detect(image, labels, boxes), boxes
-        )
+        boxes = None
+        if network.dense_head is not None:
+            boxes = network.detect_boxes(image, labels)
+        triplets = None
+        if self.criterion is not None:
+            triplets = network.detect(image, labels, boxes)
+        return Predictions(labels, triplets, boxes)
 
     def _encode(self, batch: TrainingBatch) -> LabelFeatures:
         texts = [*batch.texts.objects, *batch.texts.relations]
@@ -221,18 +210,17 @@ def sum_parts(
     """
     if len(parts) == 1:
         return dict(losses[0])
-    shares = {
-        "cardinality_error": _shares([len(part) for part in parts]),
-        "class_error": _shares([sum(map(len, part.triplets)) for part in parts]),
-    }
+    images = _shares([len(part) for part in parts])
+    triplets = _shares([sum(map(len, part.triplets)) for part in parts])
     summed = {}
     for name in losses[0]:
-        weights = next(
-            (share for kind, share in shares.items() if name.endswith(kind)), [1.0] * len(parts)
-        )
-        summed[name] = torch.stack(
-            [w * part[name] for w, part in zip(weights, losses, strict=True)]
-        ).sum(0)
+        weights = [1.0] * len(parts)
+        if name.endswith("cardinality_error"):
+            weights = images
+        elif name.endswith("class_error"):
+            weights = triplets
+        values = [weight * part[name] for weight, part in zip(weights, losses, strict=True)]
+        summed[name] = torch.stack(values).sum(0)
     return summed
 
 
@@ -290,7 +278,8 @@ def _blank(batch: TrainingBatch) -> TrainingBatch:
     step.
     """
     pixels = batch.pixel_values.new_zeros(1, 3, _BLANK_SIDE, _BLANK_SIDE)
-    device, nothing = pixels.device, torch.zeros(0, dtype=torch.long, device=pixels.device)
+    device = pixels.device
+    nothing = torch.zeros(0, dtype=torch.long, device=device)
     boxes = torch.zeros(0, 4, device=device)
     relations = torch.zeros(0, len(batch.texts.relations), device=device)
     return replace(
@@ -299,14 +288,15 @@ def _blank(batch: TrainingBatch) -> TrainingBatch:
         pixel_values=pixels,
         padding=torch.zeros(1, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.bool, device=device),
         triplets=(Triplets(boxes, boxes, nothing, nothing, relations),),
-        given=(),
+        unsent_triplets=(),
         sizes=((_BLANK_SIDE, _BLANK_SIDE),),
         boxes=(LabelledBoxes(boxes, nothing),),
     )
 
 
 def _named(losses: ModelLosses) -> dict[str, Tensor]:
-    parts = {f.name: getattr(losses.final, f.name) for f in fields(LayerLosses)}
-    errors = vars(parts.pop("errors"))
-    parts |= {f"{name}_error": value for name, value in errors.items() if value is not None}
+    parts = dict(vars(losses.final))
+    for name, error in vars(parts.pop("errors")).items():
+        if error is not None:
+            parts[f"{name}_error"] = error
     return {"loss": losses.total} | {name: value.detach() for name, value in parts.items()}

@@ -18,23 +18,21 @@ def make_optimizer(model: nn.Module, options: Optimisation) -> AdamW:
     Raises:
         ValueError: every parameter is frozen.
     """
-    named = [
-        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
-    ]
-    if not named:
+    # All groups exist, even if empty, so that a stored state always fits.
+    parameters: dict[str, list[nn.Parameter]] = {"rest": [], "backbone": [], "text": []}
+    devices = set()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameters[group_of(name)].append(parameter)
+            devices.add(parameter.device.type)
+    if not devices:
         raise ValueError("every parameter is frozen: there is nothing to train")
     rates = {"rest": options.lr, "backbone": options.lr_backbone, "text": options.lr_text}
     groups = [
-        {
-            "params": [p for name, p in named if group_of(name) == group],
-            "lr": rate,
-            "base_lr": rate,
-            "name": group,
-        }
+        {"params": parameters[group], "lr": rate, "base_lr": rate, "name": group}
         for group, rate in rates.items()
     ]
-    # All groups exist, even if empty, so that a stored state always fits.
-    fused = all(parameter.device.type in ("cpu", "cuda") for _, parameter in named)
+    fused = devices <= {"cpu", "cuda"}
     return AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=fused or None)
 
 

@@ -15,12 +15,12 @@ def tagger_triplets(
     targets: SceneTargets,
     width: float,
     height: float,
-    most: int,
+    max_pairs: int,
     rng: random.Random,
     *,
     related_first: bool = False,
 ) -> LabelledTriplets:
-    """Make triplets of related pairs and of other pairs of the image, up to `most`.
+    """Make triplets of related pairs and of other pairs of the image, up to `max_pairs`.
 
     If there are more, pairs are drawn at random; related pairs take precedence. Triplets of other
     pairs have a row of zeros for relations. Of a judged image there are only judged pairs. Missing
@@ -28,18 +28,18 @@ def tagger_triplets(
 
     Args:
         width, height: of the image, in pixels.
-        most: maximum number of pairs, the network's number of query pairs.
+        max_pairs: the network's number of query pairs.
         related_first: the published order, related pairs first. Every slot of the network has its
             own query, so from this order the network learns that pairs in the last slots have no
             relations, which is wrong in inference.
     """
     targets = targets.keep(~targets.missing)
     related, labels = targets.related()
-    drawn = _draw(len(related), most, rng)
-    others = unrelated(len(targets.boxes), related) if targets.right is None else related[:0]
-    others = others[_draw(len(others), most - len(drawn), rng)]
-    pairs = torch.cat((related[drawn], others))
-    labels = torch.cat((labels[drawn], labels.new_zeros(len(others), labels.shape[1])))
+    drawn = _draw(len(related), max_pairs, rng)
+    negatives = unrelated(len(targets.boxes), related) if targets.right is None else related[:0]
+    negatives = negatives[_draw(len(negatives), max_pairs - len(drawn), rng)]
+    pairs = torch.cat((related[drawn], negatives))
+    labels = torch.cat((labels[drawn], labels.new_zeros(len(negatives), labels.shape[1])))
     if not related_first:
         order = rng.sample(range(len(pairs)), len(pairs))
         pairs = pairs[order]
@@ -56,6 +56,6 @@ def unrelated(objects: int, related: Tensor) -> Tensor:
     return free.nonzero()
 
 
-def _draw(count: int, most: int, rng: random.Random) -> Tensor:
-    """Draw up to `most` of the numbers below `count`, in ascending order."""
-    return torch.tensor(sorted(rng.sample(range(count), min(count, most))), dtype=torch.long)
+def _draw(count: int, limit: int, rng: random.Random) -> Tensor:
+    """Draw up to `limit` of the numbers below `count`, in ascending order."""
+    return torch.tensor(sorted(rng.sample(range(count), min(count, limit))), dtype=torch.long)

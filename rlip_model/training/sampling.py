@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ def batch_texts(
     sampling: NegativeSampling | None = None,
     rng: random.Random | None = None,
     *,
-    whole: bool = False,
+    take_all: bool = False,
 ) -> Texts:
     """Return the union of the texts of all images in order of first appearance, then negative
     samples.
@@ -129,7 +129,7 @@ def batch_texts(
         objects, relations: the texts of each image.
         sampling: how to sample negative texts; None for none.
         rng: draws objects first, then relations; the same state gives the same texts.
-        whole: see `extend`.
+        take_all: see `extend`.
 
     Raises:
         ValueError: `sampling` is given without `rng`.
@@ -139,7 +139,7 @@ def batch_texts(
     if sampling is not None:
         if rng is None:
             raise ValueError("sampling negative texts needs rng")
-        extended = partial(extend, rng=rng, whole=whole)
+        extended = partial(extend, rng=rng, take_all=take_all)
         object_texts = extended(
             object_texts, sampling.objects, sampling.num_objects, sampling.object_strategy
         )
@@ -151,7 +151,7 @@ def batch_texts(
 
 def union(lists: Iterable[Iterable[str]]) -> list[str]:
     """Return all distinct names, in order of first appearance."""
-    return list(dict.fromkeys(name for names in lists for name in names))
+    return list(dict.fromkeys(chain.from_iterable(lists)))
 
 
 def extend(
@@ -161,7 +161,7 @@ def extend(
     strategy: Strategy,
     rng: random.Random,
     *,
-    whole: bool = False,
+    take_all: bool = False,
 ) -> list[str]:
     """Draw new names until there are `total`, or until none is left in the vocabulary.
 
@@ -170,10 +170,12 @@ def extend(
     distribution.
 
     Args:
-        whole: if no name is left out, take them as they are: drawing rare names takes long.
+        take_all: if no name is left out, take them as they are: drawing rare names takes long.
     """
-    if whole and len(everything := union((names, vocabulary.names))) <= total:
-        return everything
+    if take_all:
+        all_names = union((names, vocabulary.names))
+        if len(all_names) <= total:
+            return all_names
     extended = list(names)
     known = set(names)
     new = len(set(vocabulary.names) - known)
@@ -189,7 +191,7 @@ def extend(
             continue
         extended.append(name)
         known.add(name)
-        new = new - 1
+        new -= 1
         repeats = 0
     return extended
 
@@ -235,7 +237,8 @@ def relabelled(image: LabelledTriplets, texts: Texts) -> Triplets:
 
 def _places(names: Sequence[str], among: Sequence[str], like: Tensor) -> Tensor:
     place = {name: index for index, name in enumerate(among)}
-    missing = next((name for name in names if name not in place), None)
-    if missing is not None:
-        raise ValueError(f"{missing!r} is not among the {len(among)} texts of the batch")
-    return torch.tensor([place[name] for name in names], dtype=torch.long, device=like.device)
+    try:
+        places = [place[name] for name in names]
+    except KeyError as missing:
+        raise ValueError(f"{missing} is not among the {len(among)} texts of the batch") from None
+    return torch.tensor(places, dtype=torch.long, device=like.device)

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -28,11 +28,13 @@ from torch import Tensor
 from rlip_model.model import RLIPModel
 from rlip_model.pretrained import CheckpointError
 
+OptimizerState: TypeAlias = Mapping[str, Any]  # as torch.distributed gives it
 CHECKPOINTS = "checkpoints"
 LAST = "last"
 BEST = "best"
 OPTIMIZER = "optimizer.safetensors"
 TRAINING = "training.json"
+_WRITING = ".writing-"  # begins the names of unfinished checkpoints
 _NAME = re.compile(r"step-\d{8,}")
 
 
@@ -95,7 +97,7 @@ class Checkpoints:
         """
         folder = self.root / CHECKPOINTS / f"step-{state.position.step:08d}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_WRITING, dir=folder.parent))
         try:
             _write(temporary, model, state)
             shutil.rmtree(folder, ignore_errors=True)
@@ -124,10 +126,8 @@ class Checkpoints:
         linked = {(self.root / name).resolve() for name in (LAST, BEST)}
         entries = sorted((self.root / CHECKPOINTS).iterdir())
         complete = [entry for entry in entries if _NAME.fullmatch(entry.name)]
-        for entry in (
-            *complete[: -self.keep],
-            *(entry for entry in entries if entry.name.startswith(".writing-")),
-        ):
+        unfinished = [entry for entry in entries if entry.name.startswith(_WRITING)]
+        for entry in complete[: -self.keep] + unfinished:
             if entry.resolve() not in linked:
                 shutil.rmtree(entry, ignore_errors=True)
 
@@ -178,18 +178,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def flatten(optimizer_state: Mapping[str, Any]) -> dict[str, Tensor]:
+def flatten(optimizer_state: OptimizerState) -> dict[str, Tensor]:
     """Flatten the state of an optimizer to `{"exp_avg.NAME": tensor, …}`; empty for an empty
     state.
     """
-    return {
-        f"{key}.{name}": torch.as_tensor(value)
-        for name, values in optimizer_state.get("state", {}).items()
-        for key, value in values.items()
-    }
+    tensors = {}
+    for name, values in optimizer_state.get("state", {}).items():
+        for key, value in values.items():
+            tensors[f"{key}.{name}"] = torch.as_tensor(value)
+    return tensors
 
 
-def unflatten(tensors: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(tensors: Mapping[str, Tensor], optimizer_state: OptimizerState) -> dict[str, Any]:
     """Replace the tensors in the state of a new optimizer by stored ones.
 
     Parameters that never had a gradient have no stored tensors.
@@ -197,15 +197,13 @@ def unflatten(tensors: Mapping[str, Tensor], optimizer_state: Mapping[str, Any])
     Raises:
         CheckpointError: there are stored tensors of a parameter that is not trained now.
     """
-    own: dict[str, Any] = optimizer_state["state"]
-    known = {f"{key}.{name}" for name, values in own.items() for key in values}
-    unknown = sorted(tensors.keys() - known)
+    unknown = set(tensors)
+    state: dict[str, dict[str, Tensor]] = {}
+    for name, values in optimizer_state["state"].items():
+        state[name] = {key: tensors.get(f"{key}.{name}", value) for key, value in values.items()}
+        unknown -= {f"{key}.{name}" for key in values}
     if unknown:
         raise CheckpointError(
-            f"the checkpoint contains {unknown[0]}: other parts of the network were trained"
+            f"the checkpoint contains {min(unknown)}: other parts of the network were trained"
         )
-    state = {
-        name: {key: tensors.get(f"{key}.{name}", value) for key, value in values.items()}
-        for name, values in own.items()
-    }
     return {**optimizer_state, "state": state}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -66,13 +67,13 @@ class RelationScores:
         confidences = np.concatenate(self.confidences)
         true_positives = np.concatenate(self.true_positives)
         measures = {"ap": average_precision(confidences, true_positives, total)}
-        for most in RECALL_AT:
+        for limit in RECALL_AT:
             per_image = zip(self.true_positives, self.targets, strict=True)
-            recalls = [matched[:most].sum() / count for matched, count in per_image if count]
-            measures[f"recall@{most}"] = float(np.mean(recalls))
-        kept = true_positives[confidences >= CONFIDENT]
-        measures["precision"] = float(kept.mean()) if len(kept) else 0.0
-        measures["recall"] = float(kept.sum() / total)
+            recalls = [matched[:limit].sum() / count for matched, count in per_image if count]
+            measures[f"recall@{limit}"] = float(np.mean(recalls))
+        confident = true_positives[confidences >= CONFIDENT]
+        measures["precision"] = float(confident.mean()) if len(confident) else 0.0
+        measures["recall"] = float(confident.sum() / total)
         return measures
 
 
@@ -100,12 +101,11 @@ def match_triplets(predicted: TripletDetections, target: Triplets) -> tuple[np.n
     matched: set[tuple[int, int]] = set()
     true_positives = np.zeros(len(best), dtype=bool)
     for row, predicate in enumerate(predicates.tolist()):
-        free = [
-            pair for pair in correct[row].nonzero()[0].tolist() if (pair, predicate) not in matched
-        ]
-        if free:
-            true_positives[row] = True
-            matched.add((free[0], predicate))
+        for pair in correct[row].nonzero()[0].tolist():
+            if (pair, predicate) not in matched:
+                true_positives[row] = True
+                matched.add((pair, predicate))
+                break
     return scores[best].float().cpu().numpy(), true_positives
 
 
@@ -133,13 +133,11 @@ def validate(
     total_scores = RelationScores()
     for part in gather(scores):
         total_scores.extend(part)
-    totals = np.array([pair for part in gather(losses) for pair in part]).reshape(-1, 2)
+    totals = np.array(list(chain.from_iterable(gather(losses)))).reshape(-1, 2)
     if not len(totals):
         return {}
-    return {
-        "loss": float(np.average(totals[:, 0], weights=totals[:, 1])),
-        **total_scores.measures(),
-    }
+    loss = float(np.average(totals[:, 0], weights=totals[:, 1]))
+    return {"loss": loss, **total_scores.measures()}
 
 
 @torch.no_grad()
@@ -156,14 +154,11 @@ def score_batches(
     try:
         with without_collectives():
             for batch in batches:
+                batch = batch.to(device)
                 if len(batch):
-                    losses.append(
-                        (_evaluate_batch(objective, batch.to(device), scores), len(batch))
-                    )
-                else:
-                    objective(
-                        batch.to(device)
-                    )  # sharded parameters need a forward pass of every process
+                    losses.append((_evaluate_batch(objective, batch, scores), len(batch)))
+                else:  # sharded parameters need a forward pass of every process
+                    objective(batch)
     finally:
         objective.train(training)
     return scores, losses
@@ -172,8 +167,8 @@ def score_batches(
 def _evaluate_batch(objective: Objective, batch: TrainingBatch, scores: RelationScores) -> float:
     predictions, loss = objective.evaluate(batch)
     if predictions.triplets is not None:
-        found = detections(objective, predictions.triplets.final, batch)
-        for predicted, target in zip(found, batch.triplets, strict=True):
+        images = detections(objective, predictions.triplets.final, batch)
+        for predicted, target in zip(images, batch.triplets, strict=True):
             scores.add(predicted, target)
     return float(loss)
 

@@ -61,7 +61,7 @@ def convert(
             model = convert_detector(
                 checkpoint, out, kind, tokenizer, 200 if queries is None else queries
             )
-            modules = sorted({".".join(name.split(".")[:2]) for name in model.kept})
+            modules = sorted({".".join(name.split(".")[:2]) for name in model.unchanged})
             parts["not_used_of_the_detector"] = list(model.unused)
             parts["not_from_the_detector"] = modules
     except (CheckpointError, TokenizerError) as error:

@@ -80,11 +80,13 @@ def test_layers_and_heads(kind: type[ParSeD], anchored: bool) -> None:
     expected = state["transformer.encoder.layers.1.self_attn.value_proj.weight"]
     assert torch.equal(network.encoder.layers[1].self_attn.value_proj.weight, expected)
     assert torch.equal(network.image_encoder.level_embed, state["transformer.level_embed"])
-    assert set(report.loaded).isdisjoint(report.kept)
-    assert set(report.loaded) | set(report.kept) >= {name for name, _ in network.named_parameters()}
+    assert set(report.loaded).isdisjoint(report.unchanged)
+    assert set(report.loaded) | set(report.unchanged) >= {
+        name for name, _ in network.named_parameters()
+    }
     after = network.state_dict()
-    assert all(torch.equal(after[name], before[name]) for name in report.kept)
-    assert all(name.split(".")[0] in PARTS_WITHOUT_DETECTOR for name in report.kept)
+    assert all(torch.equal(after[name], before[name]) for name in report.unchanged)
+    assert all(name.split(".")[0] in PARTS_WITHOUT_DETECTOR for name in report.unchanged)
     without_place = re.compile(r"class_embed\.|transformer\.decoder\.layers\.[345]\.|query_embed\.")
     assert all(without_place.match(key) for key in report.unused)
     assert {"class_embed.0.weight", "transformer.decoder.layers.3.linear1.weight"} <= set(

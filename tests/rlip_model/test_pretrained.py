@@ -95,3 +95,12 @@ def test_every_table_is_trimmed(kind: type[ParSeD], pairwise: bool) -> None:
         if not name.startswith("queries.")
     }
     assert all(torch.equal(value, full_state[name]) for name, value in smaller.items())
+
+
+def test_queries_of_proposals_share_one_row() -> None:
+    network = tiny_network(ParSeDA, dense_head=True, proposals=8)
+    trimmed = prune_queries(network, 24)
+    assert trimmed.config.num_queries == 24
+    full_state = network.state_dict()
+    for name, value in trimmed.state_dict().items():
+        assert torch.equal(value, full_state[name])

@@ -323,7 +323,7 @@ class StepStream:
             names = [item.graph.names() for item in group]
             objects = [objects for objects, _ in names]
             predicates = [predicates for _, predicates in names]
-            texts = batch_texts(objects, predicates, sampling, rng, whole=True)
+            texts = batch_texts(objects, predicates, sampling, rng, take_all=True)
         return texts, self._reworded(texts, rng)
 
     def _reworded(self, texts: Texts, rng: random.Random) -> Texts:

@@ -13,7 +13,7 @@ from PIL import Image
 from rlip_model.settings import Augmentation
 from rlip_model.training import annotations
 from rlip_model.training.annotations import MISSING_OBJECT, SceneObject, SceneRelation, SceneTargets
-from rlip_model.training.augment import augment, prepare, random_window
+from rlip_model.training.augment import augment, flipped, prepare, random_window
 
 CHANNELS = ("red", "green", "blue")
 RELATIONS = tuple(
@@ -93,7 +93,9 @@ def seen(image: Image.Image, channel: int) -> tuple[float, ...] | None:
 def test_boxes_frame_what_is_seen_and_targets_stay_whole(
     scene: Scene, seed: int, flip: bool
 ) -> None:
-    image, targets = augment(*scene, SMALL, random.Random(seed), flip)
+    if flip:
+        scene = flipped(*scene)
+    image, targets = augment(*scene, SMALL, random.Random(seed))
     names = [targets.object_texts[label] for label in targets.labels.tolist()]
     for channel, name in enumerate(CHANNELS):
         visible = seen(image, channel)
