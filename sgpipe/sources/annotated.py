@@ -4,13 +4,14 @@ its file.
 
 import codecs
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImagePlace, located
@@ -19,11 +20,12 @@ from sgpipe.files.locations import Location, read_ends
 from sgpipe.recipe import WHOLE
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources import fields
-from sgpipe.sources.fields import FieldError
+from sgpipe.sources.fields import FieldError, JsonObject
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import count
 
 ProblemCounts: TypeAlias = Counter[str]
+Item = TypeVar("Item")
 
 CLIP_TOLERANCE = 0.01  # pixels; smaller cuts are not counted
 NO_CATEGORY_ID = 0  # category_id of classes that have only a name
@@ -77,28 +79,26 @@ class DatasetClasses:
 
 @dataclass(frozen=True)
 class AnnotationSource:
-    """An annotation file, with its companion files, ready to be read; `files` and `options` decide
-    what is read.
+    """An annotation file, with its companion files, ready to be read.
 
-    `read` yields the records in file order and counts problems. Boxes are as annotated, not yet
-    clipped; a record whose image size is not annotated has width and height 0.
+    Attributes:
+        read: yields the records in file order and counts problems. Boxes are as annotated, not yet
+            clipped; a record whose image size is not annotated has width and height 0.
+        files: by role. With the options, they decide what is read.
+        image: returns the file of an image that was read, if the source contains images.
+        origin: identities of the runs that the rows come from, if recorded.
+        boxes: their form in the files, where other exporters may write others; None: fixed.
     """
 
     dataset: str
     split: str
     read: Callable[[ProblemCounts], Iterator[Record]]
-    files: Mapping[str, Location]  # by role
-    options: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Location]
+    options: Mapping[str, object] = field(default_factory=dict)
     classes: DatasetClasses | None = None
-    image: Callable[[Record], bytes | None] | None = (
-        None  # of a record that was read, if the source contains images
-    )
-    origin: Sequence[
-        Mapping[str, Any]
-    ] = ()  # identities of the runs that the rows come from, if recorded
-    boxes: Literal["xywh", "xyxy"] | None = (
-        None  # in the files, where other exporters may write others; None: fixed
-    )
+    image: Callable[[Record], bytes | None] | None = None
+    origin: Sequence[Mapping[str, object]] = ()
+    boxes: Literal["xywh", "xyxy"] | None = None
 
 
 def image_id_from_name(file_name: str) -> str:
@@ -112,8 +112,9 @@ def image_id_from_name(file_name: str) -> str:
 
 @contextmanager
 def error_row(record: Record) -> Iterator[None]:
-    """Make a FieldError or an ImageError in the body of the `with` statement the reason of an error
-    row.
+    """Make an error row of an image if its annotation or file cannot be used.
+
+    A FieldError or an ImageError in the body of the `with` statement is its reason.
     """
     try:
         yield
@@ -122,41 +123,70 @@ def error_row(record: Record) -> Iterator[None]:
         record.fail("import", fields.clean(str(error)))
 
 
-def replace_objects(record: Record, boxes: list[Box | None], problems: ProblemCounts) -> None:
-    """Set the record's objects to `boxes`, without those that are None; drop and count the
-    relations of the latter.
+def read_records(
+    items: Iterable[Item],
+    start: Callable[[Item], Record],
+    fill: Callable[[Record, Item], None],
+    problems: ProblemCounts,
+) -> Iterator[Record]:
+    """Yield the record of each image of a file.
+
+    Args:
+        start: makes the record of an item; after a FieldError, the item is counted as malformed.
+        fill: adds what the item says of the image; a FieldError or an ImageError makes an error
+            row.
     """
-    new_index = {
-        old: new
-        for new, old in enumerate(index for index, box in enumerate(boxes) if box is not None)
-    }
-    relations = [
-        item for item in record.relations if item.subject in new_index and item.object in new_index
-    ]
+    for item in items:
+        try:
+            record = start(item)
+        except FieldError:
+            problems["malformed"] += 1
+            continue
+        with error_row(record):
+            fill(record, item)
+        yield record
+
+
+def replace_objects(record: Record, boxes: list[Box | None], problems: ProblemCounts) -> None:
+    """Set the record's objects to `boxes`, without those that are None.
+
+    Relations of dropped objects are dropped, too, and counted.
+    """
+    record.objects = []
+    new_index: dict[int, int] = {}
+    for index, box in enumerate(boxes):
+        if box is not None:
+            new_index[index] = len(record.objects)
+            record.objects.append(box)
+    relations: list[Relation] = []
+    for relation in record.relations:
+        if {relation.subject, relation.object} <= new_index.keys():
+            relation.subject = new_index[relation.subject]
+            relation.object = new_index[relation.object]
+            relations.append(relation)
     problems["relations_of_dropped_boxes"] += len(record.relations) - len(relations)
-    for item in relations:
-        item.subject = new_index[item.subject]
-        item.object = new_index[item.object]
-    record.objects = [box for box in boxes if box is not None]
     record.relations = relations
 
 
 def clip_objects(record: Record, problems: ProblemCounts) -> None:
-    """Clip the boxes to the image; drop those without area inside it, together with their
-    relations.
+    """Clip the boxes to the image.
+
+    Those without area inside it are dropped, together with their relations.
     """
-    boxes: list[Box | None] = []
-    for box in record.objects:
-        bbox = box.bbox if box.is_nothing else clip_box(box.bbox, record.width, record.height)
-        if bbox is None:
-            problems["degenerate" if all(map(math.isfinite, box.bbox)) else "not_finite"] += 1
-            boxes.append(None)
-            continue
-        problems["clipped"] += any(
-            abs(a - b) > CLIP_TOLERANCE for a, b in zip(box.bbox, bbox, strict=True)
-        )
-        boxes.append(box if bbox is box.bbox else replace(box, bbox=bbox))
+    boxes = [_clip(box, record, problems) for box in record.objects]
     replace_objects(record, boxes, problems)
+
+
+def _clip(box: Box, record: Record, problems: ProblemCounts) -> Box | None:
+    if box.is_nothing:
+        return box
+    bbox = clip_box(box.bbox, record.width, record.height)
+    if bbox is None:
+        problems["degenerate" if all(map(math.isfinite, box.bbox)) else "not_finite"] += 1
+        return None
+    cuts = map(operator.sub, box.bbox, bbox)
+    problems["clipped"] += max(map(abs, cuts)) > CLIP_TOLERANCE
+    return replace(box, bbox=bbox)
 
 
 def drop_nameless(record: Record, problems: ProblemCounts) -> None:
@@ -171,11 +201,14 @@ def drop_nameless(record: Record, problems: ProblemCounts) -> None:
 def relations_of(
     rows: Iterable[Sequence[Any]], names: Mapping[int, str], objects: Mapping[Any, int]
 ) -> list[Relation]:
-    """Return relations given as rows [subject, object, number of the predicate] or with a
+    """Return relations given as rows: subject, object, number of the predicate, or with a
     confidence behind.
 
-    `objects`: indices by what the rows call them. Raises FieldError: there is no such object or
-    predicate.
+    Args:
+        objects: indices by what the rows call them.
+
+    Raises:
+        FieldError: there is no such object or predicate.
     """
     relations = []
     for subject, object_, label, *confidence in rows:
@@ -192,8 +225,10 @@ def relations_of(
 
 
 def add_name(names: dict[int, str], number: int, name: str) -> None:
-    """Add a category. Raises UserError: its id is already that of another name, so that boxes of
-    both would get one.
+    """Add a category.
+
+    Raises:
+        UserError: its id is already that of another name, so that boxes of both would get one.
     """
     if names.setdefault(number, name) != name:
         raise UserError(
@@ -202,8 +237,10 @@ def add_name(names: dict[int, str], number: int, name: str) -> None:
 
 
 def require_format(path: Location, *accepted: str) -> str:
-    """Return the format of a file. Raises UserError, also if it is not accepted, with its format if
-    it is known.
+    """Return the format of a file.
+
+    Raises:
+        UserError: it is not one of the accepted ones.
     """
     form = detect_format(path)
     if form in accepted:
@@ -218,14 +255,12 @@ def detect_format(path: Location) -> str | None:
     seen = Counter[str]()
     for array, item in JsonStream(path):
         seen[array] += 1
-        if array == "rel_categories" and isinstance(item, str):
-            return "triplets"
-        if isinstance(item, dict) and seen[array] <= _ITEMS_EXAMINED:
-            name = _format_of_item(array, item)
-            if name is not None:
-                return name
-        if array == "" and seen[array] > _ITEMS_EXAMINED:
+        is_late = seen[array] > _ITEMS_EXAMINED
+        if array == "" and is_late:
             return None
+        form = None if is_late else _format_of_item(array, item)
+        if form is not None:
+            return form
     return None
 
 
@@ -239,14 +274,18 @@ def _check_ends(path: Location) -> None:
             raise UserError(f"{path} is not a JSON array or object, or is cut short")
 
 
-def _format_of_item(array: str, item: Mapping[str, Any]) -> str | None:
+def _format_of_item(array: str, item: object) -> str | None:
+    if array == "rel_categories" and isinstance(item, str):
+        return "triplets"
+    if not isinstance(item, dict):
+        return None
     for name, keys, form in _RULES:
         if name == array and set(keys.split()) <= item.keys():
             return _hoia_format(item) if form == "hoia" else form
     return None
 
 
-def _hoia_format(item: Mapping[str, Any]) -> str:
+def _hoia_format(item: JsonObject) -> str:
     """Return the format of a HOIA file.
 
     HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart.

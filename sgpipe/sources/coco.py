@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,58 +30,59 @@ from sgpipe.sources.annotated import (
     error_row,
     require_format,
 )
-from sgpipe.sources.detections import Detections
-from sgpipe.sources.fields import FieldError
+from sgpipe.sources.detections import Detections, Origin
+from sgpipe.sources.fields import FieldError, JsonObject
 
+_Add: TypeAlias = Callable[[object], object]
+
+# RelTR's relation category 0; at any other position it is a predicate like others
+NO_RELATION = "__background__"
 _PROBES = 200  # file names tried to choose a layout
 _LAYOUTS = (2, 0, 1, 3)  # leading folders that are left out
-
-
-NO_RELATION = (  # RelTR's relation category 0; at any other position it is a predicate like others
-    "__background__"
-)
-
-
 _PER_RELATION = 4  # numbers of one in `CocoInstances.relations`
 
 
 def read_coco(
     annotations: Location | str, captions: Location | str | None, *, dataset: str, split: str
-) -> tuple[Detections, dict[str, Any]]:
+) -> tuple[Detections, Origin]:
     """Read an instances file and, if given, a captions file; also return their paths and hashes."""
     detections = Detections(dataset, split)
-    origin = {"annotations": str(annotations), "captions": str(captions or "")}
-    origin["annotations_sha256"] = _read_instances(annotations, detections).sha256
+    origin = Origin(
+        annotations=str(annotations),
+        captions=str(captions or ""),
+        annotations_sha256=_read_instances(annotations, detections).sha256,
+    )
     if captions is not None:
         origin["captions_sha256"] = _read_captions(captions, detections).sha256
     return detections, origin
 
 
-def _read_instances(
-    path: Location | str, detections: Detections, **further: Callable[[Any], Any]
-) -> JsonStream:
-    """Read a file; `further`: what adds the items of other arrays. Raises UserError, also if an id
-    has two names.
+def _read_instances(path: Location | str, detections: Detections, **further: _Add) -> JsonStream:
+    """Read a file.
+
+    Args:
+        further: what adds the items of other arrays.
+
+    Raises:
+        UserError: it is another file, or an id has two names.
     """
-    add: dict[str, Callable[[Any], Any]] = {
+    add: dict[str, _Add] = {
         "images": detections.add_image,
         "annotations": detections.add_box,
+        "categories": detections.add_category,
+        **further,
     }
-    add |= {"categories": detections.add_category, **further}
     stream = JsonStream(path)
     seen = dict.fromkeys(add, 0)
     for key, item in stream:
         if key in add:
             seen[key] += 1
             try:
-                add[key](item)
-            except FieldError:
-                detections.problems["malformed"] += 1
+                detections.attempt(add[key], item)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
-    if not (seen["images"] and seen["categories"]) or (
-        seen["annotations"] and not detections.boxes
-    ):
+    lacks_boxes = seen["annotations"] and not detections.boxes
+    if not (seen["images"] and seen["categories"]) or lacks_boxes:
         lacks = "images, no categories, or no annotation with image_id, category_id and bbox"
         raise UserError(f"{path} is not a COCO instances file: it has no {lacks}")
     return stream
@@ -100,21 +101,24 @@ def _read_captions(path: Location | str, detections: Detections) -> JsonStream:
 
 
 def locate_images(detections: Detections, root: ImagePlace) -> bool:
-    """Rewrite Objects365's file names to the layout of the images below `root`; False if no image
-    is found.
+    """Rewrite Objects365's file names to the layout of the images below `root`.
 
     The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to
     "patch8/…", and mirrors use other layouts. The one that finds most of the first images is used;
     if none does, that of the downloads.
+
+    Returns:
+        Whether an image was found.
     """
     names = [name.split("/") for name in detections.file_names]
-    found = [
-        sum(image_exists(root, "/".join(name[out:])) for name in names[:_PROBES])
-        for out in _LAYOUTS
-    ]
-    best = _LAYOUTS[found.index(max(found))]
+
+    def count_images(layout: int) -> int:
+        return sum(image_exists(root, "/".join(name[layout:])) for name in names[:_PROBES])
+
+    images = {layout: count_images(layout) for layout in _LAYOUTS}
+    best = max(_LAYOUTS, key=images.__getitem__)
     detections.file_names = ["/".join(name[best:] or name) for name in names]
-    return max(found) > 0
+    return images[best] > 0
 
 
 def coco_relations_source(
@@ -123,16 +127,17 @@ def coco_relations_source(
     """Return the images of an instances file, including those without relations, with the relations
     of their boxes.
 
-    `relations`: rel.json, `{split: {image id: [[subject, object, relation], …]}, "rel_categories":
-    [names]}`. Subject and object are positions among the image's boxes in the order of the
-    instances file, without crowds. None: the instances file has them, `"rel_annotations":
-    [{"subject_id", "object_id", "predicate_id", "image_id"}]` with ids of its `annotations`, and
-    `"rel_categories": [{"id", "name"}]`.
+    Args:
+        relations: rel.json, `{split: {image id: [[subject, object, relation], …]},
+            "rel_categories": [names]}`. Subject and object are positions among the image's boxes in
+            the order of the instances file, without crowds. None: the instances file has them,
+            `"rel_annotations": [{"subject_id", "object_id", "predicate_id", "image_id"}]` with ids
+            of its `annotations`, and `"rel_categories": [{"id", "name"}]`.
     """
     require_format(annotations, "coco", "coco-rel")
     instances = load_coco_instances(annotations)
     names = instances.predicates
-    related: Mapping[str, Any] = instances.relations
+    related: Mapping[str, object] = instances.relations
     if relations is not None:
         names, related = _read_triplets(relations, split)
     elif not instances.with_relations or (related and not names):
@@ -169,11 +174,11 @@ def coco_relations_source(
     return AnnotationSource("coco_rel", split, read, files, classes=classes, boxes="xywh")
 
 
-def _read_triplets(path: Path, split: str) -> tuple[dict[int, str], Mapping[str, Any]]:
+def _read_triplets(path: Path, split: str) -> tuple[dict[int, str], JsonObject]:
     """Return the predicates of rel.json by number, and the triplets of a split by image id."""
     require_format(path, "triplets")
     names: list[str] = []
-    splits: dict[str, Mapping[str, Any]] = {}
+    splits: dict[str, JsonObject] = {}
     for key, value in JsonStream(path):
         if isinstance(value, dict):
             splits[key] = value
@@ -188,25 +193,24 @@ def _read_triplets(path: Path, split: str) -> tuple[dict[int, str], Mapping[str,
 def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
     """Return COCO's objects and captions, without relations."""
     require_format(annotations, "coco", "coco-rel")
+    files = {"annotations": annotations}
     if captions:
         require_format(captions, "captions")
+        files["captions"] = captions
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         instances = load_coco_instances(annotations)
-        problems["ignored_relations"] += (
-            sum(map(len, instances.relations.values())) // _PER_RELATION
-        )
+        numbers = sum(map(len, instances.relations.values()))
+        problems["ignored_relations"] += numbers // _PER_RELATION
         if captions:
             _read_captions(captions, instances)
         problems.update(instances.problems)
         for number, row in instances.position.items():
             record = instances.record(number, "coco", split, problems)
-            record.captions = (
-                list(map(Caption, instances.captions.get(row, []))) if record.ok else []
-            )
+            if record.ok:
+                record.captions = list(map(Caption, instances.captions.get(row, [])))
             yield record
 
-    files = {"annotations": annotations} | ({"captions": captions} if captions else {})
     return AnnotationSource("coco", split, read, files, boxes="xywh")
 
 
@@ -214,58 +218,63 @@ def coco_source(annotations: Path, split: str, captions: Path | None = None) -> 
 class CocoInstances(Detections):
     """An instances file to be imported: all boxes in file order, and relations.
 
-    `relations`: by ids of images; subject, object (ids of boxes), predicate and confidence (or NaN)
-    of each, one after the other.
+    Attributes:
+        ids: `image_id` of exported files, which need not be a number.
+        box_ids: numbers, or NaN.
+        with_relations: the file has a list of them, which may be empty.
+        broken: images with an unreadable box, so that relations refer to wrong ones.
+        image_boxes: which boxes each row has.
+        relations: by ids of images; subject, object (ids of boxes), predicate and confidence (or
+            NaN) of each, one after the other.
     """
 
-    ids: dict[str, str] = field(
-        default_factory=dict
-    )  # `image_id` of exported files, which need not be a number
-    box_ids: array[float] = field(default_factory=lambda: array("d"))  # or NaN
-    with_relations: bool = False  # the file has a list of them, which may be empty
-    broken: set[str] = field(
-        default_factory=set
-    )  # with an unreadable box, so that relations refer to wrong ones
-    image_boxes: Sequence[NDArray[Any]] = ()  # which boxes each row has
+    ids: dict[str, str] = field(default_factory=dict)
+    box_ids: array[float] = field(default_factory=lambda: array("d"))
+    with_relations: bool = False
+    broken: set[str] = field(default_factory=set)
+    image_boxes: Sequence[NDArray[np.int64]] = ()
     predicates: dict[int, str] = field(default_factory=dict)
     relations: dict[str, array[float]] = field(default_factory=dict)
 
-    def add_image(self, item: Any, reason: str = "") -> int | None:
+    def add_image(self, item: object, reason: str = "") -> int | None:
         row = super().add_image(item, reason)
-        if row is not None and "image_id" in item:
-            self.ids[self.name_of(item, "id")] = fields.text(item, "image_id")
+        if row is not None and "image_id" in fields.mapping(item):
+            self.ids[fields.required_id(item, "id")] = fields.text(item, "image_id")
         return row
 
-    def add_box(self, item: Any) -> None:
+    def add_box(self, item: object) -> None:
         try:
             super().add_box(item)
         except FieldError:
-            self.broken.add(self.name_of(item))
+            self.broken.add(fields.required_id(item))
             raise
-        box_id = item.get("id")
-        self.box_ids.append(
-            box_id if isinstance(box_id, int | float) and abs(box_id) < 2**63 else math.nan
-        )
+        box_id = fields.mapping(item).get("id")
+        if not isinstance(box_id, int | float) or abs(box_id) >= 2**63:
+            box_id = math.nan
+        self.box_ids.append(box_id)
 
-    def add_text(self, row: int, text: Any) -> None:
+    def add_text(self, row: int, text: object) -> None:
         """Add a caption of the image in a row, as it is."""
-        self.captions.setdefault(row, []).append(text)
+        self.captions.setdefault(row, []).append(str(text))
 
-    def add_relation(self, item: Any) -> None:
+    def add_relation(self, item: object) -> None:
         """Add an entry of `rel_annotations`."""
         ends = [fields.required(item, key) for key in ("subject_id", "object_id", "predicate_id")]
         values = fields.numbers(ends, 3)
-        score = fields.confidence(item.get("confidence"))
-        own = self.relations.setdefault(self.name_of(item), array("d"))
-        own.extend((*values, math.nan if score is None else score))
+        score = fields.confidence(fields.mapping(item).get("confidence"))
+        relations = self.relations.setdefault(fields.required_id(item), array("d"))
+        relations.extend((*values, math.nan if score is None else score))
 
-    def add_category(self, item: Any) -> None:
-        """Add an entry of `categories`, also a blank one, as exports have. Raises UserError: an id
-        has two names.
+    def add_category(self, item: object) -> None:
+        """Add an entry of `categories`, also a blank one, as exports have.
+
+        Raises:
+            UserError: an id has two names.
         """
-        annotated.add_name(self.categories, fields.integer(item, "id"), self.name_of(item, "name"))
+        category = fields.integer(item, "id")
+        annotated.add_name(self.categories, category, fields.required_id(item, "name"))
 
-    def add_predicate(self, item: Any) -> None:
+    def add_predicate(self, item: object) -> None:
         """Add an entry of `rel_categories`. Raises UserError: an id has two names."""
         annotated.add_name(self.predicates, fields.integer(item, "id"), fields.text(item, "name"))
 
@@ -290,30 +299,39 @@ class CocoInstances(Detections):
     def objects(
         self, boxes: Iterable[int], size: Sequence[int], problems: ProblemCounts
     ) -> Iterator[Box]:
-        """Yield boxes of an image of a `size` as objects. Raises FieldError: a class is not
-        listed.
+        """Yield boxes of an image of a `size` as objects.
+
+        Raises:
+            FieldError: a class is not listed.
         """
         for box in boxes:
-            category, (x, y, w, h) = self.box_categories[box], self.boxes[4 * box : 4 * box + 4]
+            category = self.box_categories[box]
             if category not in self.categories:
                 raise FieldError(
                     f"category_id {category} of an object is not in the file's categories"
                 )
-            outline = self.segmentation(box, size, problems)
-            crowd = bool(self.box_crowds[box])
+            x, y, width, height = self.boxes[4 * box : 4 * box + 4]
             yield Box(
-                self.categories[category], category, (x, y, w, h), crowd, segmentation=outline
+                self.categories[category],
+                category,
+                (x, y, width, height),
+                bool(self.box_crowds[box]),
+                segmentation=self.segmentation(box, size, problems),
             )
 
     def related(
         self, number: str, boxes: Sequence[int], predicates: Mapping[int, str]
     ) -> list[Relation]:
-        """Return the relations of an image. Raises FieldError: an end is not one of its boxes, or
-        no such predicate.
+        """Return the relations of an image.
+
+        Raises:
+            FieldError: an end is not one of its boxes, or there is no such predicate.
         """
         ends = {self.box_ids[box]: index for index, box in enumerate(boxes)}
+        rows = []
         values = np.reshape(self.relations.get(number, ()), (-1, _PER_RELATION)).tolist()
-        rows = ([*pair, None if math.isnan(score) else score] for *pair, score in values)
+        for subject, object_, predicate, score in values:
+            rows.append((subject, object_, predicate, None if math.isnan(score) else score))
         return annotated.relations_of(rows, predicates, ends)
 
 
@@ -321,9 +339,8 @@ def load_coco_instances(path: Path) -> CocoInstances:
     """Read an instances file. Raises UserError, also if an id has two names."""
     instances = CocoInstances("", "")
     further = {"rel_annotations": instances.add_relation, "rel_categories": instances.add_predicate}
-    instances.with_relations = (
-        "rel_annotations" in _read_instances(path, instances, **further).arrays
-    )
+    stream = _read_instances(path, instances, **further)
+    instances.with_relations = "rel_annotations" in stream.arrays
     instances.settle_rows()
     rows = np.asarray(instances.box_rows)
     order = np.argsort(rows, kind="stable")

@@ -7,7 +7,10 @@ import json
 import math
 import re
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+JsonObject: TypeAlias = Mapping[str, object]
 
 
 class FieldError(ValueError):
@@ -16,20 +19,34 @@ class FieldError(ValueError):
     """
 
 
-def required(item: Any, key: str) -> Any:
-    if not isinstance(item, dict) or key not in item:
+def mapping(value: object) -> JsonObject:
+    """Return a JSON object as it is; anything else has no fields."""
+    return value if isinstance(value, dict) else {}
+
+
+def required(item: object, key: str) -> object:
+    fields = mapping(item)
+    if key not in fields:
         raise FieldError(f"{key!r} is missing")
-    return item[key]
+    return fields[key]
 
 
-def array(item: Any, key: str) -> list[Any]:
+def members(item: object, key: str) -> JsonObject:
     value = required(item, key)
+    if not isinstance(value, dict):
+        raise FieldError(f"{key!r} is not an object")
+    return value
+
+
+def array(item: object, key: str, default: list[object] | None = None) -> list[object]:
+    """Return a list, or the default of one that is missing."""
+    value = required(item, key) if default is None else mapping(item).get(key, default)
     if not isinstance(value, list):
         raise FieldError(f"{key!r} is not a list")
     return value
 
 
-def integer(item: Any, key: str) -> int:
+def integer(item: object, key: str) -> int:
     value = required(item, key)
     try:
         return whole(value)
@@ -37,16 +54,17 @@ def integer(item: Any, key: str) -> int:
         raise FieldError(f"{key!r} is {value!r}, expected an integer") from None
 
 
-def text(item: Any, key: str) -> str:
+def text(item: object, key: str) -> str:
     value = required(item, key)
     if not isinstance(value, str):
         raise FieldError(f"{key!r} is {value!r}, expected text")
     return clean(value)
 
 
-def size(item: Any) -> tuple[int, int]:
+def size(item: object) -> tuple[int, int]:
     """Return the width and height of an image in pixels; one that is not a positive number is 0."""
-    return side(item.get("width")), side(item.get("height"))
+    sides = mapping(item)
+    return side(sides.get("width")), side(sides.get("height"))
 
 
 def side(value: Any) -> int:
@@ -58,21 +76,33 @@ def side(value: Any) -> int:
 
 
 def whole(value: Any) -> int:
-    """Raises TypeError, ValueError or OverflowError: it is not a 32-bit integer."""
+    """Return a 32-bit integer.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is something else.
+    """
     number = int(value)
     if (isinstance(value, float) and value != number) or abs(number) >= 2**31:
         raise ValueError(value)
     return number
 
 
-def identifier(value: Any) -> str | None:
+def identifier(value: object) -> str | None:
     """Return an image id as text, or None if it is not an id. Some exporters write 7 as 7.0."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return clean(str(value)) if isinstance(value, int | str) else None
 
 
-def numbers(value: Any, length: int) -> tuple[float, ...]:
+def required_id(item: object, key: str = "image_id") -> str:
+    """Return an id as text. Raises FieldError: it is not an id."""
+    stated_id = identifier(mapping(item).get(key))
+    if stated_id is None:
+        raise FieldError(f"{key!r} is not a number or text")
+    return stated_id
+
+
+def numbers(value: object, length: int) -> tuple[float, ...]:
     """Return a list of `length` numbers, possibly NaN or infinite. Raises FieldError."""
     try:
         if not isinstance(value, list) or len(value) != length:
@@ -82,14 +112,18 @@ def numbers(value: Any, length: int) -> tuple[float, ...]:
         raise FieldError(f"expected {length} numbers, found {str(value)[:80]}") from None
 
 
-def as_list(value: Any) -> list[Any]:
+def as_list(value: object) -> list[object]:
     """Return a list as it is, anything else as its only item; of None, none."""
-    return value if isinstance(value, list) else [] if value is None else [value]
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [value]
 
 
-def confidence(value: Any) -> float | None:
-    """Return the confidence of a relation, if it has one. Raises FieldError: it is not a number
-    from 0 to 1.
+def confidence(value: object) -> float | None:
+    """Return the confidence of a relation, if it has one.
+
+    Raises:
+        FieldError: it is not a number from 0 to 1.
     """
     if value is None:
         return None
@@ -99,7 +133,7 @@ def confidence(value: Any) -> float | None:
     return number
 
 
-def corners(value: Any) -> tuple[float, float, float, float]:
+def corners(value: object) -> tuple[float, float, float, float]:
     """Return an xyxy box as xywh. Raises FieldError."""
     left, top, right, bottom = numbers(value, 4)
     return left, top, right - left, bottom - top
@@ -128,7 +162,7 @@ def single_line(value: str) -> str:
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", clean(value)).split())
 
 
-def segmentation(value: Any, width: int, height: int, problems: Counter[str]) -> str | None:
+def segmentation(value: object, width: int, height: int, problems: Counter[str]) -> str | None:
     """Return the JSON of an object's polygons or run lengths; what is neither, or of another size,
     is counted.
 
@@ -137,20 +171,25 @@ def segmentation(value: Any, width: int, height: int, problems: Counter[str]) ->
     if not value:
         return None
     try:
-        if isinstance(value, dict):
-            runs = _run_lengths(value["counts"])
-            sides = value["size"]
-            good = sides == [height, width] or not width
-            good &= min(runs) >= 0 and sum(runs) == sides[0] * sides[1]
-        else:
-            good = all(
-                len(ring) > 5 and len(ring) % 2 == 0 and all(map(math.isfinite, ring))
-                for ring in value
-            )
+        is_valid = _is_segmentation(value, [height, width])
     except (AttributeError, TypeError, ValueError, LookupError, OverflowError):
-        good = False
-    problems["segmentations"] += not good
-    return json.dumps(value) if good else None
+        is_valid = False
+    problems["segmentations"] += not is_valid
+    return json.dumps(value) if is_valid else None
+
+
+def _is_segmentation(value: Any, size: list[int]) -> bool:
+    """Return whether polygons have points, or run lengths fill an image of `[height, width]`."""
+    if not isinstance(value, dict):
+        return all(_is_polygon(ring) for ring in value)
+    runs = _run_lengths(value["counts"])
+    height, width = value["size"]
+    fits = [height, width] == size or not size[1]
+    return fits and min(runs) >= 0 and sum(runs) == height * width
+
+
+def _is_polygon(ring: list[float]) -> bool:
+    return len(ring) > 5 and len(ring) % 2 == 0 and all(map(math.isfinite, ring))
 
 
 def _run_lengths(counts: str | list[int]) -> list[int]:

@@ -27,28 +27,19 @@ from sgpipe.sources.annotated import (
     AnnotationSource,
     DatasetClasses,
     ProblemCounts,
-    error_row,
     require_format,
 )
 from sgpipe.sources.fields import FieldError
 from sgpipe.sources.vocabulary import category_names, official_relation_names, relation_names
 
+_Fill: TypeAlias = Callable[[Record, object], None]
+
 _TITLES = {"hico": "HICO-DET", "vcoco": "V-COCO", "open_images": "Open Images"}
-
-
 _IMAGES_CHECKED = 2000
 _ENOUGH = 3  # wrong relations that may be faults of single images, which become error rows
-
-
 _OTHER_CLASSES = "hoia"  # the dataset of files in HOIA format with classes of their own
-_NOTHING = (
-    -1
-)  # object_id of a relation without an object, and category_id of the box that stands for it
-
-
-_Fill: TypeAlias = Callable[[Record, Any], None]
-
-
+# object_id of a relation without an object, and category_id of the box that stands for it
+_NOTHING = -1
 _BACKGROUND = "background"  # the first object name in V-COCO's file
 # By dataset: the keys of an image's objects and verbs, and of the lists of images and of verb
 # names.
@@ -62,7 +53,9 @@ _PAIR_KEYS = {
 class HoiaSchema:
     """How a dataset's HOIA files are to be read: class names and predicates by category_id.
 
-    `key`: of the list of relations. `objectless`: whether a relation may have no object.
+    Attributes:
+        key: of the list of relations.
+        objectless: whether a relation may have no object.
     """
 
     key: str
@@ -87,22 +80,25 @@ class HoiaSchema:
 
     @classmethod
     def of_class_list(cls, content: Any) -> HoiaSchema:
-        """Return the inverse of `class_list`. Raises ValueError, TypeError, KeyError: the form is
-        wrong.
+        """Return the inverse of `class_list`.
+
+        Raises:
+            ValueError, TypeError, KeyError: the form is wrong.
         """
-        tables = []
-        for names in (content["objects"], content["relations"]):
-            pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
-            table = dict(sorted((int(number), name) for number, name in pairs))
-            if not table or not all(
-                isinstance(name, str) and name.strip() for name in table.values()
-            ):
-                raise ValueError("a name is missing")
-            if len(set(table.values())) < len(table):
-                raise ValueError("a name occurs twice")
-            tables.append(table)
-        objects, relations = tables
+        objects = _names_by_number(content["objects"])
+        relations = _names_by_number(content["relations"])
         return cls("hoi_annotation", objects, relations)
+
+
+def _names_by_number(names: Any) -> dict[int, str]:
+    """Return names by their numbers, those of a list from 1."""
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
+    table = dict(sorted((int(number), name) for number, name in pairs))
+    if not table or not all(isinstance(name, str) and name.strip() for name in table.values()):
+        raise ValueError("a name is missing")
+    if len(set(table.values())) < len(table):
+        raise ValueError("a name occurs twice")
+    return table
 
 
 HICO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("hico"))
@@ -131,18 +127,8 @@ def read_classes(path: Path) -> HoiaSchema:
 def check_classes(
     annotations: Path, schema: HoiaSchema, dataset: str, classes: Path | None = None
 ) -> None:
-    """Raises UserError: a file beside a HOIA file lists other classes, or most relations are
-    impossible with these.
-    """
+    """Raises UserError: most relations of a HOIA file are impossible with these classes."""
     title = classes or _TITLES[dataset]
-    stem = annotations.name.removesuffix(".gz").removesuffix(".json")
-    beside = annotations.with_name(f"{stem}_classes.json")
-    is_beside = classes is None and beside.is_file()
-    if is_beside and read_classes(beside).class_list != schema.class_list:
-        raise UserError(
-            f"{annotations} has the classes of {beside}, not those of {title}: pass --classes"
-            f" {beside}"
-        )
     possible = _hico_interactions(schema) if dataset == "hico" else None
     wrong = 0
     total = 0
@@ -169,7 +155,7 @@ def _hico_interactions(schema: HoiaSchema) -> set[tuple[int, int]]:
     return {(verbs[verb], things[thing]) for thing, verb in numbers}
 
 
-def _verbs_and_classes(item: Any, key: str) -> Iterator[tuple[int, int | None]]:
+def _verbs_and_classes(item: object, key: str) -> Iterator[tuple[int, int | None]]:
     """Yield the verb of each relation of an image, and the class of its object, if it has one."""
     boxes = fields.array(item, "annotations")
     for relation in fields.array(item, key):
@@ -208,15 +194,18 @@ def _source(
     if is_pairs and classes is not None:
         raise UserError(f"{annotations} names its classes itself; omit --classes")
     if classes is not None:
-        own = replace(read_classes(classes), objectless=schema.objectless)
-        dataset, schema = (dataset, schema) if own == schema else (_OTHER_CLASSES, own)
+        listed = replace(read_classes(classes), objectless=schema.objectless)
+        if listed != schema:
+            dataset = _OTHER_CLASSES
+        schema = listed
         files["classes"] = classes
     if not is_pairs:
         check_classes(annotations, schema, dataset, classes)
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         if is_pairs:
-            return _records(*_read_pairs(annotations, dataset), dataset, split, problems)
+            pairs_of_images, fill = _read_pairs(annotations, dataset)
+            return _records(pairs_of_images, fill, dataset, split, problems)
         items = (item for _, item in JsonStream(annotations))
         return _records(items, partial(_fill, schema), dataset, split, problems)
 
@@ -224,56 +213,48 @@ def _source(
 
 
 def _records(
-    items: Iterable[Any], fill: _Fill, dataset: str, split: str, problems: ProblemCounts
+    items: Iterable[object], fill: _Fill, dataset: str, split: str, problems: ProblemCounts
 ) -> Iterator[Record]:
-    """Yield images, to which `fill` adds objects and relations; an invalid index or box makes an
-    error row.
-    """
-    for item in items:
-        try:
-            name = fields.text(item, "file_name")
-        except FieldError:
-            problems["malformed"] += 1
-            continue
-        number = fields.identifier(item.get("image_id")) or annotated.image_id_from_name(name)
-        record = Record(number, dataset, split, name, *fields.size(item))
-        with error_row(record):
-            fill(record, item)
-        yield record
+    """Yield images, to which `fill` adds objects and relations."""
+
+    def start(item: object) -> Record:
+        name = fields.text(item, "file_name")
+        number = fields.identifier(fields.mapping(item).get("image_id"))
+        image_id = number or annotated.image_id_from_name(name)
+        return Record(image_id, dataset, split, name, *fields.size(item))
+
+    return annotated.read_records(items, start, fill, problems)
 
 
-def _fill(schema: HoiaSchema, record: Record, item: Any) -> None:
+def _fill(schema: HoiaSchema, record: Record, item: object) -> None:
     for entry in fields.array(item, "annotations"):
         category = fields.integer(entry, "category_id")
         if category not in schema.objects:
             raise FieldError(
                 f"category_id {category} of an object is not a category of the dataset"
             )
-        box = Box(
-            schema.objects[category], category, fields.corners(fields.required(entry, "bbox"))
-        )
-        record.objects.append(box)
-    rows = []
-    objects = dict[int | str, int](enumerate(range(len(record.objects))))
+        bbox = fields.corners(fields.required(entry, "bbox"))
+        record.objects.append(Box(schema.objects[category], category, bbox))
+    rows: list[tuple[int, int | str, int]] = []
+    indices = dict[int | str, int](enumerate(range(len(record.objects))))
     for entry in fields.array(item, schema.key):
-        subject, object_, verb = (
-            fields.integer(entry, f"{key}_id") for key in ("subject", "object", "category")
-        )
+        subject = fields.integer(entry, "subject_id")
+        object_: int | str = fields.integer(entry, "object_id")
+        verb = fields.integer(entry, "category_id")
         if object_ == _NOTHING and schema.objectless:
-            objects[NO_OBJECT] = len(record.objects)
-        rows.append(
-            (subject, NO_OBJECT if object_ == _NOTHING and schema.objectless else object_, verb)
-        )
-    if NO_OBJECT in objects:
+            object_ = NO_OBJECT
+            indices[NO_OBJECT] = len(record.objects)
+        rows.append((subject, object_, verb))
+    if NO_OBJECT in indices:
         record.objects.append(Box(NO_OBJECT, _NOTHING, (0.0, 0.0, 0.0, 0.0)))
-    record.relations = annotated.relations_of(rows, schema.relations, objects)
+    record.relations = annotated.relations_of(rows, schema.relations, indices)
 
 
-def _read_pairs(annotations: Path, dataset: str) -> tuple[list[Any], _Fill]:
+def _read_pairs(annotations: Path, dataset: str) -> tuple[Iterable[object], _Fill]:
     """Return the images of HICO-DET's instances_train2015.json or V-COCO's
     instances_vcoco_train.json.
     """
-    arrays: dict[str, list[Any]] = defaultdict(list)
+    arrays: dict[str, list[object]] = defaultdict(list)
     for key, item in JsonStream(annotations):
         arrays[key].append(item)
     objects, verbs, images, verb_names = _PAIR_KEYS[dataset]
@@ -283,20 +264,24 @@ def _read_pairs(annotations: Path, dataset: str) -> tuple[list[Any], _Fill]:
         objects: _listed_names(annotations, arrays, "objects", things),
         verbs: _listed_names(annotations, arrays, verb_names, official_relation_names(dataset)),
     }
-    items = arrays[images]
+    items: Iterable[object] = arrays[images]
     if dataset == "hico":  # V-COCO's images have their names, and no sizes
-        if not len(items) == len(arrays["filenames"]) == len(arrays["size"]):
+        file_names = arrays["filenames"]
+        sizes = arrays["size"]
+        if not len(arrays[images]) == len(file_names) == len(sizes):
             raise UserError(f"{annotations}: 'annotation', 'filenames' and 'size' differ in length")
-        rows = zip(items, arrays["filenames"], map(_pair, arrays["size"]), strict=True)
-        items = [
-            {"content": item, "file_name": str(name), "width": width, "height": height}
-            for item, name, (width, height) in rows
-        ]
+        items = map(_pairs_with_name, arrays[images], file_names, sizes)
     return items, partial(_fill_pairs, names)
 
 
+def _pairs_with_name(item: object, file_name: object, size: object) -> object:
+    """Return the pairs of an image of HICO-DET, which lists names and sizes beside them."""
+    width, height = _pair(size)
+    return {"content": item, "file_name": str(file_name), "width": width, "height": height}
+
+
 def _listed_names(
-    annotations: Path, arrays: Mapping[str, list[Any]], key: str, known: Mapping[str, str]
+    annotations: Path, arrays: Mapping[str, list[object]], key: str, known: Mapping[str, str]
 ) -> list[str]:
     """Return our names of those that a file lists."""
     listed = [str(name).replace(" ", "_") for name in arrays[key]]
@@ -305,45 +290,50 @@ def _listed_names(
     return [known[name] for name in listed]
 
 
-def _pair(size: Any) -> tuple[Any, Any]:
+def _pair(size: object) -> tuple[object, object]:
     """Return width and height, or zeros for what is not such a pair."""
-    return tuple(size) if isinstance(size, list) and len(size) == 2 else (0, 0)
+    if not isinstance(size, list) or len(size) != 2:
+        return 0, 0
+    width, height = size
+    return width, height
 
 
-def _fill_pairs(names: Mapping[str, Sequence[str]], record: Record, item: Any) -> None:
+def _fill_pairs(names: Mapping[str, Sequence[str]], record: Record, item: object) -> None:
     """Add box pairs, whose indices are of `names`; equal boxes of one class become one object."""
     ids = {name: number for number, name in category_names("coco").items()}
-    indices: dict[tuple[Any, ...], int] = {}
+    indices: dict[tuple[str, tuple[float, ...]], int] = {}
 
-    def add_box(name: str, bbox: Any) -> int:
+    def add_box(name: str, bbox: object) -> int:
         box = Box(name, ids[name], fields.corners(bbox))
-        index = indices.setdefault((name, *box.bbox), len(record.objects))
+        index = indices.setdefault((name, box.bbox), len(record.objects))
         if index == len(record.objects):
             record.objects.append(box)
         return index
 
-    lists = [fields.array(item.get("content", item), key) for key in ("boxes_h", "boxes_o", *names)]
+    content = fields.mapping(item).get("content", item)
+    lists = [fields.array(content, key) for key in ("boxes_h", "boxes_o", *names)]
     if len(set(map(len, lists))) > 1:
         raise FieldError("the lists of pairs differ in length")
-    for human, thing, *indexed in zip(*lists, strict=True):
-        for (key, known), index in zip(names.items(), indexed, strict=True):
-            if (
-                not isinstance(index, int)
-                or not 0 <= index < len(known)
-                or known[index] == _BACKGROUND
-            ):
-                raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
-        name, verb = (known[index] for known, index in zip(names.values(), indexed, strict=True))
+    for human, thing, *numbers in zip(*lists, strict=True):
+        name, verb = map(_name_of, names, names.values(), numbers)
         record.relations.append(Relation(add_box("person", human), add_box(name, thing), verb))
+
+
+def _name_of(key: str, names: Sequence[str], index: object) -> str:
+    """Return the name of an index. Raises FieldError: it has none."""
+    if not isinstance(index, int) or not 0 <= index < len(names) or names[index] == _BACKGROUND:
+        raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
+    return names[index]
 
 
 def open_images_source(
     annotations: Path, split: str, categories: Path | None = None
 ) -> AnnotationSource:
-    """Return the relations of a split of Open Images, of all 601 classes or those of `categories`.
+    """Return the relations of a split of Open Images.
 
-    `categories`: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`. The ids
-    of the annotations always refer to all 601.
+    Args:
+        categories: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`, with
+            some of the 601 classes. The ids of the annotations always refer to all of them.
     """
     is_hoia = require_format(annotations, "open-images", "open-images vrd") == "open-images"
     if is_hoia:
@@ -352,20 +342,7 @@ def open_images_source(
     classes = OPEN_IMAGES.classes
     if categories is not None:
         files["categories"] = categories
-        try:
-            lists = json.loads(read_text(categories, "categories file"))
-            chosen = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
-            if (
-                not set(chosen.objects) <= set(classes.objects)
-                or chosen.relations != classes.relations
-            ):
-                raise ValueError
-        except (ValueError, RecursionError, KeyError, TypeError):
-            raise UserError(
-                f'{categories}: expected {{"obj": [names], "rel": [names]}} of Open Images V6 and'
-                " its 30 relations"
-            ) from None
-        classes = chosen
+        classes = _read_open_images_classes(categories)
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         items = (item if is_hoia else _vrd_as_hoia(item) for _, item in JsonStream(annotations))
@@ -378,26 +355,42 @@ def open_images_source(
     return AnnotationSource("open_images", split, read, files, classes=classes, boxes="xyxy")
 
 
-def _vrd_as_hoia(item: Any) -> Any:
+def _read_open_images_classes(file: Path) -> DatasetClasses:
+    """Return some of the classes of Open Images, and all of its relations. Raises UserError."""
+    known = OPEN_IMAGES.classes
+    with suppress(ValueError, RecursionError, KeyError, TypeError):
+        lists = json.loads(read_text(file, "categories file"))
+        classes = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
+        if set(classes.objects) <= set(known.objects) and classes.relations == known.relations:
+            return classes
+    raise UserError(
+        f'{file}: expected {{"obj": [names], "rel": [names]}} of Open Images V6 and its 30'
+        " relations"
+    )
+
+
+def _vrd_as_hoia(item: object) -> object:
     """Return an image of vrd-train-anno.json, with parallel lists of boxes and labels, as in HOIA
     format.
     """
-    name = item.get("img_fn") if isinstance(item, dict) else None
+    image = fields.mapping(item)
+    name = image.get("img_fn")
     if not isinstance(name, str):
         return None
-    width, height = _pair(item.get("img_size"))
+    width, height = _pair(image.get("img_size"))
     hoia = {"file_name": f"{name}.jpg", "image_id": name, "width": width, "height": height}
-    boxes = item.get("bbox")
-    labels = item.get("det_labels")
+    boxes = image.get("bbox")
+    labels = image.get("det_labels")
+    relations = image.get("rel")
     if isinstance(boxes, list) and isinstance(labels, list) and len(boxes) == len(labels):
         pairs = zip(boxes, labels, strict=True)
         hoia["annotations"] = [{"bbox": box, "category_id": label} for box, label in pairs]
-    if isinstance(item.get("rel"), list):
-        hoia["rel_annotations"] = list(map(_vrd_relation, item["rel"]))
+    if isinstance(relations, list):
+        hoia["rel_annotations"] = list(map(_vrd_relation, relations))
     return hoia
 
 
-def _vrd_relation(triplet: Any) -> dict[str, Any]:
+def _vrd_relation(triplet: object) -> dict[str, object]:
     keys = ("subject_id", "object_id", "category_id")
     if not isinstance(triplet, list) or len(triplet) != len(keys):
         return {}

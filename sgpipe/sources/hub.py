@@ -34,7 +34,8 @@ from sgpipe.sources.annotated import (
     error_row,
 )
 from sgpipe.sources.coco import CocoInstances
-from sgpipe.sources.detections import Detections, settle_boxes, size_or_reason
+from sgpipe.sources.detections import Detections, Origin, size_or_reason
+from sgpipe.sources.doubts import settle_boxes
 from sgpipe.sources.fields import FieldError
 from sgpipe.sources.hoi import read_classes
 from sgpipe.sources.hub_columns import (
@@ -80,11 +81,11 @@ def class_table(root: ImageRoot, files: Iterable[str], config: HubConfig) -> dic
             if not is_text(all_columns(schema)[column][1]):
                 return number_names(root, schema, column, "categories", _CLASSES_OPTION)
             for row in iter_values(parquet, {"classes": column}):
-                names.update(name for name in fields.as_list(row["classes"]) if name)
+                names.update(str(name) for name in fields.as_list(row["classes"]) if name)
     return dict(enumerate(sorted(fields.clean(name) for name in names if name.strip())))
 
 
-def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, Any]]:
+def read_split(source: SourceConfig, split: str) -> tuple[Detections, Origin]:
     """Return the images and boxes of a split, in the order of its files, and their origin."""
     config = source.hub
     root, splits = find_files(config)
@@ -106,14 +107,15 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
     if config.columns.id is None and has_ids:  # a column of a usual name has ids of the images
         detections.position = {str(image_id): row for row, image_id in enumerate(ids)}
     notes = settle_boxes(detections, source.boxes, f"{config.dataset} ({split})", choose=True)
-    origin: dict[str, Any] = {
-        "annotations": config.dataset,
-        "captions": config.columns.captions or "",
-        "annotations_sha256": _fingerprint(detections),
-    }
+    origin = Origin(
+        annotations=str(config.dataset),
+        captions=config.columns.captions or "",
+        annotations_sha256=_fingerprint(detections),
+        notes=notes,
+    )
     if config.columns.captions:
         origin["captions_sha256"] = _sha256(detections.captions).hexdigest()
-    return detections, origin | {"notes": notes}
+    return detections, origin
 
 
 def _add_row(

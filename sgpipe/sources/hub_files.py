@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -96,22 +96,21 @@ def _choose_subset(dataset: str, subset: str | None, subsets: Sequence[str]) -> 
     )
 
 
-def _read_card(root: ImageRoot) -> dict[str, Any]:
+def _read_card(root: ImageRoot) -> Mapping[str, object]:
     """Return the metadata of the README; one that cannot be read has none."""
     try:
         front_matter = _FRONT_MATTER.match(read_text(root.file("README.md"), "card"))
         card = yaml.safe_load(front_matter[1]) if front_matter else None
     except (UserError, yaml.YAMLError, ValueError):
         return {}
-    return card if isinstance(card, dict) else {}
+    return fields.mapping(card)
 
 
-def _subsets_of_card(parquet: Sequence[str], card: Mapping[str, Any]) -> dict[str, FilesBySplit]:
+def _subsets_of_card(parquet: Sequence[str], card: Mapping[str, object]) -> dict[str, FilesBySplit]:
     """Return the files by subset and split, as patterns of the card's `configs` name them."""
     subsets: dict[str, FilesBySplit] = {}
-    for config in fields.as_list(card.get("configs")):
-        data_files = config.get("data_files") if isinstance(config, dict) else None
-        for entry in fields.as_list(data_files):
+    for config in map(fields.mapping, fields.as_list(card.get("configs"))):
+        for entry in fields.as_list(config.get("data_files")):
             part = entry if isinstance(entry, dict) else {"path": entry}
             matching = _matching(parquet, fields.as_list(part.get("path")))
             if matching:
@@ -120,7 +119,7 @@ def _subsets_of_card(parquet: Sequence[str], card: Mapping[str, Any]) -> dict[st
     return subsets
 
 
-def _matching(names: Sequence[str], paths: Sequence[Any]) -> list[str]:
+def _matching(names: Sequence[str], paths: Sequence[object]) -> list[str]:
     """Return the names that fit any of the patterns of a card."""
     patterns = [str(path).removeprefix("./").replace("**/", "*") for path in paths]
     return [

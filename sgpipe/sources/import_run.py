@@ -17,7 +17,7 @@ from sgpipe.files.locations import Location, text_sha256
 from sgpipe.images import read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, error_row
-from sgpipe.sources.detections import settle_records
+from sgpipe.sources.doubts import settle_records
 from sgpipe.storage.header import ClassLists, RunHeader
 from sgpipe.storage.losses import PROBLEM
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
@@ -36,6 +36,7 @@ class _Import:
 
     Attributes:
         embed: store the image files in the shards.
+        boxes: their form, if it is not that of the format.
     """
 
     source: AnnotationSource
@@ -44,6 +45,7 @@ class _Import:
     manifest: Manifest
     progress: Progress
     embed: bool
+    boxes: BoxForm | None
 
     def write_missing(self, redo: Collection[int], limit: int | None) -> tuple[int, int]:
         """Write the shards that are missing, or whose start is in `redo`.
@@ -70,7 +72,7 @@ class _Import:
                 shards_written += 1
                 advance(shard.rows, shard.counts)
         if not images_read:
-            listed = [f"{key}: {number:,}" for key, number in sorted(problems.items()) if number]
+            listed = [f"{key}: {number:,}" for key, number in sorted((+problems).items())]
             raise UserError(
                 f"{self.source.files['annotations']} contains no image to import"
                 f" ({', '.join(listed) or 'it is empty'})"
@@ -85,21 +87,42 @@ class _Import:
         earlier: ShardEntry | None,
     ) -> ShardEntry:
         """Write the shard of a unit, in place of an earlier one if there is one."""
-        contents, notes = _complete(
-            records, self.source, self.images, self.embed, problems, examine=start == 0
-        )
-        for note in notes:
+        contents = self._complete(records, problems)
+        # The first images tell whether the boxes have the stated form.
+        for note in settle_records(records, self.source, self.boxes, examine=start == 0):
             self.progress.say(f"NOTE: {note}")
+        for record in filter(lambda record: record.ok, records):
+            clip_objects(record, problems)
         revision = revision_of(earlier.file) + 1 if earlier else 0
         split = self.source.split
         name = shard_name(split, start, start + len(records), revision)
         shard = write_shard(self.folder.root, name, split, start, records, {}, contents)
-        for key, number in problems.items():
-            if number:
-                shard.counts[f"{PROBLEM}{key}"] = number
+        for key, number in (+problems).items():
+            shard.counts[f"{PROBLEM}{key}"] = number
         return shard
 
-    def finish(self, limit: int | None) -> None:
+    def _complete(
+        self, records: list[Record], problems: ProblemCounts
+    ) -> list[bytes | None] | None:
+        """Give records their image sizes; return the image files to embed, if any."""
+        contents: list[bytes | None] = []
+        for record in records:
+            image = None
+            with error_row(record):
+                if record.ok and not (record.width and record.height):
+                    record.width, record.height = read_size(self.images, record.file_name)
+                    _drop_masks_of_other_sizes(record, problems)
+                if record.ok and self.embed:
+                    image = self._read_image(record)
+            contents.append(image)
+        return contents if self.embed else None
+
+    def _read_image(self, record: Record) -> bytes | None:
+        if self.source.image is not None:
+            return self.source.image(record)
+        return read_image(self.images, record)
+
+    def finish(self, images_read: int, limit: int | None) -> None:
         """Write the README, and mark the run as finished, with `limit` where that cut it short."""
         self.folder.write_readme(
             f"{self.source.dataset}: imported by sgpipe",
@@ -107,7 +130,8 @@ class _Import:
             " no confidence.",
             self.manifest,
         )
-        state: RunHeader = {"finished": True, "limit": limit}
+        is_cut_short = images_read == limit
+        state: RunHeader = {"finished": True, "limit": limit if is_cut_short else None}
         if self.manifest.run | state != self.manifest.run:
             self.manifest.run |= state
             self.manifest.rewrite()
@@ -152,9 +176,9 @@ def import_annotations(
         manifest = folder.open(_header(source, images, embed=embed))
         redo = _starts_to_redo(folder, manifest, retry_failed=retry_failed)
         if redo or not _is_finished(manifest, limit):
-            run = _Import(source, images, folder, manifest, progress, embed)
+            run = _Import(source, images, folder, manifest, progress, embed, boxes)
             images_read, shards_written = run.write_missing(redo, limit)
-            run.finish(limit if images_read == limit else None)
+            run.finish(images_read, limit)
         folder.sweep(manifest)
     rows = sum(shard.rows for shard in manifest.shards)
     if not shards_written:
@@ -247,40 +271,6 @@ def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Re
         if record.image_id not in seen:
             seen.add(record.image_id)
             yield record
-
-
-def _complete(
-    records: list[Record],
-    source: AnnotationSource,
-    images: ImagePlace,
-    embed: bool,
-    problems: ProblemCounts,
-    *,
-    examine: bool,
-) -> tuple[list[bytes | None] | None, list[str]]:
-    """Give records their image sizes and clip their boxes.
-
-    Args:
-        examine: tell from these records whether the boxes have the stated form.
-
-    Returns:
-        The image files to embed, and notes on what is doubtful.
-    """
-    contents: list[bytes | None] = []
-    for record in records:
-        image = None
-        with error_row(record):
-            if record.ok and not (record.width and record.height):
-                record.width, record.height = read_size(images, record.file_name)
-                _drop_masks_of_other_sizes(record, problems)
-            if record.ok and embed:
-                image = source.image(record) if source.image else read_image(images, record)
-        contents.append(image)
-    notes = settle_records(records, source, source.options.get("boxes"), examine=examine)
-    for record in records:
-        if record.ok:
-            clip_objects(record, problems)
-    return contents if embed else None, notes
 
 
 def _drop_masks_of_other_sizes(record: Record, problems: ProblemCounts) -> None:

@@ -25,13 +25,8 @@ from sgpipe.recipe import Recipe, SourceConfig, SplitConfig
 from sgpipe.records import FOLDER_DATASET, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.sources import fields
 from sgpipe.sources.coco import locate_images, read_coco
-from sgpipe.sources.detections import (
-    Detections,
-    doubt_detections,
-    settle_boxes,
-    size_or_reason,
-    write_detections,
-)
+from sgpipe.sources.detections import Detections, Origin, size_or_reason, write_detections
+from sgpipe.sources.doubts import doubt_detections, settle_boxes
 from sgpipe.sources.hub import prepare_hub, read_split, stamp_split
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.manifest import Manifest
@@ -138,7 +133,7 @@ def open_source(
         *notes,
         *doubt_detections(detections, meta["captions"] or meta["annotations"]),
     ]
-    write_detections(path, detections, meta | {"files": files, "located": located, "notes": notes})
+    write_detections(path, detections, {**meta, "files": files, "located": located, "notes": notes})
     return SourceIndex(path)
 
 
@@ -220,7 +215,7 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[str, Any]]:
+def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, Origin]:
     """Return a root's images, boxless, by name; unreadable ones are error rows. Raises UserError:
     there are none.
     """
@@ -238,8 +233,10 @@ def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[s
         raise UserError(no_images(root.location, files.notes))
     detections.problems["unread_files"] = len(files.unread)
     hashed = _hash([[image.name, image.size] for image in files.images.values()])
-    origin = {"annotations": root.location, "captions": "", "annotations_sha256": hashed}
-    return detections, origin | {"notes": files.notes}
+    origin = Origin(
+        annotations=root.location, captions="", annotations_sha256=hashed, notes=files.notes
+    )
+    return detections, origin
 
 
 def no_images(root: str | Path, notes: Iterable[str]) -> str:

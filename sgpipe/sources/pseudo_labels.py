@@ -1,8 +1,7 @@
 """RLIPv2's pseudo-labels of COCO and Objects365, which are scene graphs in Visual Genome's format."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
@@ -10,9 +9,9 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.images import image_exists
 from sgpipe.records import Record
 from sgpipe.sources import annotated, fields
-from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, error_row
-from sgpipe.sources.fields import FieldError
-from sgpipe.sources.visual_genome import graph_record, iter_graphs
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts
+from sgpipe.sources.fields import FieldError, JsonObject
+from sgpipe.sources.visual_genome import add_graph, graph_record, iter_graphs
 
 _OBJECTS365 = ("o365", "objects365")
 
@@ -31,47 +30,43 @@ def pseudo_label_source(
     """
     annotated.require_format(annotations, "rlipv2", "vg")
     files = {"annotations": annotations}
-    paths: dict[str, Any] = {}
+    paths: dict[str, object] = {}
     if image_paths is not None:
         files["image_paths"] = image_paths
         paths = dict(JsonStream(image_paths))
 
+    def start(item: object) -> Record:
+        dataset = fields.clean(str(fields.mapping(item).get("dataset") or "rlipv2"))
+        return graph_record(item, dataset, split)
+
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        for item in iter_graphs(annotations):
-            record = graph_record(item, _dataset_name(item), split, problems)
-            if record is None:
-                continue
+        def fill(record: Record, item: object) -> None:
+            add_graph(record, item, problems)
             annotated.drop_nameless(record, problems)
-            if "file_name" in item:
-                yield record
-                continue
+            graph = fields.mapping(item)
+            if "file_name" in graph:
+                return
             if record.dataset in _OBJECTS365:
                 if not paths:
                     raise UserError(
                         f"{annotations}: image {record.image_id} is of Objects365, whose image ids"
                         " do not give file names: pass --image-paths image_id_to_filepath.json"
                     )
-                with error_row(record):
-                    if record.image_id not in paths:
-                        raise FieldError(f"{image_paths} has no path for the image")
-                    record.file_name = fields.text(paths, record.image_id)
+                if record.image_id not in paths:
+                    raise FieldError(f"{image_paths} has no path for the image")
+                record.file_name = fields.text(paths, record.image_id)
             elif record.dataset.startswith("coco"):
-                record.file_name = _coco_file_name(record.image_id, item, images)
-            yield record
+                record.file_name = _coco_file_name(record.image_id, graph, images)
+
+        return annotated.read_records(iter_graphs(annotations), start, fill, problems)
 
     return AnnotationSource("rlipv2", split, read, files)
 
 
-def _dataset_name(item: Any) -> str:
-    if not isinstance(item, Mapping):
-        return ""
-    return fields.clean(str(item.get("dataset") or "rlipv2"))
-
-
-def _coco_file_name(image_id: str, item: Mapping[str, Any], images: ImagePlace) -> str:
+def _coco_file_name(image_id: str, graph: JsonObject, images: ImagePlace) -> str:
     """Return the name of an image of COCO, with the folder of its split if it is there."""
     name = f"{image_id:0>12}.jpg"
-    folder = fields.clean(str(item.get("data_split") or "train2017"))
+    folder = fields.clean(str(graph.get("data_split") or "train2017"))
     if image_exists(images, f"{folder}/{name}"):
         return f"{folder}/{name}"
     return name

@@ -9,9 +9,9 @@ pipelines/loading.py).
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,7 @@ from sgpipe.images import decode
 from sgpipe.recipe import WHOLE
 from sgpipe.records import Box, Record
 from sgpipe.sources import annotated, fields
-from sgpipe.sources.annotated import (
-    AnnotationSource,
-    DatasetClasses,
-    ProblemCounts,
-    base_split,
-    error_row,
-)
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, base_split
 from sgpipe.sources.fields import FieldError
 
 Pixels: TypeAlias = NDArray[np.uint32]
@@ -51,7 +45,7 @@ class _Header:
     things: Sequence[str]
     stuff: Sequence[str]
     predicates: Sequence[str]
-    test_images: Sequence[str | None]
+    test_images: frozenset[str | None]
     splits: frozenset[str]
 
     @property
@@ -81,29 +75,26 @@ def psg_source(
         raise UserError(f"{annotations} has no split {split!r}: pass --split {listed} or {WHOLE}")
     if masks is not None:
         check_images(masks)
-    test_images = set(header.test_images)
     predicates = dict(enumerate(header.predicates))
 
-    def read(problems: ProblemCounts) -> Iterator[Record]:
+    def items() -> Iterator[object]:
         for key, item in JsonStream(annotations):
-            if key != "data":
-                continue
-            image_id = (
-                fields.identifier(item.get("image_id")) if isinstance(item, Mapping) else None
-            )
-            if image_id is None or not isinstance(item.get("file_name"), str):
-                problems["malformed"] += 1
-                continue
-            if not _is_in_split(split, _stated_split(item), image_id in test_images):
-                continue
-            file_name = fields.text(item, "file_name")
-            record = Record(image_id, "psg", split, file_name, *fields.size(item))
-            with error_row(record):
-                record.objects = list(_segments(item, record, header.classes, masks, problems))
-                triplets = [fields.numbers(row, 3) for row in fields.as_list(item.get("relations"))]
-                indices = {index: index for index in range(len(record.objects))}
-                record.relations = annotated.relations_of(triplets, predicates, indices)
-            yield record
+            if key == "data" and _is_in_split(item, split, header):
+                yield item
+
+    def start(item: object) -> Record:
+        image_id = fields.required_id(item)
+        return Record(image_id, "psg", split, fields.text(item, "file_name"), *fields.size(item))
+
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        def fill(record: Record, item: object) -> None:
+            record.objects = list(_segments(item, record, header.classes, masks, problems))
+            triplets = fields.as_list(fields.mapping(item).get("relations"))
+            rows = [fields.numbers(triplet, 3) for triplet in triplets]
+            indices = dict(enumerate(range(len(record.objects))))
+            record.relations = annotated.relations_of(rows, predicates, indices)
+
+        return annotated.read_records(items(), start, fill, problems)
 
     classes = DatasetClasses(tuple(header.classes), tuple(header.predicates))
     options = {STUFF: list(header.stuff), "masks": masks is not None}
@@ -115,21 +106,21 @@ def psg_source(
 def _read_header(annotations: Location) -> _Header:
     """Return what a file has beside its images. Raises UserError: a class list is missing."""
     names: dict[str, list[str]] = {"thing_classes": [], STUFF: [], "predicate_classes": []}
-    test_images: list[str | None] = []
+    test_images: set[str | None] = set()
     splits: set[str] = set()
     stream = JsonStream(annotations)
     for key, item in stream:
         if key == "data":
             splits.add(_stated_split(item) or WHOLE)
         elif key == "test_image_ids":
-            test_images.append(fields.identifier(item))
+            test_images.add(fields.identifier(item))
         elif key in names:
             names[key].append(fields.clean(str(item)))
     header = _Header(
         things=names["thing_classes"],
         stuff=names[STUFF],
         predicates=names["predicate_classes"],
-        test_images=test_images,
+        test_images=frozenset(test_images),
         splits=frozenset(splits),
     )
     required = {"thing_classes": header.classes, "predicate_classes": header.predicates}
@@ -139,19 +130,22 @@ def _read_header(annotations: Location) -> _Header:
     return header
 
 
-def _stated_split(item: Any) -> str | None:
+def _stated_split(item: object) -> str | None:
     """Return the split that `sgpipe export` writes for an image."""
-    split = item.get("split") if isinstance(item, Mapping) else None
+    split = fields.mapping(item).get("split")
     return fields.clean(split) if isinstance(split, str) and split else None
 
 
-def _is_in_split(split: str, stated_split: str | None, is_test_image: bool) -> bool:
-    """Return whether an image is of a split.
+def _is_in_split(item: object, split: str, header: _Header) -> bool:
+    """Return whether an image is of a split, or malformed.
 
     `test_image_ids` also have those of val and of splits of other names.
     """
-    if split == WHOLE:
+    image_id = fields.identifier(fields.mapping(item).get("image_id"))
+    if split == WHOLE or image_id is None:
         return True
+    is_test_image = image_id in header.test_images
+    stated_split = _stated_split(item)
     if split == "train":
         return not is_test_image
     if split == "test":
@@ -160,7 +154,7 @@ def _is_in_split(split: str, stated_split: str | None, is_test_image: bool) -> b
 
 
 def _segments(
-    item: Mapping[str, Any],
+    item: object,
     record: Record,
     classes: Sequence[str],
     masks: ImagePlace | None,
@@ -173,9 +167,7 @@ def _segments(
         ImageError: the panoptic PNG cannot be used.
     """
     segments = fields.array(item, "segments_info")
-    entries: list[Any] = [{}] * len(segments)
-    if "annotations" in item:
-        entries = fields.array(item, "annotations")
+    entries = fields.array(item, "annotations", default=[{}] * len(segments))
     if len(entries) != len(segments):
         raise FieldError(f"it has {len(segments)} segments_info and {len(entries)} annotations")
     pixels = None
@@ -187,21 +179,19 @@ def _segments(
             raise FieldError(
                 f"category_id {category} of segment {index} is not a class of the file"
             )
-        entry = entry if isinstance(entry, Mapping) else {}
-        outline: Any = entry.get("segmentation")
+        outline = fields.mapping(entry).get("segmentation")
         segmentation = fields.segmentation(outline, record.width, record.height, problems)
-        mask = None if pixels is None else pixels == fields.integer(segment, "id")
-        if mask is not None and mask.any():
-            outline = _encode(mask)
-            segmentation = json.dumps(outline)
-        if "bbox" not in entry and not segmentation:
+        if pixels is not None:
+            mask = pixels == fields.integer(segment, "id")
+            segmentation = _encode(mask) or segmentation
+        bbox = _bbox(entry, segmentation)
+        if bbox is None:
             raise FieldError(f"segment {index} has neither a bbox nor pixels")
-        bbox = fields.corners(entry["bbox"]) if "bbox" in entry else _bounding_box(outline)
-        iscrowd = bool(segment.get("iscrowd"))
+        iscrowd = bool(fields.mapping(segment).get("iscrowd"))
         yield Box(classes[category], category, bbox, iscrowd, segmentation=segmentation)
 
 
-def _read_panoptic(item: Mapping[str, Any], record: Record, masks: ImagePlace) -> Pixels:
+def _read_panoptic(item: object, record: Record, masks: ImagePlace) -> Pixels:
     """Return the segment number of each pixel, `[height, width]`."""
     root = image_root(masks)
     name = fields.text(item, "pan_seg_file_name")
@@ -210,18 +200,26 @@ def _read_panoptic(item: Mapping[str, Any], record: Record, masks: ImagePlace) -
     return numbers
 
 
-def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return a mask as COCO's compressed run lengths."""
+def _encode(mask: NDArray[np.bool_]) -> str | None:
+    """Return a mask as the JSON of COCO's compressed run lengths; None: it is empty."""
     from pycocotools import mask as coco
 
+    if not mask.any():
+        return None
     run_lengths = coco.encode(np.asfortranarray(mask, np.uint8))
-    return run_lengths | {"counts": run_lengths["counts"].decode()}
+    return json.dumps(run_lengths | {"counts": run_lengths["counts"].decode()})
 
 
-def _bounding_box(outline: Any) -> tuple[float, float, float, float]:
-    """Return the xywh box around polygons or run lengths."""
+def _bbox(entry: object, segmentation: str | None) -> tuple[float, float, float, float] | None:
+    """Return the xywh box that a segment states, or the one around its polygons or run lengths."""
     from pycocotools import mask as coco
 
+    stated = fields.mapping(entry)
+    if "bbox" in stated:
+        return fields.corners(stated["bbox"])
+    if segmentation is None:
+        return None
+    outline = json.loads(segmentation)
     if isinstance(outline, list):
         rings = [np.reshape(ring, (-1, 2)) for ring in outline]
         points = np.concatenate(rings).astype(float)

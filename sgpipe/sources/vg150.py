@@ -26,8 +26,8 @@ from sgpipe.images import read_size
 from sgpipe.recipe import WHOLE
 from sgpipe.records import Attribute, Box, Record
 from sgpipe.sources import annotated, fields
-from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row
-from sgpipe.sources.fields import FieldError
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
+from sgpipe.sources.fields import FieldError, JsonObject
 from sgpipe.sources.visual_genome import locate_image
 
 Tables: TypeAlias = Mapping[str, NDArray[Any]]
@@ -79,21 +79,19 @@ def vg150_source(
             f"{annotations} has no split {split!r}: pass --split train, val, test or {WHOLE}"
         )
 
+    def start(row: int) -> Record:
+        image_id = fields.required_id(items[row])
+        stated_name = fields.clean(str(items[row].get("file_name") or f"{image_id}.jpg"))
+        file_name = locate_image(images, stated_name)
+        return Record(image_id, "vg150", split, file_name, *fields.size(items[row]))
+
+    def fill(record: Record, row: int) -> None:
+        if not (record.width and record.height):
+            record.width, record.height = read_size(images, record.file_name)
+        _fill(record, tables, names, row)
+
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        for row in rows[split].tolist():
-            item = items[row]
-            image_id = fields.identifier(item.get("image_id"))
-            if image_id is None:
-                problems["malformed"] += 1
-                continue
-            stated_name = fields.clean(str(item.get("file_name") or f"{image_id}.jpg"))
-            file_name = locate_image(images, stated_name)
-            record = Record(image_id, "vg150", split, file_name, *fields.size(item))
-            with error_row(record):
-                if not (record.width and record.height):
-                    record.width, record.height = read_size(images, file_name)
-                _fill(record, tables, names, row)
-            yield record
+        return annotated.read_records(rows[split].tolist(), start, fill, problems)
 
     files = {"annotations": annotations, "dicts": dicts, "image_data": image_data}
     classes = DatasetClasses(_in_order(names.classes), _in_order(names.predicates))
@@ -125,12 +123,13 @@ def _by_number(numbers: Mapping[str, Any]) -> dict[int, str]:
     }
 
 
-def _read_image_items(image_data: Path, annotations: Location, images: int) -> list[dict[str, Any]]:
+def _read_image_items(image_data: Path, annotations: Location, images: int) -> list[JsonObject]:
     """Return the items of image_data.json, one for each of the images.
 
     Raises:
         UserError: there are more or fewer.
     """
+    items: list[JsonObject]
     items = [item for _, item in JsonStream(image_data) if isinstance(item, dict)]
     if len(items) != images:
         items = [

@@ -6,9 +6,10 @@ words. As in RLIPv2's published preprocessing "v1", repeated and redundant relat
 and an image keeps at most a hundred relations.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
@@ -18,7 +19,7 @@ from sgpipe.images import image_exists
 from sgpipe.records import Attribute, Box, Record, Relation
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import NO_CATEGORY_ID, AnnotationSource, ProblemCounts
-from sgpipe.sources.fields import FieldError
+from sgpipe.sources.fields import FieldError, JsonObject
 
 MAX_RELATIONS = 100  # the number of query pairs of RLIPv2
 _IMAGE_FOLDERS = ("VG_100K", "VG_100K_2")  # of the two downloads of images
@@ -56,17 +57,20 @@ def visual_genome_source(
     def read(problems: ProblemCounts) -> Iterator[Record]:
         objects, predicates = map(load_aliases, aliases)
         sizes = _image_sizes(image_data)
-        for item in iter_graphs(annotations):
-            record = graph_record(item, "visual_genome", split, problems)
-            if record is None:
-                continue
+
+        def fill(record: Record, item: object) -> None:
+            add_graph(record, item, problems)
             if preprocess:
                 remove_redundant(record, objects, predicates, problems)
             annotated.drop_nameless(record, problems)
             if record.image_id in sizes:
                 record.width, record.height = sizes[record.image_id]
             record.file_name = locate_image(images, record.file_name)
-            yield record
+
+        def start(item: object) -> Record:
+            return graph_record(item, "visual_genome", split)
+
+        return annotated.read_records(iter_graphs(annotations), start, fill, problems)
 
     object_aliases, predicate_aliases = aliases
     files = {
@@ -84,9 +88,8 @@ def _image_sizes(image_data: Path | None) -> dict[str, tuple[int, int]]:
     if image_data is None:
         return sizes
     for _, item in JsonStream(image_data):
-        image_id = fields.identifier(item.get("image_id")) if isinstance(item, dict) else None
-        if image_id:
-            sizes[image_id] = fields.size(item)
+        with suppress(FieldError):
+            sizes[fields.required_id(item)] = fields.size(item)
     return sizes
 
 
@@ -96,100 +99,101 @@ def locate_image(images: ImagePlace, name: str) -> str:
     return next((candidate for candidate in names if image_exists(images, candidate)), name)
 
 
-def iter_graphs(path: Path) -> Iterator[Any]:
+def iter_graphs(path: Path) -> Iterator[object]:
     """Yield the scene graphs of a file, which may also consist of a single one."""
     stream = JsonStream(path)
-    single: dict[str, Any] = {}
+    single: dict[str, object] = {}
+    arrays: dict[str, list[object]] = defaultdict(list)
     for key, item in stream:
         if key == "":
             yield item
         elif key in stream.arrays:
-            single.setdefault(key, []).append(item)
+            arrays[key].append(item)
         else:
             single[key] = item
-    if single:
-        yield single
+    if single or arrays:
+        yield single | arrays
 
 
-def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -> Record | None:
-    """Return a scene graph as a record, with unchanged names and predicates.
+def graph_record(item: object, dataset: str, split: str) -> Record:
+    """Return a record for a scene graph. Raises FieldError: it has no image id."""
+    image_id = fields.required_id(item)
+    file_name = fields.clean(str(fields.mapping(item).get("file_name") or f"{image_id}.jpg"))
+    return Record(image_id, dataset, split, file_name, *fields.size(item))
+
+
+def add_graph(record: Record, item: object, problems: ProblemCounts) -> None:
+    """Add the objects and relations of a scene graph, with unchanged names and predicates.
 
     Unreadable objects and relations are counted as malformed, relations of unlisted objects as
-    unknown_object. Without an image id, the result is None.
+    unknown_object.
     """
-    image_id = fields.identifier(item.get("image_id")) if isinstance(item, Mapping) else None
-    if image_id is None:
-        problems["malformed"] += 1
-        return None
-    file_name = fields.clean(str(item.get("file_name") or f"{image_id}.jpg"))
-    record = Record(image_id, dataset, split, file_name, *fields.size(item))
     objects = _listed(item, "objects", problems)
     relationships = _listed(item, "relationships", problems)
 
     boxes: dict[int, Box] = {}  # the last object of an id counts, as in RLIPv2's preprocessing
     for entry in [*objects, *_inline_objects(relationships)]:
-        try:
+        with _malformed_counted(problems):
             object_id = fields.integer(entry, "object_id")
             box = _read_box(entry)
-        except FieldError:
-            problems["malformed"] += 1
-            continue
-        box.attributes = _read_attributes(entry, problems)
-        boxes[object_id] = box
+            box.attributes = _read_attributes(entry, problems)
+            boxes[object_id] = box
     record.objects = list(boxes.values())
 
     indices = {object_id: index for index, object_id in enumerate(boxes)}
     for entry in relationships:
-        try:
+        with _malformed_counted(problems):
             predicate = fields.text(entry, "predicate")
-            confidence = fields.confidence(entry.get("confidence"))
-            subject = _end_id(entry, "subject")
-            object_ = _end_id(entry, "object")
-        except FieldError:
-            problems["malformed"] += 1
-            continue
-        if subject in indices and object_ in indices:
-            relation = Relation(indices[subject], indices[object_], predicate, confidence)
-            record.relations.append(relation)
-        else:
-            problems["unknown_object"] += 1
-    return record
+            confidence = fields.confidence(fields.mapping(entry).get("confidence"))
+            subject = indices.get(_end_id(entry, "subject"))
+            object_ = indices.get(_end_id(entry, "object"))
+            if subject is None or object_ is None:
+                problems["unknown_object"] += 1
+            else:
+                record.relations.append(Relation(subject, object_, predicate, confidence))
 
 
-def _listed(item: Mapping[str, Any], key: str, problems: ProblemCounts) -> list[Any]:
+@contextmanager
+def _malformed_counted(problems: ProblemCounts) -> Iterator[None]:
+    try:
+        yield
+    except FieldError:
+        problems["malformed"] += 1
+
+
+def _listed(item: object, key: str, problems: ProblemCounts) -> list[object]:
     """Return a list that may be missing; anything else is counted as malformed."""
-    value = item.get(key) or []
-    problems["malformed"] += not isinstance(value, list)
-    return value if isinstance(value, list) else []
+    with _malformed_counted(problems):
+        return fields.array({key: fields.mapping(item).get(key) or []}, key)
+    return []
 
 
-def _inline_objects(relationships: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
+def _inline_objects(relationships: Iterable[object]) -> Iterator[JsonObject]:
     """Yield the objects that relations contain."""
     for entry in relationships:
-        if not isinstance(entry, Mapping):
-            continue
         for end in ("subject", "object"):
-            if isinstance(entry.get(end), Mapping):
-                yield entry[end]
+            inline = fields.mapping(entry).get(end)
+            if isinstance(inline, dict):
+                yield inline
 
 
-def _end_id(entry: Mapping[str, Any], end: str) -> int:
+def _end_id(entry: object, end: str) -> int:
     """Return the object id of an end of a relation, which may contain the object."""
-    inline = entry.get(end)
-    if isinstance(inline, Mapping):
+    inline = fields.mapping(entry).get(end)
+    if isinstance(inline, dict):
         return fields.integer(inline, "object_id")
     return fields.integer(entry, f"{end}_id")
 
 
-def _read_box(entry: Mapping[str, Any]) -> Box:
+def _read_box(entry: object) -> Box:
     sides = [fields.required(entry, key) for key in ("x", "y", "w", "h")]
     x, y, width, height = fields.numbers(sides, 4)
     return Box(_object_name(entry), NO_CATEGORY_ID, (x, y, width, height))
 
 
-def _object_name(entry: Mapping[str, Any]) -> str:
+def _object_name(entry: object) -> str:
     """Return the `name` of an object, or the first of its `names`."""
-    if "name" in entry:
+    if "name" in fields.mapping(entry):
         return fields.text(entry, "name")
     names = fields.required(entry, "names")
     if isinstance(names, list) and names:
@@ -197,7 +201,7 @@ def _object_name(entry: Mapping[str, Any]) -> str:
     return fields.text(entry, "names")
 
 
-def _read_attributes(entry: Mapping[str, Any], problems: ProblemCounts) -> list[Attribute]:
+def _read_attributes(entry: object, problems: ProblemCounts) -> list[Attribute]:
     words = _listed(entry, "attributes", problems)
     texts = [fields.clean(word).strip() for word in words if isinstance(word, str)]
     problems["malformed"] += len(words) - len(texts)

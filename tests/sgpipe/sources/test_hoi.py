@@ -295,11 +295,8 @@ def test_a_file_of_other_classes_than_hico_det_is_refused(tmp_path, relations, o
 
 
 def test_a_file_of_other_classes_is_read_with_their_list(tmp_path):
-    path = drawn(tmp_path, (37,), (1, 38))
-    hico_source(path, "train")
+    hico_source(drawn(tmp_path, (37,), (1, 38)), "train")
     classes = save(tmp_path, OWN, "hoi_classes.json")
-    with pytest.raises(UserError, match=r"pass --classes .*hoi_classes\.json"):
-        hico_source(path, "train")
     source = hico_source(drawn(tmp_path, (1, 2)), "train", classes)
     imported = records(source)
     assert (source.dataset, set(source.files)) == ("hoia", {"annotations", "classes"})

@@ -8,10 +8,11 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import AnnotationSource
+from sgpipe.sources.annotated import AnnotationSource, read_records
 from sgpipe.sources.pseudo_labels import pseudo_label_source
 from sgpipe.sources.visual_genome import (
     MAX_RELATIONS,
+    add_graph,
     graph_record,
     iter_graphs,
     load_aliases,
@@ -34,7 +35,15 @@ def thing(number, **more):
 
 def read(item) -> tuple[Record | None, Counter]:
     problems: Counter[str] = Counter()
-    return graph_record(item, "d", "val", problems), +problems
+
+    def start(item: object) -> Record:
+        return graph_record(item, "d", "val")
+
+    def fill(record: Record, item: object) -> None:
+        add_graph(record, item, problems)
+
+    records = list(read_records([item], start, fill, problems))
+    return records[0] if records else None, +problems
 
 
 def related(subject, object_, predicate="on", **more):
