@@ -147,7 +147,7 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
     has none.
     """
     from sgpipe.files.roots import FolderRoot
-    from sgpipe.sources.opening import list_folder, no_images
+    from sgpipe.sources.folder import list_folder, no_images
 
     drawings = out.resolve()
     for path in images:

@@ -72,7 +72,7 @@ class SourceOptions:
     def _extended(self, source: SourceConfig, run: str) -> SourceConfig:
         """Return a run as the source. Raises UserError: other data is given, too."""
         from sgpipe.files.locations import absolute_location
-        from sgpipe.sources.opening import open_parent
+        from sgpipe.sources.extended_run import open_parent
 
         if any((self.root, self.dataset, self.annotations, self.captions, self.split)):
             omitted = "--root, --dataset, --annotations, --captions, --split"

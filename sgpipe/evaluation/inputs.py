@@ -171,7 +171,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _hoia_lists(
     triplets: Sequence[Mapping[str, Any]],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Any], list[Any]]:
     """Return the boxes and relations of triplets as a HOIA file has them, with names for numbers.
     Raises FieldError.
     """

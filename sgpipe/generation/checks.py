@@ -11,8 +11,8 @@ from sgpipe.errors import UserError, existing_model
 from sgpipe.files.image_roots import check_images
 from sgpipe.files.locations import content_id
 from sgpipe.recipe import STAGES, EngineConfig, Recipe, SourceConfig, StageConfig, models_of
+from sgpipe.sources.extended_run import check_run
 from sgpipe.sources.hub import check_hub
-from sgpipe.sources.opening import check_run
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.storage.manifest import Manifest

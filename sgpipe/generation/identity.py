@@ -30,7 +30,7 @@ from sgpipe.recipe import (
     with_model_folders,
 )
 from sgpipe.records import Record, from_table
-from sgpipe.sources.opening import open_parent
+from sgpipe.sources.extended_run import open_parent
 from sgpipe.stages.caption.captioner import settings_of
 from sgpipe.stages.parse.stage import parser_identity
 from sgpipe.storage.header import RunHeader

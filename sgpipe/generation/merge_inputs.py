@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute
 from sgpipe.files.locations import Location
-from sgpipe.sources.opening import open_parent
+from sgpipe.sources.extended_run import open_parent
 from sgpipe.storage.header import ClassLists, Identity, RunHeader, SingleRun
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFiles

@@ -26,8 +26,8 @@ from sgpipe.generation.merge_inputs import Match, MergeInputs, input_id, is_merg
 from sgpipe.generation.uniting import Precedence, unite
 from sgpipe.images import read_bytes
 from sgpipe.records import SCHEMA, from_table, to_table
+from sgpipe.sources.extended_run import open_parent
 from sgpipe.sources.import_run import ROWS_PER_SHARD
-from sgpipe.sources.opening import open_parent
 from sgpipe.storage.header import SingleRun
 from sgpipe.storage.index_build import FAULTS, configure, interruptible
 from sgpipe.storage.manifest import Manifest, ShardEntry

@@ -28,7 +28,8 @@ from sgpipe.generation.image_roots import (
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.resolve import RunPlan, resolve
 from sgpipe.recipe import Recipe
-from sgpipe.sources.opening import open_parent, open_source, prepare_source
+from sgpipe.sources.extended_run import open_parent
+from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.storage.header import RunHeader

@@ -6,7 +6,7 @@ gone. All else stays.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ from sgpipe.storage.header import RunHeader
 from sgpipe.storage.judgements import Conflicts, JudgementLog, RelationState
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import copy_run
-from sgpipe.storage.shards import SCORES, read_file
+from sgpipe.storage.shards import SCORES, read_file, replace_column
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
 
@@ -33,17 +33,23 @@ _COUNTS = ("confirmed", "removed", "changed", "added", "unsure", "undecided")
 
 @dataclass(frozen=True)
 class CorrectedRun:
-    """What was corrected."""
+    """What was corrected.
+
+    Attributes:
+        counts: relations by what was done; `unsure` ones and `undecided` conflicts stay as they
+            are.
+        conflicts: relations about which people differ.
+        missing: judged relations that the run does not have.
+        new_predicates: those appended to the closed class list of the run.
+    """
 
     root: str
     images: int
     shards: int
-    counts: dict[
-        str, int
-    ]  # relations by what was done; `unsure` ones and `undecided` conflicts stay as they are
-    conflicts: int  # relations about which people differ
-    missing: int  # judged relations that the run does not have
-    new_predicates: list[str]  # appended to the closed class list of the run
+    counts: dict[str, int]
+    conflicts: int
+    missing: int
+    new_predicates: list[str]
 
 
 def correct_run(
@@ -120,27 +126,25 @@ class Corrections:
         self.fingerprint = fingerprint(outcomes)
 
     def apply(self, table: pa.Table, counts: Counter[str]) -> pa.Table:
-        """Return the table of a shard with corrected relations; adds to `counts` what was done, by
-        relation.
+        """Return the table of a shard with corrected relations.
+
+        Args:
+            counts: of relations by what was done, to which those of the table are added.
         """
         images = list(zip(table["split"].to_pylist(), table["image_id"].to_pylist(), strict=True))
         judged_rows = [row for row, image in enumerate(images) if image in self._images]
         if not judged_rows:
             return table
-        score_columns = [name for name in SCORES if name in table.column_names]
-        values = {name: table[name].to_pylist() for name in ("relations", *score_columns)}
+        columns = [name for name in ("relations", *SCORES) if name in table.column_names]
+        values = {name: table[name].to_pylist() for name in columns}
         for row in judged_rows:
-            relations = values["relations"][row] or []
-            objects = len(table["objects"][row].as_py() or ())
-            outcomes = self._outcomes(images[row], relations, objects, counts)
-            values["relations"][row], before = correct_relations(relations, outcomes)
-            for name in score_columns:
-                scores = values[name][row]
-                values[name][row] = [None if place is None else scores[place] for place in before]
+            image = {name: column[row] for name, column in values.items()}
+            objects = len(table["objects"][row])
+            outcomes = self._outcomes(images[row], image["relations"], objects, counts)
+            for name, value in _corrected_columns(image, outcomes).items():
+                values[name][row] = value
         for name, column in values.items():
-            field = table.schema.field(name)
-            place = table.column_names.index(name)
-            table = table.set_column(place, field, pa.array(column, field.type))
+            table = replace_column(table, name, column)
         return table
 
     def _outcomes(
@@ -177,37 +181,62 @@ def _outcome(state: RelationState, left: frozenset[Place] | None, *, is_present:
     return "confirmed" if state.key[2:] in left else "changed"
 
 
+def _corrected_columns(
+    image: Mapping[str, list[Any]], outcomes: Mapping[Place, frozenset[Place]]
+) -> dict[str, list[Any]]:
+    """Return the corrected relations of an image, and the scores of those that it had before."""
+    corrected, before = correct_relations(image["relations"], outcomes)
+    columns: dict[str, list[Any]] = {"relations": corrected}
+    for name in image.keys() - columns.keys():
+        scores = [*image[name], None]  # the last one of new relations
+        columns[name] = [scores[-1 if index is None else index] for index in before]
+    return columns
+
+
 def correct_relations(
     relations: Sequence[_Row], outcomes: Mapping[Place, frozenset[Place]]
 ) -> tuple[list[_Row], list[int | None]]:
     """Return the relations of an image as people say they are, and the index of each in the image
     before, or None.
 
-    `outcomes` has what is left of each judged relation. What one answer takes away and another adds
-    stays. Each that is certain is there once, without a confidence: in the place of the same one,
-    behind the one that became it, or last.
+    What one answer takes away and another adds stays. Each that is certain occurs once, without a
+    confidence: in the place of the same one, behind the one that became it, or last.
+
+    Args:
+        outcomes: what is left of each judged relation.
     """
-    there = set(map(_place, relations))
-    certain = {place for left in outcomes.values() for place in left}
-    places: list[tuple[Place, int | None]] = []
-    for index, relation in enumerate(relations):
-        place = _place(relation)
-        new = sorted(outcomes.get(place, frozenset()) - there)
-        places += [(place, index), *((other, None) for other in new)]
-    places += [(place, None) for place in sorted(certain)]
+    certain = frozenset[Place]().union(*outcomes.values())
     corrected = list[_Row]()
     before = list[int | None]()
     waiting = set(certain)
-    for place, at in places:
+    for place, index in _candidates(relations, outcomes, certain):
         if place in waiting:
             waiting.remove(place)
             ends = dict(zip(("subject", "object", "predicate"), place, strict=True))
             corrected.append(ends | {"confidence": None, "origin": "person"})
-            before.append(at)
-        elif at is not None and place not in certain and place not in outcomes:
-            corrected.append(dict(relations[at]))
-            before.append(at)
+            before.append(index)
+        elif index is not None and place not in certain and place not in outcomes:
+            corrected.append(dict(relations[index]))
+            before.append(index)
     return corrected, before
+
+
+def _candidates(
+    relations: Sequence[_Row],
+    outcomes: Mapping[Place, frozenset[Place]],
+    certain: Iterable[Place],
+) -> Iterator[tuple[Place, int | None]]:
+    """Yield the relations of an image with their indices, behind each what it became, and last
+    what people added.
+    """
+    present = set(map(_place, relations))
+    for index, relation in enumerate(relations):
+        place = _place(relation)
+        yield place, index
+        for new_place in sorted(outcomes.get(place, frozenset()) - present):
+            yield new_place, None
+    for place in sorted(certain):
+        yield place, None
 
 
 def _place(relation: _Row) -> Place:

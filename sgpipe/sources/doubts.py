@@ -114,7 +114,7 @@ def doubt_boxes(
     outside = 1 - geometry.share_inside(boxes, sizes, form)
     outside_best = 1 - share
     number = outside * len(boxes)
-    if _lie_in_first_pixel(boxes, sizes) and not form.endswith("n"):
+    if _lie_in_first_pixel(boxes, sizes, form):
         doubt = f"all boxes lie in the first pixel of their images, but {share:.0%} fit as {best}"
         is_certain = len(boxes) >= _ENOUGH
     elif number >= _FEW and outside >= _SOME and outside_best <= outside / 10:
@@ -136,9 +136,11 @@ def doubt_boxes(
     return [f"{name}: {doubt}: pass {option}{best}"]
 
 
-def _lie_in_first_pixel(boxes: _Floats, sizes: _Floats) -> bool:
-    is_enough = len(boxes) >= _FEW and sizes.max() > _SMALL_IMAGE
-    return bool(is_enough) and geometry.are_parts(boxes)
+def _lie_in_first_pixel(boxes: _Floats, sizes: _Floats, form: BoxForm) -> bool:
+    """Return whether boxes in pixels are rather parts of their images."""
+    if form.endswith("n") or len(boxes) < _FEW:
+        return False
+    return bool(sizes.max() > _SMALL_IMAGE) and geometry.are_parts(boxes)
 
 
 def doubt_detections(detections: Detections, captions: object) -> list[str]:
@@ -225,13 +227,7 @@ def settle_records(
     examine = examine and source.boxes is not None
     if form is None and not examine:
         return []
-    objects: list[Box] = []
-    sides: list[tuple[int, int]] = []
-    for record in filter(lambda record: record.ok, records):
-        boxes_of_record = [box for box in record.objects if not box.is_nothing]
-        objects += boxes_of_record
-        sides += [(record.width, record.height)] * len(boxes_of_record)
-    sizes = np.array(sides, np.float64).reshape(-1, 2)
+    objects, sizes = _objects_and_sizes(records)
     boxes = np.array([box.bbox for box in objects], np.float64).reshape(-1, 4)
     if source.boxes == "xyxy":  # as the file has them
         boxes = geometry.xywh_to_xyxy(boxes)
@@ -246,3 +242,15 @@ def settle_records(
         for box, bbox in zip(objects, settled, strict=True):
             box.bbox = tuple(bbox)
     return notes
+
+
+def _objects_and_sizes(records: Sequence[Record]) -> tuple[list[Box], _Floats]:
+    """Return the boxes of images, and the width and height of the image of each."""
+    objects: list[Box] = []
+    sides: list[tuple[int, int]] = []
+    for record in records:
+        if record.ok:
+            boxes = [box for box in record.objects if not box.is_nothing]
+            objects += boxes
+            sides += [(record.width, record.height)] * len(boxes)
+    return objects, np.array(sides, np.float64).reshape(-1, 2)

@@ -156,6 +156,13 @@ def write_copy(
     return replace(shard, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), counts=counts)
 
 
+def replace_column(table: pa.Table, name: str, values: Sequence[object]) -> pa.Table:
+    """Return a table with other values in a column, of its type."""
+    place = table.schema.get_field_index(name)
+    field = table.schema.field(place)
+    return table.set_column(place, field, pa.array(values, field.type))
+
+
 def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
     """Return the rows with their image files in an additional column `image`."""
     names = table["file_name"].to_pylist()

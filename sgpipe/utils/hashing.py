@@ -49,6 +49,11 @@ def model_sha256(name: str | None) -> str | None:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
+def json_sha256(values: object) -> str:
+    """Return a hash of plain nested values."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Return a short hash of plain nested values, such as the identity of a run."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

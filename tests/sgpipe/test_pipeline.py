@@ -17,7 +17,7 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.miniworld.dataset import IMAGES, INSTANCES, render_dataset
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.sources.opening import read_folder
+from sgpipe.sources.folder import read_folder
 
 BOXES = [[4, 6, 60, 70], [40.5, 20, 90, 88]]
 CLASSES = ["person", "dog"]

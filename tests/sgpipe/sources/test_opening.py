@@ -6,7 +6,8 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, decode, reads_heif
 from sgpipe.recipe import SourceConfig, SplitConfig
-from sgpipe.sources.opening import list_folder, open_source, read_folder
+from sgpipe.sources.folder import list_folder, read_folder
+from sgpipe.sources.opening import open_source
 
 
 def save(path, size=(40, 30), **options):
