@@ -54,7 +54,7 @@ def label(
       sgpipe label a.jpg --boxes boxes.json
       sgpipe label miniworld/images --recipe miniworld
     """
-    from sgpipe.files.hub import fetch_models, find_models, missing_models
+    from sgpipe.files.hub import download_models, find_models, missing_models
     from sgpipe.recipe import hub_models, load_recipe, recipe_notes
 
     files = list(_files(images, out))
@@ -64,7 +64,8 @@ def label(
     skipped = () if boxes is None else ("detect",)
     models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
     changes = {key: value for key, value in models.items() if value is not None} | settings
-    find_models(missing_models(hub_models(load_recipe(recipe, changes), skipped)), fetch_command)
+    hub_names = hub_models(load_recipe(recipe, changes), skipped)
+    missing = find_models(missing_models(hub_names), fetch_command)
     from sgpipe.pipeline import Pipeline  # it imports PyTorch: what is missing is said before
 
     pipeline = Pipeline(
@@ -77,9 +78,8 @@ def label(
     )
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):
         cli.say(f"NOTE: {note}")
-    missing = missing_models(hub_models(pipeline.recipe, skipped))
     if missing:
-        fetch_models(missing, fetch_command)
+        download_models(missing)
     failed = _label(pipeline, files, out, threshold, json_)
     if failed == len(files):
         raise typer.Exit(console.EXIT_ALL_FAILED)

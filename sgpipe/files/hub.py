@@ -11,9 +11,13 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sgpipe.errors import WEIGHTS, StoreError, UserError, first_line
 from sgpipe.utils import console
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 DATASETS = "hf://datasets/"
 _ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
@@ -24,10 +28,11 @@ _PREPARES = {
     "processor_config.json",
     "tokenizer_config.json",
     "tokenizer.json",
+    "vocab.txt",
 }
-_PREPARES |= {"vocab.txt"}
-_WEIGHTS = tuple(
-    map(re.compile, (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"))
+_WEIGHTS = (  # those that are read first, first
+    re.compile(r"model(-\d+-of-\d+)?\.safetensors"),
+    re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin"),
 )
 
 
@@ -66,20 +71,14 @@ class HubDataset(_Repository):
         from huggingface_hub import HfApi, constants, snapshot_download
 
         with naming_hub(f"the dataset {self.name}"):
-            if constants.HF_HUB_OFFLINE:
-                folder = Path(
-                    snapshot_download(self.name, repo_type="dataset", revision=self.revision)
-                )
-                files = [
-                    path.relative_to(folder).as_posix()
-                    for path in folder.rglob("*")
-                    if path.is_file()
-                ]
-                return HubDataset(self.name, folder.name), sorted(files)
-            info = HfApi().dataset_info(self.name, revision=self.revision)
-            return HubDataset(self.name, info.sha), sorted(
-                each.rfilename for each in info.siblings or ()
-            )
+            if not constants.HF_HUB_OFFLINE:
+                info = HfApi().dataset_info(self.name, revision=self.revision)
+                names = [sibling.rfilename for sibling in info.siblings or ()]
+                return HubDataset(self.name, info.sha), sorted(names)
+            folder = Path(snapshot_download(self.name, repo_type="dataset", revision=self.revision))
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            names = [path.relative_to(folder).as_posix() for path in files]
+            return HubDataset(self.name, folder.name), sorted(names)
 
     def fetch(self, file: str) -> Path:
         """Return a file in the hub's cache on this machine, downloaded if it is not there."""
@@ -111,9 +110,8 @@ class HubModel(_Repository):
         if folder:
             return folder
         with naming_hub(f"the model {self}"):
-            HfApi().model_info(
-                self.name, revision=self.revision
-            )  # fails at once; a download is tried six times
+            # fails at once; a download is tried six times
+            HfApi().model_info(self.name, revision=self.revision)
             return Path(hf_hub_download(self.name, "config.json", revision=self.revision)).parent
 
     def folder(self) -> Path:
@@ -132,8 +130,8 @@ class HubModel(_Repository):
         from huggingface_hub import try_to_load_from_cache
 
         with naming_hub(f"the model {self}"):
-            found = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
-            return Path(found).parent if isinstance(found, str) else None
+            config = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
+            return Path(config).parent if isinstance(config, str) else None
 
 
 def missing_models(names: Sequence[str]) -> list[str]:
@@ -146,44 +144,48 @@ def missing_models(names: Sequence[str]) -> list[str]:
 
 def _is_complete(folder: Path) -> bool:
     files = {path.name for path in folder.iterdir() if path.exists()}  # not broken links
-    indices = [folder / file for file in files if file.endswith(".index.json")]
+    return not files.isdisjoint(_PREPARES) and _has_weights(folder, files)
+
+
+def _has_weights(folder: Path, files: Collection[str]) -> bool:
+    """Return whether files of a folder are all weights of a model; `index.json` lists their
+    parts.
+    """
+    indexes = [folder / file for file in files if file.endswith(".index.json")]
     try:
-        shards = [
-            set(json.loads(index.read_text("utf-8"))["weight_map"].values()) for index in indices
-        ]
+        parts = [json.loads(index.read_text("utf-8"))["weight_map"].values() for index in indexes]
+        if any(set(names).issubset(files) for names in parts):
+            return True
     except (ValueError, TypeError, KeyError, AttributeError):  # damaged
         return False
-    weights = (
-        any(shard <= files for shard in shards)
-        or "model.safetensors" in files
-        or (not shards and _weights(files))
-    )
-    return bool(files & _PREPARES and weights)
+    return "model.safetensors" in files or (not indexes and bool(_weights(files)))
 
 
-def find_models(
-    names: Sequence[str], command: str = ""
-) -> tuple[list[tuple[HubModel, list[list[str]]]], int]:
-    """Ask the hub for models: return each with the files that `from_pretrained` reads, weights
-    last, and their bytes.
+@dataclass(frozen=True)
+class HubFiles:
+    """What `from_pretrained` reads of a model.
+
+    Attributes:
+        settings, weights: names of files.
+        size: of all of them, in bytes.
+    """
+
+    model: HubModel
+    settings: list[str]
+    weights: list[str]
+    size: int
+
+
+def find_models(names: Sequence[str], command: str = "") -> list[HubFiles]:
+    """Ask the hub for the files of models.
 
     It takes a request each and loads no model, so a command can begin with it. Raises as
     `fetch_models`.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
 
-    wanted: list[tuple[HubModel, list[list[str]]]] = []
-    size = 0
     try:
-        for name in names:
-            model = HubModel.parse(name) or HubModel(name)
-            with naming_hub(f"the model {model}"):
-                info = HfApi().model_info(model.name, revision=model.revision, files_metadata=True)
-            sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-            settings = [file for file in sizes if _SETTINGS.fullmatch(file) and "/" not in file]
-            weights = _weights(sizes)
-            wanted.append((model, [settings, weights]))
-            size += sum(sizes[file] for file in (*settings, *weights))
+        return [_find_model(HubModel.parse(name) or HubModel(name)) for name in names]
     except (MissingFileError, StoreError) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error)
         downloads = [f"hf download {name.replace('@', ' --revision ')}" for name in names]
@@ -193,7 +195,18 @@ def find_models(
             f" {_without_commits(names)} ({why}); fetch them on a machine with a network by"
             f" `{command}`, and copy its cache here"
         ) from None
-    return wanted, size
+
+
+def _find_model(model: HubModel) -> HubFiles:
+    from huggingface_hub import HfApi
+
+    with naming_hub(f"the model {model}"):
+        info = HfApi().model_info(model.name, revision=model.revision, files_metadata=True)
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
+    settings = [file for file in sizes if _SETTINGS.fullmatch(file) and "/" not in file]
+    weights = _weights(sizes)
+    size = sum(sizes[file] for file in (*settings, *weights))
+    return HubFiles(model, settings, weights, size)
 
 
 def _without_commits(names: Sequence[str]) -> str:
@@ -208,84 +221,88 @@ def fetch_models(names: Sequence[str], command: str = "") -> None:
     Weights come last: a model with weights is complete. `command`: what to run on another machine,
     if not `hf download`. Raises UserError; StoreError.
     """
+    download_models(find_models(names, command))
+
+
+def download_models(models: Sequence[HubFiles]) -> None:
+    """Download models that were found, as `fetch_models`."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    wanted, size = find_models(names, command)
-    models = _without_commits(names)
-    text = f"downloading {models}: about {size / 1e9:,.1f} GB into {constants.HF_HUB_CACHE}"
+    gigabytes = sum(files.size for files in models) / 1e9
+    listed = _without_commits([str(files.model) for files in models])
+    text = f"downloading {listed}: about {gigabytes:,.1f} GB into {constants.HF_HUB_CACHE}"
     console.progress().print(text, soft_wrap=True)
     if console.progress().quiet:
         disable_progress_bars()
-    for model, parts in wanted:
+    for files in models:
+        model = files.model
         try:
             with naming_hub(f"the model {model}"):
-                for part in filter(None, parts):
+                for part in filter(None, (files.settings, files.weights)):
                     snapshot_download(model.name, revision=model.revision, allow_patterns=part)
         except StoreError as error:
             raise StoreError(f"{error}; the same command resumes the download") from None
 
 
 def _weights(files: Collection[str]) -> list[str]:
-    found = ([file for file in files if pattern.fullmatch(file)] for pattern in _WEIGHTS)
-    return next(filter(None, found), [])
+    for pattern in _WEIGHTS:
+        matching = [file for file in files if pattern.fullmatch(file)]
+        if matching:
+            return matching
+    return []
 
 
 @contextmanager
-def naming_hub(what: str) -> Iterator[None]:
+def naming_hub(asked: str) -> Iterator[None]:
     """Errors of the hub in one line, which names no token.
 
-    Raises UserError: `what` does not exist (MissingFileError), or not for this user; StoreError:
-    the hub fails.
+    Raises UserError: what is `asked` for does not exist (MissingFileError), or not for this user;
+    StoreError: the hub fails.
     """
-    from huggingface_hub import constants, errors
-
     try:
         yield
-    except (
-        errors.GatedRepoError,
-        errors.RepositoryNotFoundError,
-        errors.LocalTokenNotFoundError,
-    ) as error:
-        gated = isinstance(error, errors.GatedRepoError)
-        why = (
-            "is gated: ask for access on its page, then"
-            if gated
-            else "is not on the hub, or is private:"
-        )
-        raise UserError(f"{what} {why} {_LOGIN}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        if constants.HF_HUB_OFFLINE:
-            raise MissingFileError(
-                f"{what} is not in the hub's cache, and HF_HUB_OFFLINE is set"
-            ) from None
-        raise StoreError(
-            f"{what}: the hub cannot be reached ({first_line(error.__cause__ or error)})"
-        ) from None
-    except (errors.EntryNotFoundError, errors.RevisionNotFoundError):
-        raise MissingFileError(f"{what} does not exist on the hub") from None
-    except errors.HFValidationError as error:
-        raise UserError(f"{what}: {first_line(error)}") from None
-    except (
-        errors.HTTPError,
-        ConnectionError,
-        TimeoutError,
-    ) as error:  # of the library that it asks by
-        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-        if status in (401, 403):
-            raise UserError(f"{what}: the hub refuses this user ({status}): {_LOGIN}") from None
-        why = f"answers {status}" if status else "cannot be reached"
-        raise StoreError(f"{what}: the hub {why} ({first_line(error)})") from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StoreError(
-                f"{what}: no space is left for it in {constants.HF_HUB_CACHE}"
-            ) from None
-        raise
-    except (
-        RuntimeError
-    ) as error:  # of uploads, which name a file and not why, and of Xet, the hub's storage
-        if type(error) is not RuntimeError:
+    except Exception as error:
+        explained = _explained(asked, error)
+        if explained is None:
             raise
+        raise explained from None
+
+
+def _explained(asked: str, error: Exception) -> UserError | StoreError | None:
+    """Return the error in words; None: it is not the hub's."""
+    from huggingface_hub import constants, errors
+
+    match error:
+        case errors.GatedRepoError():
+            return UserError(f"{asked} is gated: ask for access on its page, then {_LOGIN}")
+        case errors.RepositoryNotFoundError() | errors.LocalTokenNotFoundError():
+            return UserError(f"{asked} is not on the hub, or is private: {_LOGIN}")
+        case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
+            if constants.HF_HUB_OFFLINE:
+                return MissingFileError(
+                    f"{asked} is not in the hub's cache, and HF_HUB_OFFLINE is set"
+                )
+            why = first_line(error.__cause__ or error)
+            return StoreError(f"{asked}: the hub cannot be reached ({why})")
+        case errors.EntryNotFoundError() | errors.RevisionNotFoundError():
+            return MissingFileError(f"{asked} does not exist on the hub")
+        case errors.HFValidationError():
+            return UserError(f"{asked}: {first_line(error)}")
+        case errors.HfHubHTTPError():
+            return _refused(asked, error)
+        case errors.HTTPError() | ConnectionError() | TimeoutError():  # of what it asks by
+            return StoreError(f"{asked}: the hub cannot be reached ({first_line(error)})")
+        case OSError(errno=errno.ENOSPC):
+            return StoreError(f"{asked}: no space is left for it in {constants.HF_HUB_CACHE}")
+    if type(error) is RuntimeError:  # of uploads, which name no reason, and of the hub's storage
         causes = filter(None, (error, error.__cause__))
-        raise StoreError(f"{what}: {' '.join(map(first_line, causes))}") from None
+        return StoreError(f"{asked}: {' '.join(map(first_line, causes))}")
+    return None
+
+
+def _refused(asked: str, error: HfHubHTTPError) -> UserError | StoreError:
+    status = error.response.status_code
+    if status in (401, 403):
+        return UserError(f"{asked}: the hub refuses this user ({status}): {_LOGIN}")
+    return StoreError(f"{asked}: the hub answers {status} ({first_line(error)})")

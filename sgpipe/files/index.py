@@ -134,13 +134,13 @@ class IndexReference:
 
 @dataclass(frozen=True)
 class IndexFolder:
-    """Where indexes are: in this machine's cache, or in a `run`. `whole`: prefixes are indexed,
+    """Where indexes are: in this machine's cache, or in a `run`. `versioned`: prefixes are indexed,
     with versions.
     """
 
     run: Location | None = None
     progress: Progress = field(default_factory=Progress, compare=False)
-    whole: bool = False
+    versioned: bool = False
 
     def reference(self, stamp: Any) -> IndexReference:
         """Return the index of what `stamp` describes in plain values, which need not exist."""

@@ -47,24 +47,21 @@ _READ_SECONDS = 20.0
 _READ_RETRIES = 8
 _WRITE_SECONDS = 1800.0
 _WRITE_RETRIES = 2
-_MOST_AT_ONCE = (
-    256 << 20
-)  # bytes; what is uploaded in parts stays in the bucket if its process is killed
+# Bytes; what is uploaded in parts stays in the bucket if its process is killed.
+_MOST_AT_ONCE = 256 << 20
 _ATTEMPTS = 3  # to read a body that ends early
 _BUFFER = 8 << 20  # of a file: a request takes so long that small ones cost more
 _REFUSED = re.compile(
     r"<Code>(AccessDenied|AllAccessDisabled|AccountProblem|ExpiredToken|InvalidAccessKeyId|InvalidToken|"
     r"RequestTimeTooSkewed|SignatureDoesNotMatch|TokenRefreshRequired)</Code>|169.254.169.254"
 )
+_ANSWER = re.compile(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", re.DOTALL)
 _NOT_IMPLEMENTED = re.compile(r"\b501 Not Implemented|<Code>NotImplemented</Code>")
 _ANONYMOUS = ("s3://anonymous@", "gs://anonymous@")  # what the public may read
-_NO_KEYS = (  # where a machine of a cloud gets its keys, asked if the environment has none
-    "169.254.169.254"
-)
-TextFile: TypeAlias = (
-    io.BufferedReader | gzip.GzipFile
-)  # plain or gzip, which its content shows, not its name
-
+# Where a machine of a cloud gets its keys, asked if the environment has none.
+_NO_KEYS = "169.254.169.254"
+# Plain or gzip, which its content shows, not its name.
+TextFile: TypeAlias = io.BufferedReader | gzip.GzipFile
 _SMALL_BUFFER = 256 << 10  # bytes that are read at least, of an object of which parts are needed
 _WHOLE = 4 << 20  # bytes: smaller shards are read at once
 _OPENED_AHEAD = 16  # shards
@@ -123,9 +120,8 @@ class StorePath:
             )
         scheme, separator, rest = uri.partition("://")
         bucket, _, key = rest.partition("/")
-        user = rest.rpartition("@")[0].partition("/")[
-            0
-        ]  # of Azure, this may be a container; keys may contain slashes
+        # of Azure, this may be a container; keys may contain slashes
+        user = rest.rpartition("@")[0].partition("/")[0]
         if ":" in user or ("@" in bucket and not uri.startswith(("abfs", *_ANONYMOUS))):
             raise UserError(
                 "the URI of an object store must not contain keys; set them in the environment"
@@ -135,7 +131,7 @@ class StorePath:
         if not bucket:
             raise UserError(f"{uri} names no bucket: expected {scheme}://BUCKET/FOLDER")
         self._bucket = f"{scheme}://{bucket}"
-        self._prefix = "/".join(part for part in key.split("/") if part not in ("", "."))
+        self._prefix = _normal(key)
 
     @property
     def uri(self) -> str:
@@ -147,9 +143,7 @@ class StorePath:
 
     def __truediv__(self, name: str) -> StorePath:
         child = copy(self)
-        child._prefix = "/".join(
-            part for part in f"{self._prefix}/{name}".split("/") if part not in ("", ".")
-        )
+        child._prefix = _normal(f"{self._prefix}/{name}")
         return child
 
     def __str__(self) -> str:
@@ -179,9 +173,9 @@ class StorePath:
     def read(self) -> bytes | None:
         """Return the whole object, or None if there is none."""
         with suppress(FileNotFoundError), self._naming():
-            found = obstore.get(self._reads, self._prefix)
-            if found.meta["size"] <= _BUFFER:
-                return bytes(found.bytes())
+            stored = obstore.get(self._reads, self._prefix)
+            if stored.meta["size"] <= _BUFFER:
+                return bytes(stored.bytes())
             with self.open() as file:
                 return file.read()
         return None
@@ -207,18 +201,18 @@ class StorePath:
             raise CutError(f"{self} is truncated: it ends within bytes {start} to {start + length}")
         return data
 
-    def read_start(self, most: int, version: str | None = None, start: int = 0) -> bytes:
-        """Return up to `most` bytes. Raises FileNotFoundError; ReplacedError: not of this version;
+    def read_start(self, length: int, version: str | None = None, start: int = 0) -> bytes:
+        """Return up to `length` bytes. Raises FileNotFoundError; ReplacedError: not of this version;
         CutError.
         """
-        options: GetOptions = {"range": (start, start + most)}
+        options: GetOptions = {"range": (start, start + length)}
         if version is not None:
             options["if_match"] = version
         for _ in range(_ATTEMPTS):
             with self._naming():
-                found = obstore.get(self._reads, self._prefix, options=options)
+                stored = obstore.get(self._reads, self._prefix, options=options)
                 try:
-                    return bytes(found.bytes())
+                    return bytes(stored.bytes())
                 except refused.BaseError as error:
                     why = failure(error)
         raise CutError(f"{self} is truncated, or the connection dropped: {why}")
@@ -267,10 +261,10 @@ class StorePath:
                 )
             except (refused.AlreadyExistsError, refused.PreconditionError):
                 return False
+            except refused.NotSupportedError:
+                self.put(data)
             except refused.BaseError as error:
-                if not isinstance(error, refused.NotSupportedError) and not _NOT_IMPLEMENTED.search(
-                    str(error)
-                ):
+                if not _NOT_IMPLEMENTED.search(str(error)):
                     raise
                 self.put(data)
         return True
@@ -294,16 +288,18 @@ class StorePath:
             raise FileNotFoundError(str(self)) from None
         except refused.PreconditionError:
             raise ReplacedError(f"{self} was replaced while it was in use") from None
+        except (refused.PermissionDeniedError, refused.UnauthenticatedError) as error:
+            raise AccessError(f"{self}: {failure(error)}") from None
         except (refused.BaseError, OSError) as error:
-            if "<Code>InvalidRange</Code>" in str(error):
-                raise CutError(
-                    f"{self} is truncated: it ends before the range that is read"
-                ) from None
-            refusal = isinstance(
-                error, refused.PermissionDeniedError | refused.UnauthenticatedError
-            )
-            kind = AccessError if refusal or _REFUSED.search(str(error)) else StoreError
-            raise kind(f"{self}: {failure(error)}") from None
+            raise self._named(error) from None
+
+    def _named(self, error: Exception) -> StoreError:
+        """Return an error that names the object."""
+        text = str(error)
+        if "<Code>InvalidRange</Code>" in text:
+            return CutError(f"{self} is truncated: it ends before the range that is read")
+        kind = AccessError if _REFUSED.search(text) else StoreError
+        return kind(f"{self}: {failure(error)}")
 
     @property
     def _reads(self) -> Connection:
@@ -312,6 +308,11 @@ class StorePath:
     @property
     def _writes(self) -> Connection:
         return connect(self._bucket, _WRITE_SECONDS, _WRITE_RETRIES)
+
+
+def _normal(key: str) -> str:
+    """Return a key without empty parts and dots."""
+    return "/".join(part for part in key.split("/") if part not in ("", "."))
 
 
 class _ObjectFile(io.RawIOBase):
@@ -329,10 +330,8 @@ class _ObjectFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(
-            0,
-            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence],
-        )
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}
+        self._at = max(0, starts[whence] + offset)
         return self._at
 
     def readall(self) -> bytes:
@@ -359,25 +358,20 @@ def connect(uri: str, seconds: float, retries: int) -> Connection:
         },
         "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * seconds)},
     }
-    if uri.startswith(_ANONYMOUS):
+    is_anonymous = uri.startswith(_ANONYMOUS)
+    if is_anonymous:
         options["skip_signature"] = True
-    if (
-        uri.startswith("s3://")
-        and not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys()
-    ):
-        from pyarrow.fs import resolve_s3_region
+    if uri.startswith("s3://"):
+        if not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys():
+            from pyarrow.fs import resolve_s3_region
 
-        with suppress(OSError, ValueError):  # the first request says why
-            options["region"] = resolve_s3_region(uri.removeprefix("s3://").rpartition("@")[2])
-    if (
-        uri.startswith("s3://")
-        and "AWS_ACCESS_KEY_ID" not in os.environ
-        and not uri.startswith(_ANONYMOUS)
-    ):
-        with suppress(ImportError, ValueError):  # boto3 is not installed, or has no keys either
-            from obstore.auth.boto3 import Boto3CredentialProvider
+            with suppress(OSError, ValueError):  # the first request says why
+                options["region"] = resolve_s3_region(uri.removeprefix("s3://").rpartition("@")[2])
+        if "AWS_ACCESS_KEY_ID" not in os.environ and not is_anonymous:
+            with suppress(ImportError, ValueError):  # boto3 is not installed, or has no keys either
+                from obstore.auth.boto3 import Boto3CredentialProvider
 
-            options["credential_provider"] = Boto3CredentialProvider()
+                options["credential_provider"] = Boto3CredentialProvider()
     try:
         return from_url(uri, **options)
     except (refused.BaseError, ValueError) as error:
@@ -393,9 +387,9 @@ def failure(error: BaseException) -> str:
             " (profiles and SSO need `pip install sgpipe[aws]`; for a public bucket, write"
             " anonymous@ before its name)"
         )
-    code = re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL)
-    if code:
-        return f"{code[1]}: {code[2]}" if code[2] else code[1]
+    answer = _ANSWER.search(text)
+    if answer:
+        return ": ".join(filter(None, answer.groups()))
     return first_line(error)
 
 
@@ -503,11 +497,11 @@ def _local(path: str | Location) -> Location:
         raise UserError(f"no such file: {path.uri}: objects have no .. in their names")
     if not path.uri.startswith("hf://"):
         return path
-    found = _ON_HUB.fullmatch(path.uri)
-    dataset = HubDataset.parse(found["dataset"]) if found else None
-    if found is None or dataset is None:
+    parts = _ON_HUB.fullmatch(path.uri)
+    dataset = HubDataset.parse(parts["dataset"]) if parts else None
+    if parts is None or dataset is None:
         raise UserError(f"{path.uri} is not a file of the hub: expected {DATASETS}USER/NAME/FILE")
-    return dataset.fetch(found["file"])
+    return dataset.fetch(parts["file"])
 
 
 def sizes(folder: Location) -> dict[str, int]:
@@ -516,12 +510,12 @@ def sizes(folder: Location) -> dict[str, int]:
     """
     if isinstance(folder, StorePath):
         return {info.name: info.size for info in folder.list() if "/" not in info.name}
-    found: dict[str, int] = {}
+    size_of: dict[str, int] = {}
     if folder.is_dir():
         for entry in os.scandir(folder):
             with suppress(FileNotFoundError):  # a running job may have replaced it
-                found[entry.name] = entry.stat().st_size
-    return found
+                size_of[entry.name] = entry.stat().st_size
+    return size_of
 
 
 def open_shard_file(path: Location) -> Path | BinaryIO:
@@ -573,8 +567,8 @@ def open_text(path: Location | str) -> Iterator[TextFile]:
         ) from None
 
 
-def read_text(path: Location, what: str) -> str:
-    """Return a small text file, which messages call `what`. Raises UserError: it cannot be read, or
+def read_text(path: Location, kind: str) -> str:
+    """Return a small text file, whose kind messages name. Raises UserError: it cannot be read, or
     is not UTF-8.
     """
     try:
@@ -583,9 +577,9 @@ def read_text(path: Location, what: str) -> str:
     except StoreError:
         raise
     except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{kind} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{what} {path} is not UTF-8 text (plain or gzip)") from None
+        raise UserError(f"{kind} {path} is not UTF-8 text (plain or gzip)") from None
 
 
 def text_sha256(path: str | Location) -> str:

@@ -7,7 +7,7 @@ these files; `anna/tagger` `anna/tagger@COMMIT`.
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,9 +31,9 @@ def cache_folder() -> Path:
     """Return where sgpipe keeps files of this machine that no run keeps: SGPIPE_CACHE, by default
     ~/.cache/sgpipe.
     """
-    own = os.environ.get("SGPIPE_CACHE")
-    if own:
-        return Path(own)
+    folder = os.environ.get("SGPIPE_CACHE")
+    if folder:
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sgpipe")
 
 
@@ -57,18 +57,18 @@ def pin_model(name: str, before: str = "") -> str:
     return f"{name}{PINNED}{_fetched(name).name}"
 
 
-def local_model(name: str, *, whole: bool = True) -> str:
+def local_model(name: str, *, config_only: bool = False) -> str:
     """Return the folder of a model of a store or the hub, fetched if it is not there; any other
     name unchanged.
 
-    `whole` False: config.json is enough. Raises as `pin_model`; UserError: it is a missing path, or
+    `config_only`: config.json is enough. Raises as `pin_model`; UserError: it is a missing path, or
     has another hash.
     """
     hub = HubModel.parse(name)
     if hub:
         try:
             with _as_engine_errors():
-                return str(hub.folder() if whole else hub.config())
+                return str(hub.config() if config_only else hub.folder())
         except UserError as error:
             raise UserError(f"no such folder: {name}, and {error}") from None
     if not is_uri(name):
@@ -84,33 +84,40 @@ def _fetched(uri: str, sha256: str = "") -> Path:
     Beside it are `listing-…`, which say what hash the files have that the store lists so.
     """
     root = cache_folder() / "models" / fingerprint({"uri": uri})
-    store = StorePath(uri)
     if sha256 and (root / sha256).is_dir():
         return root / sha256
     root.mkdir(parents=True, exist_ok=True)
     with _as_engine_errors(), FileLock(root / ".lock", thread_local=False):
+        store = StorePath(uri)
         files = _listed(uri, store)
-        listing = (
-            root
-            / f"listing-{fingerprint({name: [info.size, info.state] for name, info in files.items()})}"
-        )
-        found = listing.read_text("utf-8") if listing.is_file() else ""
-        if not (found and (root / found).is_dir()):
-            size = sum(info.size for info in files.values()) / 1e6
-            what = f"{console.count(len(files), 'file')}, {size:,.1f} MB"
-            console.progress().print(f"fetching the model {uri} ({what})", soft_wrap=True)
-            with temporary_folder(root) as temporary:
-                for name, info in files.items():
-                    file = temporary / "model" / name
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    (store / info.name).get_file(file)
-                found = str(model_sha256(str(temporary / "model"))).removeprefix("sha256:")
-                if not (root / found).is_dir():  # the same files may have been uploaded earlier
-                    os.replace(temporary / "model", root / found)
-            write_text(listing, found)
-    if sha256 not in ("", found):
+        states = {name: [info.size, info.state] for name, info in files.items()}
+        listing = root / f"listing-{fingerprint(states)}"
+        name = listing.read_text("utf-8") if listing.is_file() else ""
+        if not name or not (root / name).is_dir():
+            name = _download(uri, store, files, root)
+            write_text(listing, name)
+    if sha256 not in ("", name):
         raise UserError(f"the model {uri} is not the one that the run started with: it has changed")
-    return root / found
+    return root / name
+
+
+def _download(uri: str, store: StorePath, files: Mapping[str, ObjectInfo], root: Path) -> str:
+    """Download a model into a folder in `root`, and return the name of that, the hash of the
+    files.
+    """
+    megabytes = sum(info.size for info in files.values()) / 1e6
+    size = f"{console.count(len(files), 'file')}, {megabytes:,.1f} MB"
+    console.progress().print(f"fetching the model {uri} ({size})", soft_wrap=True)
+    with temporary_folder(root) as temporary:
+        model = temporary / "model"
+        for name, info in files.items():
+            file = model / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            (store / info.name).get_file(file)
+        sha256 = str(model_sha256(str(model))).removeprefix("sha256:")
+        if not (root / sha256).is_dir():  # the same files may have been uploaded earlier
+            os.replace(model, root / sha256)
+    return sha256
 
 
 def _listed(uri: str, store: StorePath) -> dict[str, ObjectInfo]:
@@ -124,16 +131,15 @@ def _listed(uri: str, store: StorePath) -> dict[str, ObjectInfo]:
     folder = _model_folder(infos)
     if folder is None:
         raise UserError(f"{uri} is not a model: it has no {_CONFIG}")
-    files = {}
-    for name, info in sorted(infos.items()):
-        file = name.removeprefix(folder)
-        parts = file.split("/")
-        if not name.startswith(folder):
-            continue
-        if ".." in parts or file.startswith("/"):
-            raise UserError(f"the model has a file outside its folder: {file!r}")
-        if not any(part.startswith(".") for part in parts):
-            files[file] = info
+    files: dict[str, ObjectInfo] = {}
+    for name in sorted(infos):
+        if name.startswith(folder):
+            file = name.removeprefix(folder)
+            parts = file.split("/")
+            if ".." in parts or file.startswith("/"):
+                raise UserError(f"the model has a file outside its folder: {file!r}")
+            if not any(part.startswith(".") for part in parts):
+                files[file] = infos[name]
     return files
 
 

@@ -59,26 +59,29 @@ _BUFFER = 1 << 20
 
 ImageFile = Path | BinaryIO
 SUFFIXES = (  # of images that Pillow opens without a plug-in
-    *(
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".avif",
-    ),
-    *(".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".apng",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".jp2",
+    ".j2k",
+    ".jpx",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
 )
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-MOST_BYTES = (
-    512 << 20
-)  # of an image file that is read into memory: the largest images that Pillow opens are smaller
+# Of an image file that is read into memory: the largest images that Pillow opens are smaller.
+MOST_BYTES = 512 << 20
 _OF_AN_IMAGE: dict[type[OSError], str] = {
     ReplacedError: "it was replaced while it was in use",
     CutError: "it is truncated",
@@ -100,23 +103,29 @@ def file_of(name: str) -> str:
     """Return the file that holds an image: the Parquet file, or the name itself if it is not that
     of a row.
     """
-    found = _NAME.fullmatch(name)
-    return found["file"] if found else name
+    row = _NAME.fullmatch(name)
+    return row["file"] if row else name
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
     """Return the columns that hold images, as stated in the description for `datasets`, or as their
     types suggest.
     """
+    stated = _stated_columns(schema)
+    if stated:
+        return stated
+    fitting = [field for field in schema if holds_images(field.type)]
+    structs = [field for field in fitting if pa.types.is_struct(field.type)]
+    return [field.name for field in structs or fitting]
+
+
+def _stated_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns of images by the description for `datasets`; none if it says nothing."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        stated = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
+        return [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        stated = []
-    found = [field.name for field in schema if holds_images(field.type)]
-    return (
-        stated or [name for name in found if pa.types.is_struct(schema.field(name).type)] or found
-    )
+        return []
 
 
 def holds_images(kind: pa.DataType) -> bool:
@@ -144,28 +153,27 @@ class ParquetImages:
         """Return the image file in a row. Raises FileNotFoundError: there is none; OSError: it
         cannot be read.
         """
-        found = _NAME.fullmatch(name)
-        if found is None:
+        parts = _NAME.fullmatch(name)
+        if parts is None:
             raise FileNotFoundError(name)
-        file = found["file"]
-        row = int(found["row"])
-        data = None
+        file = parts["file"]
         try:
             with self._lock:
-                parquet, starts, images = self._file(file)
-                columns = [found["column"]] if found["column"] else images
-                if (
-                    len(columns) == 1
-                    and columns[0] in parquet.schema_arrow.names
-                    and row < starts[-1]
-                ):
-                    group = int(np.searchsorted(starts, row, side="right")) - 1
-                    data = self._group(file, columns[0], group).image(row - int(starts[group]))
+                data = self._cell(file, parts["column"], int(parts["row"]))
         except pa.ArrowException as error:
             raise OSError(f"{file} cannot be read as Parquet: {first_line(error)}") from None
         if not isinstance(data, bytes):  # the row is empty, or the column holds numbers
             raise FileNotFoundError(name)
         return data
+
+    def _cell(self, file: str, column: str | None, row: int) -> object:
+        """Return what a column has in a row, by default the only one of images; None: nothing."""
+        parquet, starts, images = self._file(file)
+        columns = [column] if column else images
+        if len(columns) != 1 or columns[0] not in parquet.schema_arrow.names or row >= starts[-1]:
+            return None
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        return self._group(file, columns[0], group).image(row - int(starts[group]))
 
     def _opened(self, file: str) -> tuple[pq.ParquetFile, NDArray[np.int64], list[str]]:
         """Return a file, the first row of each of its row groups and the number of rows, and its
@@ -187,7 +195,8 @@ class _RowGroup:
         self._column = column
         self._restart()
 
-    def image(self, row: int) -> bytes | None:
+    def image(self, row: int) -> object:
+        """Return what the column has in a row of the group, of a struct its bytes."""
         if row < self._next and not any(start <= row for start, _ in self._recent):
             self._restart()
         try:
@@ -198,9 +207,9 @@ class _RowGroup:
         except (OSError, pa.ArrowException):
             self._restart()
             raise
-        start, images = next(each for each in reversed(self._recent) if each[0] <= row)
-        found: Any = images[row - start].as_py()
-        return found.get("bytes") if isinstance(found, dict) else found
+        start, images = next(batch for batch in reversed(self._recent) if batch[0] <= row)
+        image = images[row - start].as_py()
+        return image.get("bytes") if isinstance(image, dict) else image
 
     def _restart(self) -> None:
         self._next = 0
@@ -246,8 +255,8 @@ class ImageRoot:
             return as_written
         return with_slashes
 
-    def open(self, name: str, most: int = MOST_BYTES + 1) -> ImageFile:
-        """Open an image to read the whole of it, or at least `most` bytes.
+    def open(self, name: str, length: int = MOST_BYTES + 1) -> ImageFile:
+        """Open an image to read the whole of it, or at least `length` bytes.
 
         Raises ImageError: it is missing, truncated, replaced, or outside the root; EngineError: the
         store or the hub refuses everything, or this machine has no room.
@@ -256,7 +265,7 @@ class ImageRoot:
         try:
             name = self._stored_name(name)
             rows = self._parquet if file_of(name) != name else None
-            found = rows.read(name) if rows else self._read(name, most)
+            content = rows.read(name) if rows else self._read(name, length)
         except (ImageError, MissingFileError) as error:
             raise ImageError(str(error)) from None
         except UserError as error:
@@ -269,10 +278,10 @@ class ImageRoot:
             raise ImageError(f"image cannot be read: {error}") from None
         except OSError as error:
             raise image_error(error, where) from None
-        if isinstance(found, Path):
-            return found
-        checked_size(len(found), where)
-        return BytesIO(found)
+        if isinstance(content, Path):
+            return content
+        checked_size(len(content), where)
+        return BytesIO(content)
 
     def entries(self) -> Iterator[ObjectInfo]:
         """Yield all files, images or not, in any order."""
@@ -300,12 +309,12 @@ class ImageRoot:
     def _has(self, file: str) -> bool:
         raise NotImplementedError
 
-    def _read(self, name: str, most: int) -> Path | bytes:
-        """Return the file of an image, or up to `most` bytes of it. Raises OSError or
+    def _read(self, name: str, length: int) -> Path | bytes:
+        """Return the file of an image, or up to `length` bytes of it. Raises OSError or
         ImageError.
         """
         place = self.file(name)
-        return place if isinstance(place, Path) else place.read_start(most)
+        return place if isinstance(place, Path) else place.read_start(length)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the files that are open."""
@@ -326,24 +335,18 @@ def image_error(error: OSError, where: str) -> ImageError | EngineError | StoreE
         return error
     if error.errno in _OF_THE_MACHINE:
         return EngineError(f"{where} cannot be read: {os_error_reason(error)}")
-    return ImageError(
-        f"image cannot be read: {where} ({_OF_AN_IMAGE.get(type(error)) or os_error_reason(error)})"
-    )
+    reason = _OF_AN_IMAGE.get(type(error)) or os_error_reason(error)
+    return ImageError(f"image cannot be read: {where} ({reason})")
 
 
 def safe_name(name: str) -> str:
     """Return a file name with `/` between its parts. Raises ImageError: it is empty, absolute, or
     leaves the root.
     """
-    parts = name.replace("\\", "/")
-    if (
-        not parts
-        or "\0" in parts
-        or PurePosixPath(parts).is_absolute()
-        or ".." in PurePosixPath(parts).parts
-    ):
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
         raise ImageError(f"file_name {name!r} is not inside the image folder")
-    return str(PurePosixPath(parts))
+    return str(path)
 
 
 def checked_size(size: int, where: str) -> None:
@@ -381,21 +384,19 @@ class FolderRoot(ImageRoot):
         for folder, folders, files in os.walk(self.folder, onerror=closed.append):
             folders[:] = [name for name in folders if not name.startswith(".")]
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-            yield from (self._entry(Path(folder, name)) for name in (*files, *links))
+            for name in (*files, *links):
+                yield self._entry(Path(folder, name))
         for error in closed:
             if Path(error.filename) == self.folder:
                 raise error
             yield self._entry(Path(error.filename))
 
     def _entry(self, path: Path) -> ObjectInfo:
-        found = None
-        with suppress(
-            OSError
-        ):  # of a link that leads to itself; images of broken links cannot be opened
-            found = info_of(path)
-        return replace(
-            found or ObjectInfo("", -1, ""), name=path.relative_to(self.folder).as_posix()
-        )
+        info = None
+        with suppress(OSError):  # of a link that leads to itself
+            info = info_of(path)
+        info = info or ObjectInfo("", -1, "")  # images of broken links cannot be opened
+        return replace(info, name=path.relative_to(self.folder).as_posix())
 
     def file(self, name: str) -> Path:
         return self.folder / name
@@ -425,7 +426,7 @@ class RunRoot(ImageRoot):
     def _has(self, file: str) -> bool:
         return file in self._rows
 
-    def _read(self, name: str, most: int) -> bytes:
+    def _read(self, name: str, length: int) -> bytes:
         if name not in self._rows:
             raise FileNotFoundError(name)
         return self._images.read(self._rows[name])
@@ -433,13 +434,11 @@ class RunRoot(ImageRoot):
     @cached_property
     def _rows(self) -> dict[str, str]:
         rows: dict[str, str] = {}
-        for file in sorted(
-            Path(self.location).parent.glob(f"{Path(self.location).name}-[0-9]*.parquet")
-        ):
+        start = Path(self.location)
+        for file in sorted(start.parent.glob(f"{start.name}-[0-9]*.parquet")):
             table = pq.ParquetFile(file).read(columns=["file_name", "image.path"])
-            for row, (name, image) in enumerate(
-                zip(*(column.to_pylist() for column in table.columns), strict=True)
-            ):
+            names, images = (column.to_pylist() for column in table.columns)
+            for row, (name, image) in enumerate(zip(names, images, strict=True)):
                 if image is not None:
                     rows[name] = row_name(file.name, row)
         return rows
@@ -464,25 +463,23 @@ class ObjectRoot(ImageRoot):
         self.files.check()
 
     def entries(self) -> Iterator[ObjectInfo]:
-        return (
-            self.files.list()
-            if self.index is None
-            else (ObjectInfo(**row) for row in self.index.opened)
-        )
+        if self.index is None:
+            return self.files.list()
+        return (ObjectInfo(**row) for row in self.index.opened)
 
     def _has(self, file: str) -> bool:
-        return bool(
-            (self.files / file).head() if self.index is None else self.index.opened.find(file)
-        )
-
-    def _read(self, name: str, most: int) -> bytes:
         if self.index is None:
-            return (self.files / name).read_start(most)
+            return (self.files / file).head() is not None
+        return bool(self.index.opened.find(file))
+
+    def _read(self, name: str, length: int) -> bytes:
+        if self.index is None:
+            return (self.files / name).read_start(length)
         rows = self.index.opened.find(name)
         if not rows:
             raise FileNotFoundError
         checked_size(rows[0]["size"], self.where(name))
-        return (self.files / name).read_start(most, rows[0]["version"])
+        return (self.files / name).read_start(length, rows[0]["version"])
 
     def file(self, name: str) -> StorePath:
         return self.files / name
@@ -519,12 +516,13 @@ class HubRoot(ImageRoot):
     @cached_property
     def dataset(self) -> HubDataset:
         """Raises UserError: the location is not that of a dataset."""
-        found = HubDataset.parse(self.location) if self.location.startswith(DATASETS) else None
-        if found is None:
-            raise UserError(
-                f"{self.location} is not a dataset of the hub: expected {DATASETS}USER/NAME"
-            )
-        return found
+        if self.location.startswith(DATASETS):
+            dataset = HubDataset.parse(self.location)
+            if dataset is not None:
+                return dataset
+        raise UserError(
+            f"{self.location} is not a dataset of the hub: expected {DATASETS}USER/NAME"
+        )
 
     def entries(self) -> Iterator[ObjectInfo]:
         """Return the files of the dataset, whose sizes are not known before they are read; a commit

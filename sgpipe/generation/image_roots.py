@@ -79,7 +79,7 @@ def open_image_roots(
     """Return the root of each split as it is now, on the hub as when the run began. Raises as
     `existing_images`.
     """
-    indexes = IndexFolder(folder.store or folder.root, progress, whole=True)
+    indexes = IndexFolder(folder.store or folder.root, progress, versioned=True)
     before = (
         Manifest.load(folder.root).run.get("images", {})
         if (folder.root / MANIFEST).exists()

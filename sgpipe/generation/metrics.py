@@ -26,8 +26,8 @@ from sgpipe.utils.console import Progress, count, duration, listed, print_rows
 
 _SECONDS = 60.0  # between two lines
 _COUNTED = {"images": "images labelled", "errors": "error rows", "relations": "relations found"}
-
-
+# What a stage says of a GPU that could not do something.
+_GPU_ERRORS = {"compile_error": "torch.compile", "graph_error": "CUDA graphs"}
 _SHOWN = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
 
 
@@ -47,7 +47,7 @@ class RunMetrics:
         self._totals = Counter(dict.fromkeys(_COUNTED, 0))
         self._seconds = Counter[str]()
         self._memory: dict[str, int] = {}
-        self._told: set[str] = set()
+        self._notes: set[str] = set()  # that were returned
         # seconds since the epoch, without loading models
         self._first = math.inf
         self._last = -math.inf
@@ -58,54 +58,58 @@ class RunMetrics:
         if on_ray:
             from ray.util import metrics
 
-            of = ("run",)
-            of_stage = ("run", "stage")
+            by_run = ("run",)
+            by_stage = ("run", "stage")
             self._counters = {
-                name: metrics.Counter(f"sgpipe_{name}", text, of) for name, text in _COUNTED.items()
+                name: metrics.Counter(f"sgpipe_{name}", text, by_run)
+                for name, text in _COUNTED.items()
             }
             self._computed = metrics.Counter(
-                "sgpipe_stage_seconds", "seconds that stages computed", of_stage
+                "sgpipe_stage_seconds", "seconds that stages computed", by_stage
             )
             self._peaks = metrics.Gauge(
-                "sgpipe_gpu_memory_bytes", "peak GPU memory of a process", of_stage
+                "sgpipe_gpu_memory_bytes", "peak GPU memory of a process", by_stage
             )
             self._waiting = metrics.Gauge(
-                "sgpipe_queue_images", "images that wait or are in progress", of
+                "sgpipe_queue_images", "images that wait or are in progress", by_run
             )
 
     def add(self, shard: ShardEntry, written: float) -> list[str]:
         """Add a shard that was committed, `written` when (in seconds since the epoch); return what
         is new to say.
         """
-        counts = {**shard.counts, "images": shard.rows}
+        counts = {name: shard.counts.get(name, 0) for name in _COUNTED}
+        counts["images"] = shard.rows
         self.queue -= shard.rows
-        self._totals.update({name: counts.get(name, 0) for name in _COUNTED})
+        self._totals.update(counts)
         self._first = min(self._first, written - sum(shard.seconds.values()))
         self._last = max(self._last, written)
         self._seconds.update(shard.seconds)
-        notes: list[str] = []
         for stage, use in shard.gpus.items():
             self._memory[stage] = max(self._memory.get(stage, 0), use["memory"])
-            attention = (
-                f", deformable attention by {use['attention']}" if "attention" in use else ""
-            )
-            notes.append(f"{stage} computes on {use['gpu']}{attention}")
-            for error, means in (
-                ("compile_error", "torch.compile"),
-                ("graph_error", "CUDA graphs"),
-            ):
-                if error in use:
-                    notes.append(f"NOTE: {stage} continues without {means}: {use[error]}")
-        if self._counters:
-            tags = {"run": self._run}
-            for name, counter in self._counters.items():
-                if counts.get(name):
-                    counter.inc(counts[name], tags)
-            for stage in filter(shard.seconds.get, shard.seconds):
-                self._computed.inc(shard.seconds[stage], tags | {"stage": stage})
-            for stage in shard.gpus:
-                self._peaks.set(self._memory[stage], tags | {"stage": stage})
-            self._waiting.set(self.queue, tags)
+        self._export(shard, counts)
+        notes = [*_gpu_notes(shard), *self._estimate(shard)]
+        new = [note for note in notes if note not in self._notes]
+        self._notes.update(new)
+        return new
+
+    def _export(self, shard: ShardEntry, counts: Mapping[str, int]) -> None:
+        """Add a shard to Prometheus' metrics, on Ray."""
+        if not self._counters:
+            return
+        tags = {"run": self._run}
+        for name, counter in self._counters.items():
+            if counts[name]:
+                counter.inc(counts[name], tags)
+        for stage, seconds in shard.seconds.items():
+            if seconds:
+                self._computed.inc(seconds, tags | {"stage": stage})
+        for stage in shard.gpus:
+            self._peaks.set(self._memory[stage], tags | {"stage": stage})
+        self._waiting.set(self.queue, tags)
+
+    def _estimate(self, shard: ShardEntry) -> Iterator[str]:
+        """Yield how long the command will take, once every worker has done its second unit."""
         now = time.monotonic()
         workers = max(self.workers.values())
         self._shards += 1
@@ -114,11 +118,9 @@ class RunMetrics:
         else:
             self._measured += shard.rows
         if self._shards == 2 * workers and self.queue > 0:
-            self._estimated = now - self._began + self.queue * (now - self._steady) / self._measured
-            notes.append(f"estimate: {duration(self._estimated)} in all")
-        new = [note for note in notes if note not in self._told]
-        self._told.update(new)
-        return new
+            seconds_per_image = (now - self._steady) / self._measured
+            self._estimated = now - self._began + self.queue * seconds_per_image
+            yield f"estimate: {duration(self._estimated)} in all"
 
     def summary(self) -> Iterator[str]:
         """Yield the utilization of the workers of each stage, peak GPU memory, and how good the
@@ -192,6 +194,16 @@ class RunMetrics:
             append(state)
 
 
+def _gpu_notes(shard: ShardEntry) -> Iterator[str]:
+    """Yield on which GPUs stages computed, and what they did without there."""
+    for stage, use in shard.gpus.items():
+        attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
+        yield f"{stage} computes on {use['gpu']}{attention}"
+        for error, feature in _GPU_ERRORS.items():
+            if error in use:
+                yield f"NOTE: {stage} continues without {feature}: {use[error]}"
+
+
 def _problem_text(name: str) -> str:
     loss = SOURCE_LOSSES.get(name)
     return loss.text if loss else SOURCE_REMARKS.get(name, name.replace("_", " "))
@@ -199,47 +211,43 @@ def _problem_text(name: str) -> str:
 
 def print_summary(summary: Summary, console: Console, *, imported: bool = False) -> None:
     """Print what a run or an import contains, what was dropped, and what to do about error rows."""
-    counts, rows = (
-        summary.counts,
-        {
-            "images": (
-                f"{summary.counts['images']:,} of"
-                f" {max(summary.planned, summary.counts['images']):,}"
-            )
-        },
-    )
-    shown = {name.replace("_", " "): counts[name] for name in _SHOWN}
-    shown |= {"boxes of words": counts["grounded"]} if counts["grounded"] else {}
-    if imported:
-        shown = {
-            "error rows": counts["errors"],
-            "objects": counts["boxes"],
-            "relations": counts["relations"],
-        }
-    shown["images with relations"] = counts["images_with_relations"]
-    dropped = {
-        f"source: {_problem_text(name)}": number for name, number in summary.problems.items()
-    }
-    dropped |= {f"left out: {what}": counts[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
-    shown |= {what: number for what, number in dropped.items() if number} | {
-        "shards": summary.shards
-    }
-    print_rows(
-        str(summary.root), rows | {name: f"{number:,}" for name, number in shown.items()}, console
-    )
+    counts = summary.counts
+    planned = max(summary.planned, counts["images"])
+    rows = {"images": f"{counts['images']:,} of {planned:,}"}
+    for name, number in _contents(summary, imported=imported).items():
+        rows[name] = f"{number:,}"
+    print_rows(str(summary.root), rows, console)
     if summary.parent:
-        console.print(
-            Text(f"{listed(summary.parent['reused'])} from {summary.parent['run']}"), soft_wrap=True
-        )
+        taken = f"{listed(summary.parent['reused'])} from {summary.parent['run']}"
+        console.print(Text(taken), soft_wrap=True)
     total = sum(summary.seconds.values())
     if total:
         shares = ", ".join(
             f"{name} {seconds / total:.0%}" for name, seconds in summary.seconds.items()
         )
         console.print(f"time in stages: {total:.1f} s ({shares})", soft_wrap=True)
-    errors = counts["errors"]
-    if errors:
+    if counts["errors"]:
         reasons = f"`sgpipe stats {summary.root}` lists the reasons"
-        console.print(
-            f"{count(errors, 'error row')}: {reasons}, --retry-failed tries again", soft_wrap=True
-        )
+        rows_text = count(counts["errors"], "error row")
+        console.print(f"{rows_text}: {reasons}, --retry-failed tries again", soft_wrap=True)
+
+
+def _contents(summary: Summary, *, imported: bool) -> dict[str, int]:
+    """Return the numbers of what a run contains and of what was dropped, by their words."""
+    counts = summary.counts
+    if imported:
+        numbers = {
+            "error rows": counts["errors"],
+            "objects": counts["boxes"],
+            "relations": counts["relations"],
+        }
+    else:
+        numbers = {name.replace("_", " "): counts[name] for name in _SHOWN}
+        if counts["grounded"]:
+            numbers["boxes of words"] = counts["grounded"]
+    numbers["images with relations"] = counts["images_with_relations"]
+    dropped = {f"source: {_problem_text(name)}": n for name, n in summary.problems.items()}
+    dropped |= {f"left out: {text}": counts[f"{name}_left_out"] for name, text in LEFT_OUT.items()}
+    numbers |= {text: number for text, number in dropped.items() if number}
+    numbers["shards"] = summary.shards
+    return numbers

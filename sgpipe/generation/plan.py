@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
@@ -23,7 +23,7 @@ from rich.text import Text
 from scipy.stats import binomtest
 
 from sgpipe.errors import UserError
-from sgpipe.generation.engine import LocalEngine, UnitWriter, WorkUnit
+from sgpipe.generation.engine import Engine, LocalEngine, UnitReader, UnitWriter, WorkUnit
 from sgpipe.generation.resolve import resolve
 from sgpipe.generation.run import LabellingRun
 from sgpipe.recipe import STAGES, Recipe
@@ -38,9 +38,8 @@ Workers: TypeAlias = Mapping[tuple[str, ...], int]  # by stages: how many proces
 SAMPLE = 64
 LARGEST = 256
 PATIENCE = 60.0
-_UNITS_PER_WORKER = (
-    3  # the first warms up; many small ones would count what each costs beside its images
-)
+# The first warms up; many small ones would count what each costs beside its images.
+_UNITS_PER_WORKER = 3
 _UTILIZED = 0.85  # share of the time from which a GPU has enough to do
 # times as many images in a unit as requests are under way, as these end one by one at its end
 _IN_FLIGHT = 8
@@ -117,10 +116,9 @@ class Plan:
         utilized = computed / self.workers[slowest] / self._seconds(slowest)
         if utilized >= _UTILIZED:
             return f"utilized {utilized:.0%}: enough actors of each stage per GPU"
-        actors = sum(
-            n * sum(on for on, _ in groupby(pool, shares.__contains__))
-            for pool, n in self.workers.items()
-        )
+        actors = 0
+        for pool, number in self.workers.items():
+            actors += number * sum(on_gpu for on_gpu, _ in groupby(pool, shares.__contains__))
         share = math.floor(50 * self.gpus / actors) / 100  # half of that of an actor now
         sets = " ".join(f"--set {name}.resources.gpus={share:g}" for name in shares)
         return (
@@ -143,6 +141,7 @@ class Plan:
         price_per_hour: float | None = None,
         price_per_token: float | None = None,
     ) -> dict[str, Any]:
+        """Return plain values for JSON."""
         seconds = self.seconds(machines)
         slowest = self._slowest()
         values = {
@@ -165,12 +164,10 @@ class Plan:
             "error_rows": dict(zip(("expected", "least", "most"), self.errors, strict=True)),
             "endpoint_tokens": self.tokens,
         }
-        if price_per_hour is None and price_per_token is None:
-            return values
-        price = (price_per_hour or 0) * machines * seconds / 3600 + (
-            price_per_token or 0
-        ) * self.tokens
-        return values | {"price": price}
+        if price_per_hour is not None or price_per_token is not None:
+            price_of_machines = (price_per_hour or 0) * machines * seconds / 3600
+            values["price"] = price_of_machines + (price_per_token or 0) * self.tokens
+        return values
 
 
 def plan(
@@ -192,125 +189,166 @@ def plan(
         with folder.lock(), closing(LabellingRun(run_plan, folder, progress)) as run:
             run.open()
             units = run.missing_units(retry_failed=False)
-            whole = sum(unit.rows for unit in units)
-            if not whole:
+            total = sum(unit.rows for unit in units)
+            if not total:
                 raise UserError("the recipe has no images")
             longest = max(unit.rows for unit in run.start_engine(units))
             assert run.engine is not None
-            workers = run.engine.workers
+            workers = sum(run.engine.workers.values())
             in_flight = max(run_plan.stages.section(name).requests_in_flight for name in STAGES)
-            least = min(longest, _IN_FLIGHT * in_flight)
-            images = images or max(SAMPLE, min(2 * least * sum(workers.values()), LARGEST))
-            sample = _sample(
-                units, min(images, whole), sum(workers.values()), run_plan.stages.seed, least
-            )
+            smallest = min(longest, _IN_FLIGHT * in_flight)
+            images = images or max(SAMPLE, min(2 * smallest * workers, LARGEST))
+            sample = _sample(units, min(images, total), workers, run_plan.stages.seed, smallest)
             if in_flight:
-                progress.say(f"asking the served model about {count(min(images, whole), 'image')}")
-            done: list[tuple[float, ShardEntry]] = []
-            with closing(
-                run.engine.run(sample, run.reader(), UnitWriter(folder.storage))
-            ) as shards:
-                for shard in shards:
-                    done.append((time.monotonic(), shard))
-                    if done[-1][0] - done[0][0] + sum(done[0][1].seconds.values()) > PATIENCE:
-                        break
-        found = _measured(
-            whole, began, done, workers, run.engine.gpus, isinstance(run.engine, LocalEngine)
-        )
+                progress.say(f"asking the served model about {count(min(images, total), 'image')}")
+            done = list(_label(run.engine, sample, run.reader(), UnitWriter(folder.storage)))
         tokens = RequestCache(folder.private / REQUESTS).tokens()
-        return replace(found, tokens=round(tokens / found.sampled * whole))
+        is_local = isinstance(run.engine, LocalEngine)
+        measured = _measured(
+            total, began, done, run.engine.workers, run.engine.gpus, is_local=is_local
+        )
+        return replace(measured, tokens=round(tokens / measured.sampled * total))
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """A shard of the sample, and when it came."""
+
+    time: float
+    shard: ShardEntry
+
+    @property
+    def computed(self) -> float:
+        """For how many seconds."""
+        return sum(self.shard.seconds.values())
+
+
+def _label(
+    engine: Engine, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+) -> Iterator[_Labelled]:
+    """Yield the shards of a sample, until patience ends."""
+    ends = math.inf
+    with closing(engine.run(units, reader, writer)) as shards:
+        for shard in shards:
+            labelled = _Labelled(time.monotonic(), shard)
+            if math.isinf(ends):
+                ends = labelled.time - labelled.computed + PATIENCE
+            yield labelled
+            if labelled.time > ends:
+                return
 
 
 def _sample(
-    units: Sequence[WorkUnit], images: int, workers: int, seed: int, least: int = 0
+    units: Sequence[WorkUnit], images: int, workers: int, seed: int, smallest: int = 0
 ) -> list[WorkUnit]:
-    """Choose images at random, in small units that keep all workers busy, of at least `least` if
+    """Choose images at random, in small units that keep all workers busy, of at least `smallest` if
     these are enough.
     """
-    size = max(-(-images // (_UNITS_PER_WORKER * workers)), min(least, -(-images // (2 * workers))))
-    starts = [(unit, at) for unit in units for at in range(unit.start, unit.stop, size)]
+    even = math.ceil(images / (_UNITS_PER_WORKER * workers))
+    size = max(even, min(smallest, math.ceil(images / (2 * workers))))
+    starts: list[tuple[WorkUnit, int]] = []
+    for unit in units:
+        starts += [(unit, start) for start in range(unit.start, unit.stop, size)]
     sample: list[WorkUnit] = []
-    for unit, at in random.Random(seed).sample(starts, len(starts)):
-        rows = min(size, unit.stop - at, images)
-        sample += [WorkUnit(unit.split, at, at + rows)] if rows else []
+    for unit, start in random.Random(seed).sample(starts, len(starts)):
+        rows = min(size, unit.stop - start, images)
+        if rows:
+            sample.append(WorkUnit(unit.split, start, start + rows))
         images -= rows
     return sample
 
 
 def _measured(
-    whole: int,
+    total: int,
     began: float,
-    done: Sequence[tuple[float, ShardEntry]],
+    done: Sequence[_Labelled],
     workers: Workers,
     gpus: int,
-    local: bool,
+    *,
+    is_local: bool,
 ) -> Plan:
-    """Return what the shards tell, with the time at which each came, once every worker has had its
-    first unit.
+    """Return what the shards of a sample tell about as many images as there are in `total`, once
+    every worker has had its first unit.
     """
     number = sum(workers.values())
-    steady = done[number:] or done
-    rows = sum(shard.rows for _, shard in steady)
+    first = done[:number]  # with loading models
+    steady = [labelled.shard for labelled in done[number:] or done]
+    shards = [labelled.shard for labelled in done]
+    sampled = sum(shard.rows for shard in shards)
+    errors = sum(shard.counts.get("errors", 0) for shard in shards)
     seconds: Counter[str] = Counter()
-    for _, shard in steady:
+    for shard in steady:
         seconds.update(shard.seconds)
-    if local:
+    if is_local:  # each worker runs all stages that took time
         workers = {tuple(name for name in seconds if name != COMPILATION): number}
+    rows = sum(shard.rows for shard in steady)
     stages = {name: seconds[name] / rows for name in chain.from_iterable(workers)}
+    starts = [labelled.time - began - labelled.computed for labelled in first]
+    return Plan(
+        images=total,
+        sampled=sampled,
+        start=max(sum(starts) / len(starts), 0.0),
+        stages=stages,
+        workers=workers,
+        utilization=_utilization(stages, steady),
+        gpus=gpus,
+        row_bytes=sum(shard.bytes for shard in shards) / sampled,
+        errors=_expected_errors(errors, sampled, total),
+        memory=_peak_memory(is_local=is_local),
+    )
+
+
+def _utilization(stages: Iterable[str], shards: Sequence[ShardEntry]) -> dict[str, float | None]:
+    """Return the share of the time that its GPU computed, of each stage that used one; None: not
+    measured.
+    """
     utilization: dict[str, float | None] = {}
     for name in stages:
-        uses = [shard.gpus[name].get("utilization") for _, shard in steady if name in shard.gpus]
+        uses = [shard.gpus[name] for shard in shards if name in shard.gpus]
         if uses:
-            known = [share for share in uses if share is not None]
-            utilization[name] = sum(known) / len(known) if known else None
-    starts = [
-        when - began - sum(shard.seconds.values()) for when, shard in done[:number]
-    ]  # one after the other
-    start = sum(starts) / len(starts)
-    sampled = sum(shard.rows for _, shard in done)
-    errors = sum(shard.counts.get("errors", 0) for _, shard in done)
+            shares = [use["utilization"] for use in uses if use.get("utilization") is not None]
+            utilization[name] = sum(shares) / len(shares) if shares else None
+    return utilization
+
+
+def _expected_errors(errors: int, sampled: int, total: int) -> tuple[int, int, int]:
+    """Return the number of error rows to expect, with its 95 % interval. Raises UserError: there
+    is nothing else.
+    """
     if errors == sampled:
         why = f"`sgpipe generate --limit {sampled}`, then `sgpipe stats`, tell why"
         raise UserError(f"all {sampled} images of the sample became error rows: {why}")
     interval = binomtest(errors, sampled).proportion_ci(method="wilson")
-    expected = (
-        round(errors / sampled * whole),
-        round(interval.low * whole),
-        round(interval.high * whole),
-    )
+    shares = (errors / sampled, interval.low, interval.high)
+    expected, lowest, highest = (round(share * total) for share in shares)
+    return expected, lowest, highest
+
+
+def _peak_memory(*, is_local: bool) -> tuple[int, int | None]:
+    """Return the peaks of this process and of its largest worker, if that is on this machine."""
     unit = 1 if sys.platform == "darwin" else 1024
-    peaks = [
-        resource.getrusage(who).ru_maxrss * unit
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
-    row_bytes = sum(shard.bytes for _, shard in done) / sampled
-    memory = (peaks[0], peaks[1] if local else None)
-    start = max(start, 0.0)
-    return Plan(
-        whole, sampled, start, stages, workers, utilization, gpus, row_bytes, expected, memory
-    )
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    return driver, worker if is_local else None
 
 
 def print_plan(values: Mapping[str, Any], console: Console) -> None:
     """Print what `Plan.as_json` says."""
-    on = dict.fromkeys(values["gpu_utilization"], " on GPUs")
-    worker = values["worker_memory_bytes"]
     gpus = f", {count(values['gpus'], 'GPU')} each" if values["gpus"] else ""
-    memory = "" if worker is None else f", a worker {worker / 1e9:.1f} GB"
-    seconds = ", ".join(
-        f"{name} {each:.3g}{on.get(name, '')}" for name, each in values["seconds_per_image"].items()
-    )
+    machines = f"{count(values['machines'], 'machine')} like this{gpus}"
+    memory = f"driver {values['driver_memory_bytes'] / 1e9:.1f} GB"
+    worker = values["worker_memory_bytes"]
+    if worker is not None:
+        memory += f", a worker {worker / 1e9:.1f} GB"
     rows = {
         "images": f"{values['images']:,}",
-        f"time on {count(values['machines'], 'machine')} like this{gpus}": duration(
-            values["seconds"]
-        ),
+        f"time on {machines}": duration(values["seconds"]),
         "images per second": f"{values['images_per_second']:.3g}",
         "time until models are loaded": duration(values["start_seconds"]),
-        "seconds per image": seconds,
+        "seconds per image": _stage_times(values),
         "slowest stage": values["bottleneck"],
         "disk": f"{values['disk_bytes'] / 1e6:,.1f} MB",
-        "memory": f"driver {values['driver_memory_bytes'] / 1e9:.1f} GB{memory}",
+        "memory": memory,
         "error rows": "about {expected:,} ({least:,} to {most:,})".format(**values["error_rows"]),
     }
     if worker is None:
@@ -323,3 +361,12 @@ def print_plan(values: Mapping[str, Any], console: Console) -> None:
         rows["price"] = f"{values['price']:,.2f}"
     print_rows(f"plan, from {count(values['sampled'], 'image')}", rows, console)
     console.print(Text(f"GPUs: {values['gpu_advice']}"), soft_wrap=True)
+
+
+def _stage_times(values: Mapping[str, Any]) -> str:
+    """Return the seconds per image of each stage, in words."""
+    times: list[str] = []
+    for name, seconds in values["seconds_per_image"].items():
+        place = " on GPUs" if name in values["gpu_utilization"] else ""
+        times.append(f"{name} {seconds:.3g}{place}")
+    return ", ".join(times)

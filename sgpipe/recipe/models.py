@@ -81,7 +81,7 @@ def known_settings(model: str | None) -> dict[str, Any]:
 
 def _config_json(model: str | None) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        folder = network_folder(Path(local_model(str(model), whole=False)))
+        folder = network_folder(Path(local_model(str(model), config_only=True)))
         settings = json.loads((folder / "config.json").read_text("utf-8"))
         return settings if isinstance(settings, dict) else {}
     return {}

@@ -115,7 +115,7 @@ def detector_classes(config: DetectConfig) -> tuple[str, ...]:
     """Return the classes a detector can detect, without its weights. Raises UserError: it is not a
     detector.
     """
-    name = local_model(str(config.detector), whole=False)
+    name = local_model(str(config.detector), config_only=True)
     if _reads_text(name):
         return config.classes or tuple(category_names("coco").values())
     if config.classes is not None:
@@ -160,7 +160,7 @@ def check_prompted(model: str, setting: str) -> None:
     """Without loading its weights, raise UserError if a model is not a detector that reads the
     names of things.
     """
-    name = local_model(model, whole=False)
+    name = local_model(model, config_only=True)
     if not _reads_text(name):
         raise UserError(
             f"{setting}: {model} cannot be asked for words; use a detector that reads text, such as"

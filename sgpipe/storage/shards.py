@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, get_args
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -86,10 +86,19 @@ _POINTERS = (
 )
 _NESTED = ("objects", "captions", "triplets", "pairs", "relations")
 _MAY_BE_NULL = {
-    *("subject_category", "object_category", "confidence"),
-    *("score", "phrase", "attributes", "segmentation"),
+    "subject_category",
+    "object_category",
+    "confidence",
+    "score",
+    "phrase",
+    "attributes",
+    "segmentation",
 }
 _TOLERANCE = 0.01  # pixels
+
+# The items of a column of lists, and the row of each.
+Items: TypeAlias = tuple[np.ndarray, pa.Array]
+Fault: TypeAlias = tuple[str, np.ndarray]  # what is wrong, and the rows
 
 
 def shard_name(split: str, start: int, stop: int, revision: int = 0) -> str:
@@ -101,8 +110,8 @@ def shard_name(split: str, start: int, stop: int, revision: int = 0) -> str:
 
 
 def revision_of(file: str) -> int:
-    _, found, number = Path(file).stem.rpartition("-r")
-    return int(number) if found and number.isdigit() else 0
+    _, mark, number = Path(file).stem.rpartition("-r")
+    return int(number) if mark and number.isdigit() else 0
 
 
 def write_shard(
@@ -166,10 +175,10 @@ def replace_column(table: pa.Table, name: str, values: Sequence[object]) -> pa.T
 def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
     """Return the rows with their image files in an additional column `image`."""
     names = table["file_name"].to_pylist()
-    column = pa.array(
-        [data and {"bytes": data, "path": name} for data, name in zip(images, names, strict=True)],
-        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-    )
+    files = [
+        data and {"bytes": data, "path": name} for data, name in zip(images, names, strict=True)
+    ]
+    column = pa.array(files, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     table = table.append_column(IMAGE_COLUMN, column)
     return table.replace_schema_metadata({**table.schema.metadata, **_IMAGES_METADATA})
 
@@ -305,12 +314,11 @@ def relation_rows(table: pa.Table, threshold: float) -> pa.Table:
         columns[end] = pc.struct_field(relations, end)
         place = first + columns[end].to_numpy(zero_copy_only=False)
         columns[f"{end}_category"] = category.take(place)
-        columns |= {
-            f"{end}_{side}": xyxy[place, i] for i, side in enumerate(("x1", "y1", "x2", "y2"))
-        }
-    return pa.table(
-        columns | {name: pc.struct_field(relations, name) for name in ("predicate", "confidence")}
-    )
+        for number, side in enumerate(("x1", "y1", "x2", "y2")):
+            columns[f"{end}_{side}"] = xyxy[place, number]
+    columns["predicate"] = pc.struct_field(relations, "predicate")
+    columns["confidence"] = confidence.filter(confident)
+    return pa.table(columns)
 
 
 @contextmanager
@@ -323,9 +331,8 @@ def open_shard(
     try:
         with pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
             schema = file.schema_arrow
-            version = (
-                (schema.metadata or {}).get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
-            )
+            stated = (schema.metadata or {}).get(_VERSION_KEY)
+            version = str(SCHEMA_VERSION) if stated is None else stated.decode()
             if version != str(SCHEMA_VERSION):
                 raise UserError(
                     f"shard {path} has schema version {version}, this sgpipe reads {SCHEMA_VERSION}"
@@ -359,47 +366,59 @@ def read_row_group(
 def row_faults(table: pa.Table, split: str) -> Iterator[str]:
     """Yield what is wrong in rows of `SCHEMA` of a split: one line for each kind of fault."""
     table = table.combine_chunks()
-    for what, rows in _faults(table, split):
-        rows = np.unique(rows)
+    for fault, faulty in _faults(table, split):
+        rows = np.unique(faulty)
         if len(rows):
             first = table["image_id"][int(rows[0])].as_py()
-            yield f"{what} (image {first!r}{f' and {len(rows) - 1} more' if len(rows) > 1 else ''})"
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            yield f"{fault} (image {first!r}{more})"
 
 
 def count_rows(table: pa.Table) -> dict[str, int]:
     """Return the counts that the summary of a run adds up over its shards."""
     triplets = flat(table["triplets"])[1]
     matched = pc.and_(
-        *(
-            pc.is_valid(pc.struct_field(triplets, f"{end}_category"))
-            for end in ("subject", "object")
-        )
+        pc.is_valid(pc.struct_field(triplets, "subject_category")),
+        pc.is_valid(pc.struct_field(triplets, "object_category")),
     )
     totals = {name: len(flat(table[name])[1]) for name in _NESTED}
-    grounded = (
-        pc.sum(pc.equal(pc.struct_field(flat(table["objects"])[1], "origin"), "grounded")).as_py()
-        or 0
-    )
-    missing = table["left_out"].combine_chunks()
-    left_out = {
-        f"{name}_left_out": pc.sum(pc.struct_field(missing, name)).as_py() or 0 for name in LEFT_OUT
-    }
-    return {
+    origins = pc.struct_field(flat(table["objects"])[1], "origin")
+    rare = {"grounded": _sum(pc.equal(origins, "grounded"))}
+    left_out = table["left_out"].combine_chunks()
+    for name in LEFT_OUT:
+        rare[f"{name}_left_out"] = _sum(pc.struct_field(left_out, name))
+    counts = {
         "images": table.num_rows,
         "errors": int(np.sum(_numpy(table["status"]) != "ok")),
         "boxes": totals["objects"],
         "captions": totals["captions"],
         "triplets": totals["triplets"],
-        "matched_triplets": pc.sum(matched).as_py() or 0,
+        "matched_triplets": _sum(matched),
         "pairs": totals["pairs"],
         "relations": totals["relations"],
         "images_with_relations": int(np.sum(lengths(table["relations"]) > 0)),
-        **{name: number for name, number in {"grounded": grounded, **left_out}.items() if number},
     }
+    return counts | {name: number for name, number in rare.items() if number}
 
 
-def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
+def _sum(column: pa.Array) -> int:
+    """Return the sum of a column, 0 without values."""
+    return pc.sum(column, min_count=0).as_py()
+
+
+def _faults(table: pa.Table, split: str) -> Iterator[Fault]:
+    """Yield kinds of faults, each with the rows that have it."""
+    items = {name: flat(table[name]) for name in _NESTED}
     yield f"not of split {split!r}", np.flatnonzero(_numpy(table["split"]) != split)
+    yield from _status_faults(table)
+    yield from _null_faults(items)
+    yield from _pointer_faults(table, items)
+    yield from _relation_faults(*items["relations"])
+    yield from _origin_faults(items)
+    yield from _box_faults(table, *items["objects"])
+
+
+def _status_faults(table: pa.Table) -> Iterator[Fault]:
     status = _numpy(table["status"])
     reason = _numpy(pc.fill_null(table["error"], ""))
     failed = status == "error"
@@ -407,55 +426,65 @@ def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
     yield "error row without a reason", np.flatnonzero(failed & (reason == ""))
     yield "error row with relations", np.flatnonzero(failed & (lengths(table["relations"]) > 0))
     yield "error reason in a row with status ok", np.flatnonzero((status == "ok") & (reason != ""))
-    lists = {name: flat(table[name]) for name in _NESTED}
-    for name, (rows, items) in lists.items():
+
+
+def _null_faults(items: Mapping[str, Items]) -> Iterator[Fault]:
+    for name, (rows, values) in items.items():
         for number, child in enumerate(SCHEMA.field(name).type.value_type):
             if child.name not in _MAY_BE_NULL:
-                yield (
-                    f"{name} without {child.name}",
-                    rows[_numpy(pc.is_null(pc.struct_field(items, [number])))],
-                )
+                is_null = _numpy(pc.is_null(pc.struct_field(values, [number])))
+                yield f"{name} without {child.name}", rows[is_null]
+
+
+def _pointer_faults(table: pa.Table, items: Mapping[str, Items]) -> Iterator[Fault]:
+    """Yield indices into other lists of the row which these do not have."""
     for name, end, target in _POINTERS:
-        rows, items = lists[name]
-        places = _numpy(pc.fill_null(pc.struct_field(items, end), 0))
-        yield (
-            f"{end} of {name} points to none of the {target}",
-            rows[_outside(places, rows, table[target])],
-        )
-    rows, items = lists["captions"]
-    inner, boxes = flat(pc.struct_field(items, "boxes"))
+        rows, values = items[name]
+        places = _numpy(pc.fill_null(pc.struct_field(values, end), 0))
+        outside = _outside(places, rows, table[target])
+        yield f"{end} of {name} points to none of the {target}", rows[outside]
+    rows, captions = items["captions"]
+    caption_numbers, boxes = flat(pc.struct_field(captions, "boxes"))
     places = _numpy(pc.fill_null(boxes, -1))
-    yield (
-        "boxes of captions point to none of the objects",
-        rows[inner][_outside(places, rows[inner], table["objects"])],
-    )
-    rows, items = lists["relations"]
-    confidence = _numpy(pc.fill_null(pc.struct_field(items, "confidence"), 1.0))
+    rows = rows[caption_numbers]
+    outside = _outside(places, rows, table["objects"])
+    yield "boxes of captions point to none of the objects", rows[outside]
+
+
+def _relation_faults(rows: np.ndarray, relations: pa.Array) -> Iterator[Fault]:
+    confidence = _numpy(pc.fill_null(pc.struct_field(relations, "confidence"), 1.0))
     yield "confidence is not from 0 to 1", rows[~((confidence >= 0) & (confidence <= 1))]
-    for name, known in (("objects", get_args(BoxOrigin)), ("relations", ORIGINS)):
-        rows, items = lists[name]
-        origins = pc.struct_field(items, "origin")
-        texts = [text for text in pc.unique(origins).to_pylist() if text is not None]
-        unknown = [
-            text
-            for text in texts
-            if not {*(text.split("+") if name == "relations" else [text])} <= {*known}
-        ]
-        yield (
-            f"origin of {name} is unknown",
-            rows[_numpy(pc.is_in(origins, value_set=pa.array(unknown, origins.type)))],
-        )
-    rows, items = lists["objects"]
-    boxes = pc.struct_field(items, "bbox")
-    whole = lengths(boxes) == 4
-    yield "bbox is not four numbers", rows[~whole]
-    values = pc.list_flatten(boxes.filter(pa.array(whole)))
+
+
+def _origin_faults(items: Mapping[str, Items]) -> Iterator[Fault]:
+    """Yield origins that no stage has; those of relations may be several, joined by +."""
+    box_origins = set(get_args(BoxOrigin))
+    relation_origins = set(ORIGINS)
+    for name in ("objects", "relations"):
+        rows, values = items[name]
+        origins = pc.struct_field(values, "origin")
+        unknown: list[str] = []
+        for text in pc.unique(origins.drop_null()).to_pylist():
+            is_known = text in box_origins
+            if name == "relations":
+                is_known = relation_origins.issuperset(text.split("+"))
+            if not is_known:
+                unknown.append(text)
+        is_unknown = pc.is_in(origins, value_set=pa.array(unknown, origins.type))
+        yield f"origin of {name} is unknown", rows[_numpy(is_unknown)]
+
+
+def _box_faults(table: pa.Table, rows: np.ndarray, objects: pa.Array) -> Iterator[Fault]:
+    boxes = pc.struct_field(objects, "bbox")
+    has_four = lengths(boxes) == 4
+    yield "bbox is not four numbers", rows[~has_four]
+    values = pc.list_flatten(boxes.filter(pa.array(has_four)))
     xywh = _numpy(pc.fill_null(values, np.nan)).reshape(-1, 4)
-    rows = rows[whole]
-    names = _numpy(pc.struct_field(items, "category"))[whole]
-    sides = np.column_stack([table[side].to_numpy() for side in ("width", "height")])[rows].astype(
-        float
-    )
+    rows = rows[has_four]
+    names = _numpy(pc.struct_field(objects, "category"))[has_four]
+    widths = table["width"].to_numpy()
+    heights = table["height"].to_numpy()
+    sides = np.column_stack([widths, heights])[rows].astype(float)
     with np.errstate(invalid="ignore", over="ignore"):
         far = np.any(xywh[:, :2] + xywh[:, 2:] > sides + _TOLERANCE, axis=1)
         inside = np.all(xywh[:, :2] >= 0, axis=1) & np.all(xywh[:, 2:] > 0, axis=1) & ~far

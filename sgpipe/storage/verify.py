@@ -2,11 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,7 +55,8 @@ class Verification:
     def ok(self) -> bool:
         return self.repaired or not self.problems
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
+        """Return plain values for JSON."""
         return {**asdict(self), "root": str(self.root), "repaired": self.repaired, "ok": self.ok}
 
 
@@ -76,34 +75,56 @@ def verify(
         UserError: there is no run, or it cannot be repaired here.
     """
     root = location(root)
-    is_stored = isinstance(root, StorePath)
-    if is_stored and repair:
+    if not repair:
+        return _checked(root, advance).verification
+    if isinstance(root, StorePath):
         raise UserError(
             f"--repair is for folders; delete what is damaged from {root}, and resume the run"
         )
-    folder = RunFolder(root if isinstance(root, Path) else Path())
     # refuses what is not a run before `lock` makes a folder of it
     Manifest.load(root, salvage=True)
-    with folder.lock() if repair else nullcontext():
-        at_work = not is_stored and not repair and folder.is_locked
-        manifest = Manifest.load(root, salvage=True)
-        _check_place(root, manifest, repair)
-        faults = _check_shards(root, manifest, advance)
-        # a run at work may have replaced some
-        listed = {shard.file for shard in Manifest.load(root, salvage=True).shards}
-        checked = [shard for shard in manifest.shards if shard.file in listed]
-        unlisted = [] if is_stored or at_work else folder.unlisted(manifest)
-        verification = Verification(
-            root,
-            shards=len(checked),
-            images=sum(shard.rows for shard in checked),
-            at_work=at_work,
-            problems=_problems(manifest, checked, faults, unlisted),
-        )
-        if repair:
-            bad = [shard for shard in checked if faults[shard.file]]
-            verification.repairs = _repair(folder, manifest, bad, len(unlisted))
-    return verification
+    folder = RunFolder(root)
+    with folder.lock():
+        checked = _checked(root, advance, repair=True)
+        checked.verification.repairs = _repair(folder, checked)
+    return checked.verification
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What was checked of a run.
+
+    Attributes:
+        damaged: the shards with faults.
+        unlisted: shards that the manifest does not list.
+    """
+
+    manifest: Manifest
+    damaged: Sequence[ShardEntry]
+    unlisted: Sequence[str]
+    verification: Verification
+
+
+def _checked(root: Location, advance: Advance | None, *, repair: bool = False) -> _Checked:
+    """Check a run, which only a repair has locked."""
+    folder = None if isinstance(root, StorePath) else RunFolder(root)
+    at_work = folder is not None and not repair and folder.is_locked
+    manifest = Manifest.load(root, salvage=True)
+    _check_place(root, manifest, repair)
+    faults = _check_shards(root, manifest, advance)
+    # a run at work may have replaced some
+    listed = {shard.file for shard in Manifest.load(root, salvage=True).shards}
+    shards = [shard for shard in manifest.shards if shard.file in listed]
+    unlisted = [] if folder is None or at_work else folder.unlisted(manifest)
+    verification = Verification(
+        root,
+        shards=len(shards),
+        images=sum(shard.rows for shard in shards),
+        at_work=at_work,
+        problems=_problems(manifest, shards, faults, unlisted),
+    )
+    damaged = [shard for shard in shards if faults[shard.file]]
+    return _Checked(manifest, damaged, unlisted, verification)
 
 
 def _problems(
@@ -132,12 +153,12 @@ def _check_place(root: Location, manifest: Manifest, repair: bool) -> None:
     store = manifest.run.get("store")
     if not store or not isinstance(root, Path) or not manifest.shards:
         return
-    again = f"sgpipe fetch {store} --out {root}"
+    fetch = f"sgpipe fetch {store} --out {root}"
     if repair:
-        raise UserError(f"the shards of {root} come from {store}; fetch them again: {again}")
+        raise UserError(f"the shards of {root} come from {store}; fetch them again: {fetch}")
     if not any((root / shard.file).exists() for shard in manifest.shards):
         raise UserError(
-            f"the shards of {root} are in {store}; name it instead, or fetch them: {again}"
+            f"the shards of {root} are in {store}; name it instead, or fetch them: {fetch}"
         )
 
 
@@ -149,33 +170,34 @@ def _check_shards(
     faults: dict[str, list[str]] = {}
     earlier: set[int] = set()
     with prefetch(partial(_check_shard, root), manifest.shards, threads, 2 * threads) as results:
-        for shard, (of_shard, images) in zip(manifest.shards, results, strict=True):
+        for shard, (shard_faults, images) in zip(manifest.shards, results, strict=True):
             repeated = len(images) - len({*images} - earlier)  # in this shard, or in an earlier one
-            if repeated and not of_shard:
-                of_shard = [f"{count(repeated, 'image')} already in the run"]
+            if repeated and not shard_faults:
+                shard_faults = [f"{count(repeated, 'image')} already in the run"]
             earlier.update(images)
-            faults[shard.file] = of_shard
+            faults[shard.file] = shard_faults
             if advance:
                 advance(shard.rows, shard.counts)
     return faults
 
 
-def _repair(
-    folder: RunFolder, manifest: Manifest, bad: Sequence[ShardEntry], unlisted: int
-) -> list[str]:
+def _repair(folder: RunFolder, checked: _Checked) -> list[str]:
     """Drop what is damaged; return what was done, in words."""
-    if bad or manifest.damaged:
+    manifest = checked.manifest
+    damaged = checked.damaged
+    if damaged or manifest.damaged:
         # of an import: which rows there were is no longer known
-        if bad and manifest.run.get("finished"):
+        if damaged and manifest.run.get("finished"):
             manifest.run["finished"] = False
-        manifest.rewrite(bad)
-        counts = [(len(manifest.damaged), "damaged line"), (len(bad), "damaged shard")]
+        manifest.rewrite(damaged)
+        counts = [(len(manifest.damaged), "damaged line"), (len(damaged), "damaged shard")]
         dropped = " and ".join(count(number, noun) for number, noun in counts if number)
-        again = "run the command that wrote it again to regenerate what is missing"
-        return [f"dropped {dropped} from the manifest; {again}"]
-    if unlisted:
+        advice = "run the command that wrote it again to regenerate what is missing"
+        return [f"dropped {dropped} from the manifest; {advice}"]
+    if checked.unlisted:
         folder.sweep(manifest)
-        return [f"deleted {count(unlisted, 'shard')} that the manifest does not list"]
+        deleted = count(len(checked.unlisted), "shard")
+        return [f"deleted {deleted} that the manifest does not list"]
     return []
 
 

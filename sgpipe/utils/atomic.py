@@ -151,7 +151,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(out.parent) as folder:
-        made = folder / out.name
-        made.mkdir()
-        yield made
-        os.replace(made, out)
+        temporary = folder / out.name
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, out)

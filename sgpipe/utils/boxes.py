@@ -147,36 +147,32 @@ class ClassFinder:
         """`phrases` by class name, which is a phrase itself; "!hot dog" is a phrase of none."""
         self._classes: dict[str, str | None] = {}
         self._longest = 1
-        for name, own in phrases.items():
-            for phrase in (name, *own):
+        for name, further in phrases.items():
+            for phrase in (name, *further):
                 words = _WORD.findall(phrase.lower())
                 self._longest = max(self._longest, len(words))
                 self._classes.setdefault("".join(words), None if phrase.startswith("!") else name)
 
     def __call__(self, text: str) -> set[str]:
         words = _WORD.findall(text.lower())
-        found = set()
+        classes: set[str] = set()
         start = 0
         while start < len(words):
-            for stop in range(min(start + self._longest, len(words)), start, -1):
-                head = "".join(words[start : stop - 1])
-                last = words[stop - 1]
-                key = next(
-                    (
-                        k
-                        for k in (head + w for w in (last, *lemmas(last, "NOUN")))
-                        if k in self._classes
-                    ),
-                    None,
-                )
-                if key is not None:
-                    name = self._classes[key]
-                    if name:
-                        found.add(name)
-                    start = stop - 1
-                    break
-            start += 1
-        return found
+            stop, name = self._phrase_at(words, start)
+            if name:
+                classes.add(name)
+            start = stop
+        return classes
+
+    def _phrase_at(self, words: Sequence[str], start: int) -> tuple[int, str | None]:
+        """Return where the longest known phrase at a word ends, and its class."""
+        for stop in range(min(start + self._longest, len(words)), start, -1):
+            head = "".join(words[start : stop - 1])
+            last = words[stop - 1]
+            for form in (last, *lemmas(last, "NOUN")):
+                if head + form in self._classes:
+                    return stop, self._classes[head + form]
+        return start + 1, None
 
 
 class CaptionMatch(NamedTuple):
@@ -210,22 +206,22 @@ def match_captions(named: NDArray[np.bool_], boxed: NDArray[np.bool_]) -> Captio
     """Compare the classes that captions name with those that have boxes, `[images, classes]`, where
     there are both.
     """
-    kept = named.any(1) & boxed.any(1)
-    named = named[kept]
-    boxed = boxed[kept]
+    has_both = named.any(1) & boxed.any(1)
+    named = named[has_both]
+    boxed = boxed[has_both]
     images = len(named)
     total = int(named.sum())
     if images < 2:
         return CaptionMatch(images, 1.0, 1.0, 0.0, np.inf)
     elsewhere = (boxed.sum(0) - boxed) / (images - 1)
-    same = (named & boxed).sum(1)
+    hits = (named & boxed).sum(1)
     other = (named * elsewhere).sum(1)
     possible = named.sum(1) - other
-    shares = float(same.sum() / total), float(other.sum() / total)
+    shares = float(hits.sum() / total), float(other.sum() / total)
     if possible.sum() <= 0:
         return CaptionMatch(images, *shares, 0.0, np.inf)
-    gain = float((same - other).sum() / possible.sum())
-    error = float(np.sqrt(((same - other - gain * possible) ** 2).sum()) / possible.sum())
+    gain = float((hits - other).sum() / possible.sum())
+    error = float(np.sqrt(((hits - other - gain * possible) ** 2).sum()) / possible.sum())
     return CaptionMatch(images, *shares, gain, error)
 
 

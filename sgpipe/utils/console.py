@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,9 +77,13 @@ def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
 def _printable(text: str) -> str:
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    return "".join(
-        each if each == "\n" else _INSTEAD.get(unicodedata.category(each), each) for each in text
-    )
+    return "".join(map(_printable_character, text))
+
+
+def _printable_character(character: str) -> str:
+    if character == "\n":
+        return character
+    return _INSTEAD.get(unicodedata.category(character), character)
 
 
 def single_line(text: str, limit: int | None = None) -> str:
@@ -97,18 +101,18 @@ def isolated(text: str) -> str:
     return f"\u2068{single_line(text)}\u2069"
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: object, indent: int | None = None) -> str:
     """Return JSON for standard output. Escaped is what a terminal acts on, or what its encoding
     lacks.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    encoding = getattr(sys.stdout, "encoding", None)
-    escaped = {
-        each
-        for each in {*text} - {"\n"}
-        if unicodedata.category(each) in _INSTEAD or not each.encode(encoding or "utf-8", "ignore")
-    }
-    return text.translate({ord(each): json.dumps(each)[1:-1] for each in escaped})
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    escapes: dict[int, str] = {}
+    for character in {*text} - {"\n"}:
+        is_shown = bool(character.encode(encoding, "ignore"))
+        if not is_shown or unicodedata.category(character) in _INSTEAD:
+            escapes[ord(character)] = json.dumps(character)[1:-1]
+    return text.translate(escapes)
 
 
 def print_rows(title: str, rows: Mapping[str, str], console: Console) -> None:

@@ -95,15 +95,16 @@ def check_workers(
     """
     machines = [node["Resources"] for node in nodes if node["Alive"]]
     if sum(room_for({"CPU": cpus, "GPU": gpus}, machine) for machine in machines) < workers:
-        there = "; ".join(
+        resources = "; ".join(
             f"CPU {machine.get('CPU', 0):g}, GPU {machine.get('GPU', 0):g}" for machine in machines
         )
-        each = f"each needs CPU {cpus:g}, GPU {gpus:g}, and its machines have {there}"
+        needs = f"each needs CPU {cpus:g}, GPU {gpus:g}, and its machines have {resources}"
         raise UserError(
-            f"Ray has no room for {count(workers, 'worker')}: {each}; lower --workers, or what each"
-            " needs"
+            f"Ray has no room for {count(workers, 'worker')}: {needs}; lower --workers, or what"
+            " each needs"
         )
-    if gpus or not (unused := sum(machine.get("GPU", 0) for machine in machines)):
+    unused = 0 if gpus else sum(machine.get("GPU", 0) for machine in machines)
+    if not unused:
         return None
     return f"NOTE: Ray has GPUs ({unused:g}), but the workers use none (--gpus)"
 

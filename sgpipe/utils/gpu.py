@@ -35,7 +35,7 @@ class MemoryFullError(UserError):
 
 def gpu_use(
     device: torch.device | None, *compiled: Compiled, attention: str = "", graph_error: str = ""
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what a stage uses of a GPU, as plain values for a manifest; nothing on a CPU or a
     server.
 
@@ -44,19 +44,17 @@ def gpu_use(
     """
     if device is None or device.type != "cuda":
         return {}
-    use = {
+    use: dict[str, object] = {
         "gpu": torch.cuda.get_device_name(device),
         "memory": torch.cuda.max_memory_reserved(device),
     }
-    seconds = sum(each.seconds for each in compiled)
-    error = next((each.failure for each in compiled if each.failure), "")
-    more = {
+    rare: dict[str, object] = {
         "attention": attention,
-        "compilation": seconds,
-        "compile_error": error,
+        "compilation": sum(function.seconds for function in compiled),
+        "compile_error": next((function.failure for function in compiled if function.failure), ""),
         "graph_error": graph_error,
     }
-    return use | {name: value for name, value in more.items() if value}
+    return use | {name: value for name, value in rare.items() if value}
 
 
 class GpuMemory:
@@ -126,9 +124,8 @@ def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    raise MemoryFullError(
-        f"the memory of {device} is full; {remedy}"
-    )  # not above, where `error` keeps what was there
+    # not above, where `error` keeps what was there
+    raise MemoryFullError(f"the memory of {device} is full; {remedy}")
 
 
 class Compiled:
@@ -156,27 +153,18 @@ class Compiled:
             self.failure = one_line(reason)
 
     def __call__(self, *arguments: Any) -> Any:
-        shapes = tuple(
-            argument.shape if isinstance(argument, Tensor) else argument
-            for argument in arguments
-            if isinstance(argument, Tensor | tuple)
-        )
-        if shapes in self._chosen and not self.failure and not _COMPILING.locked():
+        shapes = _shapes(arguments)
+        is_compiled = shapes in self._chosen
+        if is_compiled and not self.failure and not _COMPILING.locked():
             return self._run(arguments)
         self._calls[shapes] += 1
         is_chosen = self._calls[shapes] > self._warm_up_calls and len(self._chosen) < _MOST_SHAPES
-        if (
-            self.failure
-            or shapes in self._chosen
-            or not is_chosen
-            or not _COMPILING.acquire(blocking=False)
-        ):
+        if self.failure or is_compiled or not is_chosen or not _COMPILING.acquire(blocking=False):
             return self._function(*arguments)
         began = time.perf_counter()
         try:
-            torch._inductor.config.compile_threads = (
-                torch.get_num_threads()
-            )  # a setting of this thread
+            # a setting of this thread
+            torch._inductor.config.compile_threads = torch.get_num_threads()
             return self._run(arguments)
         finally:
             self._chosen.add(shapes)
@@ -189,6 +177,17 @@ class Compiled:
         except refusals() as reason:
             self.failure = one_line(reason)
             return self._function(*arguments)
+
+
+def _shapes(arguments: tuple[Any, ...]) -> _Shapes:
+    """Return the shapes of tensors, and tuples, by which a function is compiled."""
+    shapes: list[tuple[Any, ...]] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            shapes.append(argument.shape)
+        elif isinstance(argument, tuple):
+            shapes.append(argument)
+    return tuple(shapes)
 
 
 def compile_forward(*modules: nn.Module) -> Compiled:

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 PINNED = "#sha256:"  # between the URI of a model in a store and the hash of its files
 _MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model", "*.jinja")
@@ -32,21 +31,28 @@ def model_sha256(name: str | None) -> str | None:
     The URI of a model in a store that has its hash in it is that hash. An architecture with a file
     of weights, such as "ViT-B-32:clip.safetensors", is the architecture and the hash of the file.
     """
-    if name is None or not Path(name).is_dir():
-        uri, mark, sha256 = (name or "").partition(PINNED)
-        if mark and "://" in uri:
-            return f"sha256:{sha256}"
-        architecture, _, weights = (name or "").partition(":")
-        return (
-            f"{architecture}:sha256:{file_sha256(Path(weights))[:16]}"
-            if Path(weights).is_file()
-            else name
-        )
+    if name is None:
+        return None
+    if Path(name).is_dir():
+        return f"sha256:{_model_folder_sha256(Path(name))[:16]}"
+    uri, mark, sha256 = name.partition(PINNED)
+    if mark and "://" in uri:
+        return f"sha256:{sha256}"
+    architecture, _, weights = name.partition(":")
+    if Path(weights).is_file():
+        return f"{architecture}:sha256:{file_sha256(Path(weights))[:16]}"
+    return name
+
+
+def _model_folder_sha256(folder: Path) -> str:
+    """Return a hash of the files that decide what a model computes."""
+    files: set[Path] = set()
+    for pattern in _MODEL_FILES:
+        files.update(folder.glob(pattern))
     digest = hashlib.sha256()
-    files = {path for pattern in _MODEL_FILES for path in Path(name).glob(pattern)}
     for path in sorted(files):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return digest.hexdigest()
 
 
 def json_sha256(values: object) -> str:
@@ -54,29 +60,35 @@ def json_sha256(values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def fingerprint(identity: Mapping[str, Any]) -> str:
+def fingerprint(identity: Mapping[str, object]) -> str:
     """Return a short hash of plain nested values, such as the identity of a run."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], absent: Mapping[str, Any] | None = None
+    before: Mapping[str, object],
+    now: Mapping[str, object],
+    absent: Mapping[str, object] | None = None,
 ) -> list[str]:
     """Return the settings in which two identities differ, one line each; `absent`: values of keys
     that one may lack.
     """
-    old, new = ({**(absent or {}), **dict(_flatten(identity))} for identity in (before, now))
-    keys = sorted({*old, *new}, key=str)
-    pairs = [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
-    return [f"{key}: {_text(before)} then, {_text(now)} now" for key, before, now in pairs]
+    old = {**(absent or {}), **dict(_flatten(before))}
+    new = {**(absent or {}), **dict(_flatten(now))}
+    lines: list[str] = []
+    for key in sorted({*old, *new}, key=str):
+        if old.get(key) != new.get(key):
+            lines.append(f"{key}: {_text(old.get(key))} then, {_text(new.get(key))} now")
+    return lines
 
 
-def _text(value: Any) -> str:
-    is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
-    return f"content of SHA-256 {value[:8]}…" if is_hash else repr(value)
+def _text(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return f"content of SHA-256 {value[:8]}…"
+    return repr(value)
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")

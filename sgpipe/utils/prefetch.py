@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, islice, repeat, takewhile
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -17,14 +17,14 @@ Started = TypeVar("Started")
 def start_early(
     start: Callable[[Item], Started],
     items: Iterable[Item],
-    most: int,
+    limit: int,
     is_full: Callable[[Collection[Started]], bool] = lambda pending: False,
-    cancel: Callable[[Started], Any] = lambda started: None,
+    cancel: Callable[[Started], object] = lambda started: None,
 ) -> Generator[Started, None, None]:
     """Yield what `start` returns for each item, such as a future, after it has been called for the
     next items too.
 
-    `most`: number of results that are computed or wait, at least 1; fewer are enough if these are
+    `limit`: number of results that are computed or wait, at least 1; fewer are enough if these are
     `is_full`. `cancel`: called for what was not requested when the generator is closed. `items` are
     read in the caller's thread.
     """
@@ -32,7 +32,7 @@ def start_early(
     try:
         for item in items:
             pending.append(start(item))
-            while pending and (len(pending) >= most or is_full(pending)):
+            while pending and (len(pending) >= limit or is_full(pending)):
                 yield pending.popleft()
         while pending:
             yield pending.popleft()
@@ -43,12 +43,12 @@ def start_early(
 
 @contextmanager
 def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int, most: int
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, limit: int
 ) -> Iterator[Iterator[Result]]:
     """Yield the results of each item, computed in threads; without threads, when they are
     requested.
 
-    Items, most: see `start_early`. An exception is raised where its result is requested; the end
+    Items, limit: see `start_early`. An exception is raised where its result is requested; the end
     waits for no thread.
     """
     if not threads:
@@ -58,7 +58,7 @@ def prefetch(
     try:
         yield (
             future.result()
-            for future in start_early(lambda item: pool.submit(function, item), items, most)
+            for future in start_early(lambda item: pool.submit(function, item), items, limit)
         )
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -66,18 +66,18 @@ def prefetch(
 
 @contextmanager
 def prefetch_generator(
-    results: Generator[Result, None, None], most: int = 3
+    results: Generator[Result, None, None], limit: int = 3
 ) -> Iterator[Iterator[Result]]:
     """Yield the results of a generator, which runs in a thread; an exception comes after the
     results before it.
 
-    `most`: number of results that are computed or wait. At the end, the generator is closed when
+    `limit`: number of results that are computed or wait. At the end, the generator is closed when
     its thread is done.
     """
     pool = ThreadPoolExecutor(1, "prefetch")
     try:
         futures = start_early(
-            lambda count: pool.submit(list, islice(results, count)), repeat(1), most
+            lambda count: pool.submit(list, islice(results, count)), repeat(1), limit
         )
         yield chain.from_iterable(takewhile(bool, (future.result() for future in futures)))
     finally:

@@ -20,7 +20,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +40,8 @@ _CONNECT_SECONDS = 5
 _PROBE_SECONDS = 60
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
-os.environ.setdefault(
-    "RAY_BACKEND_LOG_LEVEL", "fatal"
-)  # Ray Data makes every driver report an error that is none
+# Ray Data makes every driver report an error that is none.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def prepare_ray(address: str | None = None) -> None:
@@ -56,43 +54,49 @@ def prepare_ray(address: str | None = None) -> None:
     """
     if "ray" in sys.modules or _MODE in os.environ:
         return
-    file = Path(_TOKEN_FILE).expanduser()
-    has_token = any(map(os.environ.get, (_TOKEN, _TOKEN_PATH))) or (
-        file.is_file() and file.stat().st_size > 0
-    )
-    if address is None:
-        os.environ[_MODE] = "token"
-        if not has_token:
-            os.environ[_TOKEN] = secrets.token_hex(32)
+    has_token = _has_token()
+    if address is not None:
+        os.environ[_MODE] = _mode_of(address, has_token)
         return
+    os.environ[_MODE] = "token"
+    if not has_token:
+        os.environ[_TOKEN] = secrets.token_hex(32)
+
+
+def _has_token() -> bool:
+    """Return whether this machine has a token for clusters."""
+    if os.environ.get(_TOKEN) or os.environ.get(_TOKEN_PATH):
+        return True
+    file = Path(_TOKEN_FILE).expanduser()
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _mode_of(address: str, has_token: bool) -> str:
+    """Return how a cluster authenticates. Raises EngineError: as `prepare_ray`."""
     try:
         _check_port(address.removeprefix("ray://"))
     except OSError as error:
         raise EngineError(
             f"the Ray cluster at {address} cannot be joined: {error.strerror or error}"
         ) from None
-    modes = ("disabled", "token") if has_token else ("disabled",)
-    answered = (
-        iter(modes[-1:])
-        if address.startswith("ray://")
-        else filter(partial(_answers, address), modes)
+    modes = ["disabled", "token"] if has_token else ["disabled"]
+    if address.startswith("ray://"):
+        return modes[-1]
+    for mode in modes:
+        if _answers(address, mode):
+            return mode
+    token = f"it requires a token ({_TOKEN_FILE})"
+    if has_token:
+        token = "the token of this machine is not its own"
+    raise EngineError(
+        f"the Ray cluster at {address} cannot be joined: it does not answer, or {token}"
     )
-    mode = next(answered, None)
-    if mode is None:
-        token = (
-            "the token of this machine is not its own"
-            if has_token
-            else f"it requires a token ({_TOKEN_FILE})"
-        )
-        raise EngineError(
-            f"the Ray cluster at {address} cannot be joined: it does not answer, or {token}"
-        )
-    os.environ[_MODE] = mode
 
 
 def _answers(address: str, mode: str) -> bool:
     command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
-    command += [] if address == "auto" else ["--address", address]
+    if address != "auto":
+        command += ["--address", address]
     environment = {
         **os.environ,
         _MODE: mode,
@@ -124,17 +128,13 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         with _without_level_line() if QUIET in os.environ else nullcontext():
             ray.init(address or "local", **quiet)
     except Exception as error:  # noqa: BLE001 - Ray raises a plain Exception on a machine that is too slow for it
-        what = (
-            f"the Ray cluster at {address} cannot be joined"
-            if address
-            else "Ray did not start here"
-        )
+        failure = "Ray did not start here"
+        if address:
+            failure = f"the Ray cluster at {address} cannot be joined"
         reason = getattr(error, "strerror", None) or first_line(error)
-        if reason.endswith(
-            ":"
-        ):  # it announces the other lines, as that of two versions which differ
+        if reason.endswith(":"):  # it announces the other lines, as that of unequal versions
             reason = " ".join(str(error).split())
-        raise EngineError(f"{what}: {reason}") from None
+        raise EngineError(f"{failure}: {reason}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
 
@@ -172,9 +172,8 @@ def tell_losses(say: Callable[[str], None]) -> Iterator[None]:
     def lost() -> int:
         return sum(not node["Alive"] for node in ray.nodes())
 
-    head = getattr(
-        ray.get_runtime_context(), "gcs_address", ""
-    )  # a client at ray:// does not know it
+    # a client at ray:// does not know it
+    head = getattr(ray.get_runtime_context(), "gcs_address", "")
     before = lost()
     answered = True
     while True:
@@ -220,13 +219,11 @@ def on_driver_node() -> NodeAffinitySchedulingStrategy:
 
 def worker_failure(error: BaseException) -> str:
     """Return the innermost message of what Ray raised, in one line."""
-    named = [
-        line
-        for line in str(error).splitlines()
-        if re.match(r"[\w.]+([Ee]rror|Exception)(: |$)", line)
-    ]
-    inner = [line for line in named if not line.startswith(("ray.", "UserCodeException"))]
-    return f"a worker failed: {(inner or [first_line(error)])[0]}"
+    for line in str(error).splitlines():
+        is_error = re.match(r"[\w.]+([Ee]rror|Exception)(: |$)", line)
+        if is_error and not line.startswith(("ray.", "UserCodeException")):
+            return f"a worker failed: {line}"
+    return f"a worker failed: {first_line(error)}"
 
 
 def _check_port(address: str) -> None:

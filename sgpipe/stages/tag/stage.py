@@ -193,7 +193,7 @@ class TagStage(ImageStage):
     def check(self) -> None:
         if self.config.tagger is not None:
             with loading("tag.tagger"):
-                RTagger.check(local_model(self.config.tagger, whole=False))
+                RTagger.check(local_model(self.config.tagger, config_only=True))
             threshold_of_recipe(self.config, self.pair)
 
     def setup(self) -> None:

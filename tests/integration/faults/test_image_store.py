@@ -79,7 +79,7 @@ def errors(root: ImageRoot) -> dict[str, str]:
 def stored_images(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
     """A store, and the root of what is in it as a run has it: with an index."""
     store: StorePath = request.getfixturevalue(request.param)
-    return store, existing_images(store.uri, IndexFolder(tmp_path / "run", whole=True))
+    return store, existing_images(store.uri, IndexFolder(tmp_path / "run", versioned=True))
 
 
 def test_other_versions_and_new_objects_are_error_rows(stored_images: Kept) -> None:

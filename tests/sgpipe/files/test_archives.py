@@ -17,7 +17,8 @@ from rich.console import Console
 
 from sgpipe.errors import EngineError, ImageError, UserError
 from sgpipe.files import roots
-from sgpipe.files.image_roots import ArchiveRoot, IndexFolder, existing_images, image_root
+from sgpipe.files.archives import ArchiveRoot
+from sgpipe.files.image_roots import IndexFolder, existing_images, image_root
 from sgpipe.files.locations import StorePath
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import open_ahead

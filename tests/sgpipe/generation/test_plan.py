@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.generation.engine import WorkUnit
-from sgpipe.generation.plan import Plan, _measured, _sample, print_plan
+from sgpipe.generation.plan import Plan, _Labelled, _measured, _sample, print_plan
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.config_file import recipe_folder
 
@@ -69,10 +69,10 @@ def test_the_plan_of_simulated_workers_is_right(
     plan = _measured(
         total,
         0.0,
-        simulate(rows, workers, load, cost, seed),
+        [_Labelled(*labelled) for labelled in simulate(rows, workers, load, cost, seed)],
         {("caption", "tag"): workers},
         0,
-        True,
+        is_local=True,
     )
     took = simulate([10] * (total // 10), workers, load, cost, seed + 1)[-1][0]
     assert abs(plan.seconds() / took - 1) < 0.15
@@ -128,7 +128,7 @@ def planned(
         for name, u in used.items()
     }
     shard = ShardEntry("all", 0, 10, "a", "", 1000, {}, SECONDS, uses)
-    return _measured(100, 0.0, [(5.0, shard)], workers, gpus, local)
+    return _measured(100, 0.0, [_Labelled(5.0, shard)], workers, gpus, is_local=local)
 
 
 def test_the_workers_that_take_longest_decide() -> None:
