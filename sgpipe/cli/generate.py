@@ -19,7 +19,7 @@ from sgpipe.utils import console
 if TYPE_CHECKING:
     from sgpipe.evaluation.label_quality import LabelQuality
     from sgpipe.files.locations import Location
-    from sgpipe.recipe import Recipe
+    from sgpipe.recipe import TagConfig
 
 _RecipeName = Annotated[
     str | None, typer.Argument(help="Packaged recipe (default: miniworld) or YAML file.")
@@ -84,7 +84,7 @@ def generate(
             parent=parent,
             metrics=metrics,
         )
-    quality = _measure_quality(loaded, summary.root)
+    quality = {} if loaded.engine.store else _measure_quality(loaded.tag, summary.root)
     values = summary.as_json()
     if quality:
         values["quality"] = {name: asdict(row.at_threshold) for name, row in quality.items()}
@@ -99,16 +99,14 @@ def generate(
         raise typer.Exit(console.EXIT_ALL_FAILED)
 
 
-def _measure_quality(recipe: Recipe, root: Location) -> dict[str, LabelQuality]:
+def _measure_quality(tag: TagConfig, root: Location) -> dict[str, LabelQuality]:
     """Compare the relations of a run on this machine with its ground truth, if it has any."""
     from sgpipe.evaluation.label_quality import run_quality
     from sgpipe.records import TRAINING_CONFIDENCE
 
-    if recipe.engine.store is not None:
-        return {}
-    if recipe.tag.calibration is not None:
+    if tag.calibration is not None:
         return run_quality(root, 0.0)
-    return run_quality(root, max(TRAINING_CONFIDENCE, recipe.tag.threshold))
+    return run_quality(root, max(TRAINING_CONFIDENCE, tag.threshold))
 
 
 def plan(

@@ -47,12 +47,8 @@ class FileIndex:
     def find(self, name: str) -> list[dict[str, Any]]:
         places = range(len(self._names))
         start = bisect_left(places, name, key=lambda place: self._names[place].as_py())
-        return list(
-            map(
-                self._row,
-                takewhile(lambda place: self._names[place].as_py() == name, places[start:]),
-            )
-        )
+        named_so = takewhile(lambda place: self._names[place].as_py() == name, places[start:])
+        return list(map(self._row, named_so))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(self._row, range(len(self._names)))
@@ -68,8 +64,9 @@ def index_table(columns: Mapping[str, pa.DataType], rows: Iterator[tuple[Any, ..
     schema = pa.schema({NAME: pa.large_string(), **columns})
     batches = []
     while chunk := list(islice(rows, _ROWS_PER_BATCH)):
-        names, *others = zip(*chunk, strict=True)
-        values = [[name.encode("utf-8", "replace").decode() for name in names], *others]
+        names, *columns_of_chunk = zip(*chunk, strict=True)
+        printable = [name.encode("utf-8", "replace").decode() for name in names]
+        values = [printable, *columns_of_chunk]
         arrays = [pa.array(value, field.type) for value, field in zip(values, schema, strict=True)]
         batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
     return pa.Table.from_batches(batches, schema)
@@ -102,23 +99,23 @@ class IndexReference:
         """Raises StoreError: it cannot be read or fetched; UserError: the copy in the run's store
         is damaged.
         """
-        kept = self.run and self.run / f".sgpipe/{self.name}"
-        for path in (self.path, kept):
+        copy = None if self.run is None else self.run / f".sgpipe/{self.name}"
+        for path in (self.path, copy):
             if isinstance(path, Path):
                 with suppress(OSError, ValueError, pa.ArrowException):
                     return FileIndex(path)
-        if not isinstance(kept, StorePath):
+        if not isinstance(copy, StorePath):
             raise StoreError(
                 f"the index {self.path} is missing or damaged; the same command makes it again"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path) as temporary:
-            kept.get_file(temporary)
+            copy.get_file(temporary)
             try:
                 return FileIndex(temporary)
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise UserError(
-                    f"{kept} cannot be read ({error}); delete it, and run again"
+                    f"{copy} cannot be read ({error}); delete it, and run again"
                 ) from None
 
     @property
@@ -142,7 +139,7 @@ class IndexFolder:
     progress: Progress = field(default_factory=Progress, compare=False)
     versioned: bool = False
 
-    def reference(self, stamp: Any) -> IndexReference:
+    def reference(self, stamp: object) -> IndexReference:
         """Return the index of what `stamp` describes in plain values, which need not exist."""
         name = f"images-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:20]}.arrow"
         return IndexReference(name, self.run and absolute_location(self.run))

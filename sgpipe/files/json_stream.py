@@ -105,10 +105,10 @@ class JsonStream:
     def _peek(self) -> str:
         """Return the next character that is not white space, or "" at the end of the file."""
         while True:
-            found = _ITEM.search(self._text, self._at)
-            if found:
-                self._at = found.start()
-                return found[0]
+            character = _ITEM.search(self._text, self._at)
+            if character:
+                self._at = character.start()
+                return character[0]
             self._at = len(self._text)
             if not self._fill():
                 return ""
@@ -130,11 +130,8 @@ class JsonStream:
                     raise self._malformed(error.msg) from None
                 continue
             # A number at the end of the buffer ("12", "12.", "1e") may continue in the file.
-            if (
-                len(self._text) - end < 3
-                and self._text[end:].strip("+-.eE0123456789") == ""
-                and self._fill()
-            ):
+            rest = self._text[end : end + 3]
+            if len(rest) < 3 and not rest.strip("+-.eE0123456789") and self._fill():
                 continue
             self._at = end
             return value

@@ -14,11 +14,12 @@ from sgpipe.files.image_roots import (
     has_images,
     lacks_images,
 )
+from sgpipe.files.index import IndexReference
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.recipe import SourceConfig
 from sgpipe.storage.manifest import MANIFEST, Manifest
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import PRIVATE, RunFolder
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress, single_line
@@ -115,14 +116,22 @@ def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
     """Copy the indexes of the roots into the run and its store, and delete those of earlier states
     of its images.
     """
-    indexes = [root.index for root in roots.values() if root.index]
-    for index in indexes:
-        kept = folder.private / index.name
-        if not kept.exists():
-            with atomic_write(kept) as temporary:
-                shutil.copyfile(index.path, temporary)
-        if folder.store and not (folder.store / f".sgpipe/{index.name}").head():
-            (folder.store / f".sgpipe/{index.name}").put(kept)
+    names: set[str] = set()
+    for root in roots.values():
+        if root.index is not None:
+            names.add(root.index.name)
+            _keep_index(root.index, folder)
     for path in folder.private.glob("images-*.arrow"):
-        if path.name not in [index.name for index in indexes]:
+        if path.name not in names:
             path.unlink()
+
+
+def _keep_index(index: IndexReference, folder: RunFolder) -> None:
+    copy = folder.private / index.name
+    if not copy.exists():
+        with atomic_write(copy) as temporary:
+            shutil.copyfile(index.path, temporary)
+    if folder.store is not None:
+        stored = folder.store / f"{PRIVATE}/{index.name}"
+        if stored.head() is None:
+            stored.put(copy)

@@ -271,9 +271,8 @@ def _measured(
     every worker has had its first unit.
     """
     number = sum(workers.values())
-    first = done[:number]  # with loading models
-    steady = [labelled.shard for labelled in done[number:] or done]
     shards = [labelled.shard for labelled in done]
+    steady = shards[number:] or shards
     sampled = sum(shard.rows for shard in shards)
     errors = sum(shard.counts.get("errors", 0) for shard in shards)
     seconds: Counter[str] = Counter()
@@ -283,11 +282,10 @@ def _measured(
         workers = {tuple(name for name in seconds if name != COMPILATION): number}
     rows = sum(shard.rows for shard in steady)
     stages = {name: seconds[name] / rows for name in chain.from_iterable(workers)}
-    starts = [labelled.time - began - labelled.computed for labelled in first]
     return Plan(
         images=total,
         sampled=sampled,
-        start=max(sum(starts) / len(starts), 0.0),
+        start=_start_seconds(done[:number], began),
         stages=stages,
         workers=workers,
         utilization=_utilization(stages, steady),
@@ -296,6 +294,12 @@ def _measured(
         errors=_expected_errors(errors, sampled, total),
         memory=_peak_memory(is_local=is_local),
     )
+
+
+def _start_seconds(first: Sequence[_Labelled], began: float) -> float:
+    """Return when the workers began with their first units, on average, since `began`."""
+    starts = [labelled.time - began - labelled.computed for labelled in first]
+    return max(sum(starts) / len(starts), 0.0)
 
 
 def _utilization(stages: Iterable[str], shards: Sequence[ShardEntry]) -> dict[str, float | None]:

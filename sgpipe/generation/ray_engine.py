@@ -75,6 +75,7 @@ _POLLS_WITHOUT_ROOM = 6
 _LEAVE_SECONDS = 10
 _ROUNDING = 1e-6
 _GIB = 1 << 30
+_SCARCEST_FIRST = ("GPU", "CPU", "memory")  # resources, by Ray's names
 _PLACING_SECONDS = 10.0
 _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
 
@@ -403,26 +404,37 @@ def plan_pools(
     Pools without a fixed number of actors share what the others leave. Raises UserError: the actors
     do not fit.
     """
-    machines = [
-        node["Resources"] for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]
-    ]
-    groups = [
-        (resources, tuple(group))
-        for resources, group in groupby(stages, key=lambda stage: stage.resources)
-    ]
-    pools = [Pool(members, resources, resources.actors or 1) for resources, members in groups]
+    machines = alive_machines(ray.nodes() if nodes is None else nodes)
+    pools: list[Pool] = []
+    for resources, group in groupby(stages, key=lambda stage: stage.resources):
+        pools.append(Pool(tuple(group), resources, resources.actors or 1))
     if not _fit(pools, machines):
         raise too_large(pools, machines)
-    while True:  # one more actor for the smallest pool that can grow and leaves room for all
-        for pool in sorted(pools, key=lambda pool: pool.actors):
-            grown = [
-                replace(each, actors=each.actors + 1) if each is pool else each for each in pools
-            ]
-            if not pool.resources.actors and pool.actors < units and _fit(grown, machines):
-                pools = grown
-                break
-        else:
+    while True:
+        grown = _grown(pools, units, machines)
+        if grown is None:
             return pools
+        pools = grown
+
+
+def alive_machines(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, float]]:
+    """Return the resources of the machines that are not lost, by Ray's names."""
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def _grown(
+    pools: Sequence[Pool], units: int, machines: Sequence[Mapping[str, float]]
+) -> list[Pool] | None:
+    """Return the pools with one more actor for the smallest that can grow and leaves room for all;
+    None: none can.
+    """
+    for pool in sorted(pools, key=lambda pool: pool.actors):
+        if not pool.resources.actors and pool.actors < units:
+            larger = replace(pool, actors=pool.actors + 1)
+            grown = [larger if other is pool else other for other in pools]
+            if _fit(grown, machines):
+                return grown
+    return None
 
 
 def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
@@ -432,26 +444,29 @@ def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
     """
     planned = list(pools)
     while True:
-        placed = placement_group(
-            [pool.needs for pool in planned for _ in range(pool.actors)], strategy="PACK"
-        )
+        needs: list[dict[str, float]] = []
+        for pool in planned:
+            needs += [pool.needs] * pool.actors
+        placed = placement_group(needs, strategy="PACK")
         if placed.wait(_PLACING_SECONDS):
             return planned, placed
         remove_placement_group(placed)
-        most = max(planned, key=lambda pool: 0 if pool.resources.actors else pool.actors)
-        if most.resources.actors or most.actors == 1:
-            machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            free = ray.available_resources()
-            refusal = too_large(planned, machines)
-            if all(
-                free.get(name, 0) >= sum(machine.get(name, 0) for machine in machines)
-                for name in ("CPU", "GPU")
-            ):
-                raise refusal
-            raise EngineError(
-                f"{refusal}, or wait for other jobs, which leave {_amounts(free) or 'nothing'} free"
-            )
-        planned[planned.index(most)] = replace(most, actors=most.actors - 1)
+        largest = max(planned, key=lambda pool: 0 if pool.resources.actors else pool.actors)
+        if largest.resources.actors or largest.actors == 1:
+            raise _no_place(planned)
+        planned[planned.index(largest)] = replace(largest, actors=largest.actors - 1)
+
+
+def _no_place(pools: Sequence[Pool]) -> UserError | EngineError:
+    """Return the error of actors that have no place: they are too large, or other jobs are there."""
+    machines = alive_machines(ray.nodes())
+    free = ray.available_resources()
+    refusal = too_large(pools, machines)
+    for name in ("CPU", "GPU"):
+        if free.get(name, 0) < sum(machine.get(name, 0) for machine in machines):
+            rest = _amounts(free) or "nothing"
+            return EngineError(f"{refusal}, or wait for other jobs, which leave {rest} free")
+    return refusal
 
 
 def is_placed(group: PlacementGroup) -> bool:
@@ -463,36 +478,36 @@ def is_placed(group: PlacementGroup) -> bool:
 
 def too_large(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> UserError:
     asked = ", ".join(f"{pool.actors} × {_amounts(pool.needs)} ({pool.name})" for pool in pools)
-    there = "; ".join(_amounts(machine) for machine in machines)
-    most = max(
-        pools,
-        key=lambda pool: [
-            pool.needs.get(name, 0) * pool.actors for name in ("GPU", "CPU", "memory")
-        ],
-    )
-    setting = f"{most.stages[0].name}.resources"
+    available = "; ".join(_amounts(machine) for machine in machines)
+    largest = max(pools, key=lambda pool: [_total(pool, name) for name in _SCARCEST_FIRST])
+    setting = f"{largest.stages[0].name}.resources"
     return UserError(
-        f"the actors do not fit on the machines of Ray: {asked} on {there}; lower {setting}"
+        f"the actors do not fit on the machines of Ray: {asked} on {available}; lower {setting}"
     )
+
+
+def _total(pool: Pool, name: str) -> float:
+    """Return what all actors of a pool take of a resource."""
+    return pool.needs.get(name, 0) * pool.actors
 
 
 def _fit(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> bool:
-    rooms = (sum(room_for(pool.needs, machine) for machine in machines) for pool in pools)
-    totals = {
-        name: sum(pool.needs.get(name, 0) * pool.actors for pool in pools)
-        for name in ("CPU", "GPU", "memory")
-    }
-    enough = (
-        total <= sum(machine.get(name, 0) for machine in machines) + _ROUNDING * max(total, 1)
-        for name, total in totals.items()
-        if total
-    )
-    return all(room >= pool.actors for room, pool in zip(rooms, pools, strict=True)) and all(enough)
+    for pool in pools:
+        if sum(room_for(pool.needs, machine) for machine in machines) < pool.actors:
+            return False
+    for name in _SCARCEST_FIRST:
+        needed = sum(_total(pool, name) for pool in pools)
+        room = sum(machine.get(name, 0) for machine in machines) + _ROUNDING * max(needed, 1)
+        if needed > room:
+            return False
+    return True
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
     """Such as "4 CPUs and 1 GPU"."""
-    amounts = ((name, resources.get(name, 0)) for name in ("CPU", "GPU"))
-    return " and ".join(
-        f"{number:g} {name}{'' if number == 1 else 's'}" for name, number in amounts if number
-    )
+    texts: list[str] = []
+    for name in ("CPU", "GPU"):
+        number = resources.get(name, 0)
+        if number:
+            texts.append(f"{number:g} {name}{'' if number == 1 else 's'}")
+    return " and ".join(texts)

@@ -42,7 +42,7 @@ from sgpipe.storage.run_folder import (
     RunFolder,
     check_output,
 )
-from sgpipe.storage.source_index import SOURCE_TOTALS, SourceIndex
+from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.ray_cluster import prepare_ray
 
@@ -336,5 +336,7 @@ def source_header(indexes: Mapping[str, SourceIndex]) -> RunHeader:
     problems = Counter[str]()
     for index in indexes.values():
         problems.update(index.meta["problems"])
-        counts.update({name: index.meta.get(key, 0) for name, key in SOURCE_TOTALS.items()})
+        counts["images"] += index.meta["images"]
+        counts["boxes"] += index.meta["boxes"]
+        counts["captions"] += index.meta["texts"]
     return {"source_counts": dict(counts), "source_problems": dict(problems)}

@@ -104,9 +104,10 @@ def image_sides(settings: Mapping[str, Any]) -> tuple[int, int] | None:
 def is_miniworld(model: str | None) -> bool:
     """Return whether a model is a packaged one, by its name, its folder or as a copy."""
     with suppress(OSError):
+        if model_name(str(model)) == MINIWORLD:
+            return True
         weights = network_folder(Path(str(model))) / _WEIGHTS
-        packaged = (packaged_model(name) / _WEIGHTS for name in get_args(PackagedModel))
-        return model_name(str(model)) == MINIWORLD or any(
-            cmp(weights, each, shallow=False) for each in packaged
-        )
+        for name in get_args(PackagedModel):
+            if cmp(weights, packaged_model(name) / _WEIGHTS, shallow=False):
+                return True
     return False

@@ -81,9 +81,9 @@ def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None =
     ]
     notes = miniworld_notes(models, source)
     if not tag.scores:
-        kept = UNSCORED[tag.method]
+        relations = UNSCORED[tag.method]
         notes.append(
-            f"{kept}: nothing looks at the image, and confidence 1 means only that nothing scored"
+            f"{relations}: nothing looks at the image, and confidence 1 means only that nothing scored"
             " them"
         )
     if tag.method == "layout":

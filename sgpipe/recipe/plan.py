@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sgpipe.recipe.recipe import STAGES, Recipe
 from sgpipe.recipe.stage import Resources, StageConfig
@@ -97,5 +96,4 @@ class StagePlan:
         return self._with(on_cpus)
 
     def _with(self, sections: Mapping[str, StageConfig]) -> StagePlan:
-        changes: dict[str, Any] = dict(sections)
-        return replace(self, **changes)
+        return replace(self, **sections)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -104,7 +104,7 @@ def resolved(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"tag": tag, "pair": pair})
 
 
-def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(name: str | Path, overrides: Mapping[str, object] | None = None) -> Recipe:
     """Return the recipe of a packaged name or YAML file, with overrides by dotted key; raises
     UserError, as `load`.
     """
@@ -123,7 +123,7 @@ def models_of(recipe: Recipe, skipped: Collection[str] = ()) -> dict[str, str]:
 
 
 def with_model_folders(
-    recipe: Recipe, before: Mapping[str, Any] | None = None, resumes: bool = True
+    recipe: Recipe, before: Mapping[str, object] | None = None, resumes: bool = True
 ) -> Recipe:
     """Return the recipe with folders of networks in place of MINIWORLD and of trainings.
 
@@ -149,8 +149,8 @@ def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
     """Return the hub ids of the models that stages but `skipped` ones load; none if one is
     open_clip's.
     """
-    names = dict.fromkeys(models_of(recipe, skipped).values())
-    found = [
-        name for name in names if name != MINIWORLD and not is_uri(name) and not Path(name).exists()
-    ]
-    return [] if any(":" in name for name in found) else found
+    names: list[str] = []
+    for name in dict.fromkeys(models_of(recipe, skipped).values()):
+        if name != MINIWORLD and not is_uri(name) and not Path(name).exists():
+            names.append(name)
+    return [] if any(":" in name for name in names) else names

@@ -1,6 +1,6 @@
 """The section `source` of a recipe: which images are labelled, and what is known of them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -8,6 +8,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     StringConstraints,
+    ValidationInfo,
     field_validator,
 )
 
@@ -25,7 +26,7 @@ ImageLocation = Annotated[
 ]
 
 
-def _as_location(place: Any) -> Location:
+def _as_location(place: object) -> Location:
     if not isinstance(place, str | Location):
         raise ValueError("expected a path or a URI")
     return location(place)
@@ -132,7 +133,9 @@ class SourceConfig(Config):
 
     @field_validator("splits")
     @classmethod
-    def _drawn_again(cls, splits: dict[str, SplitConfig], info: Any) -> dict[str, SplitConfig]:
+    def _drawn_again(
+        cls, splits: dict[str, SplitConfig], info: ValidationInfo
+    ) -> dict[str, SplitConfig]:
         """Leave out the images that an earlier run of a saved recipe drew in its folder."""
         drawn = info.data.get("format") == "miniworld" and all(
             _DRAWN in split.images for split in splits.values()
@@ -140,7 +143,7 @@ class SourceConfig(Config):
         return {} if drawn else splits
 
     @property
-    def synthetic(self) -> dict[str, Any] | None:
+    def synthetic(self) -> dict[str, object] | None:
         """Return the settings of a source that generates its own images, or None."""
         return self.miniworld.model_dump() if self.format == "miniworld" else None
 

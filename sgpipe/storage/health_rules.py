@@ -327,12 +327,12 @@ MARKS = (
 def mark_hits(bit: int) -> str:
     """SQL that inserts the marks of all hits of MARKS[bit]; images have no `number`."""
     rule = MARKS[bit]
-    found = f"with found as materialized ({rule.query}) insert into marked"
+    insert = f"with found as materialized ({rule.query}) insert into marked"
     if rule.marked == "images":
         source = "objects semi join found using (category)" if rule.finds else "found"
-        return f"{found} select distinct image, null, {1 << bit} from {source}"
+        return f"{insert} select distinct image, null, {1 << bit} from {source}"
     if rule.finds == ("number",):
-        return f"{found} select image, number, {1 << bit} from found"
+        return f"{insert} select image, number, {1 << bit} from found"
     by = f"using ({', '.join(('image', *rule.finds))})"
     if rule.finds == ("subject", "object"):
         pair = (
@@ -340,4 +340,4 @@ def mark_hits(bit: int) -> str:
             " kept.object) = found.object"
         )
         by = f"on kept.image = found.image and {pair}"
-    return f"{found} select kept.image, kept.number, {1 << bit} from kept semi join found {by}"
+    return f"{insert} select kept.image, kept.number, {1 << bit} from kept semi join found {by}"

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock
 from rich.console import Console
 
@@ -209,17 +210,7 @@ class Index:
                     for name in shard.schema_arrow.names
                     if name != without and only in (None, name)
                 ]
-                sizes = [
-                    shard.metadata.row_group(number).num_rows
-                    for number in range(shard.num_row_groups)
-                ]
-                starts = np.cumsum([0, *sizes])
-                rows = [row for _, row in members]
-                for group, inside in groupby(
-                    rows, key=lambda row: int(np.searchsorted(starts, row, "right")) - 1
-                ):
-                    table = shard.read_row_group(group, columns=names)
-                    yield from (table.slice(row - int(starts[group]), 1) for row in inside)
+                yield from _slices(shard, [row for _, row in members], names)
 
     def set_judged(self, rows: Iterable[JudgedRow]) -> None:
         """Replace what is known of judgements (`judged`); relations that the run does not have are
@@ -276,6 +267,22 @@ def open_run(root: str | Location) -> Iterator[Database]:
         database.close()
 
 
+def _slices(
+    shard: pq.ParquetFile, rows: Sequence[int], columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Yield each of some rows of a shard as a table; a row group is read once for neighbours."""
+    groups = range(shard.num_row_groups)
+    starts = np.cumsum([0, *(shard.metadata.row_group(group).num_rows for group in groups)])
+
+    def group_of(row: int) -> int:
+        return int(np.searchsorted(starts, row, "right")) - 1
+
+    for group, inside in groupby(rows, key=group_of):
+        table = shard.read_row_group(group, columns=list(columns))
+        for row in inside:
+            yield table.slice(row - int(starts[group]), 1)
+
+
 def _path(files: RunFiles) -> Path:
     return files.cache / f"{_NAME}-{fingerprint(files.states())}.duckdb"
 
@@ -292,9 +299,8 @@ def _make(files: RunFiles, progress: Progress) -> _Opened:
             with temporary_folder(files.cache) as folder:
                 os.replace(build_index(files, folder, progress), path)
             opened = _open(path)
-        for other in files.cache.glob("index-*.duckdb"):
-            if other != path:
-                other.unlink(missing_ok=True)
+        for outdated in set(files.cache.glob("index-*.duckdb")) - {path}:
+            outdated.unlink(missing_ok=True)
     if opened is None:
         raise UserError(f"{path} cannot be read, though it was just written: is the disk damaged?")
     return opened

@@ -258,16 +258,16 @@ def _read_shards(
     """
     shards = files.manifest.shards
     first = 0
-    kept = dict[str, Path]()
+    cached = dict[str, Path]()
     if isinstance(files.storage, StorePath):
-        kept = {
+        cached = {
             file: (
                 files.cache
                 / f"rows-{fingerprint({'definition': DEFINITION, 'state': state})}.parquet"
             )
             for file, state in files.states().items()
         }
-        for path in set(files.cache.glob("rows-*.parquet")).difference(kept.values()):
+        for path in set(files.cache.glob("rows-*.parquet")).difference(cached.values()):
             path.unlink(missing_ok=True)
     with progress.images(sum(shard.rows for shard in shards), "indexing") as advance:
         for start in range(0, len(shards), _SHARDS):
@@ -276,7 +276,7 @@ def _read_shards(
             for number, shard in enumerate(shards[start : start + _SHARDS], start):
                 problem = None
                 try:
-                    tables.append(_rows(files, shard, kept.get(shard.file), number, first))
+                    tables.append(_rows(files, shard, cached.get(shard.file), number, first))
                 except UserError as error:
                     problem = str(error)
                 connection.execute(
@@ -292,23 +292,23 @@ def _read_shards(
 
 
 def _rows(
-    files: RunFiles, entry: ShardEntry, kept: Path | None, number: int, first: int
+    files: RunFiles, entry: ShardEntry, cached: Path | None, number: int, first: int
 ) -> pa.Table:
     """Return the rows of a shard, with their numbers (`pa.array` would import pandas). Raises
     UserError: damaged.
     """
     rows = None
-    if kept:
-        with suppress(OSError, pa.ArrowException), pq.ParquetFile(kept) as file:
+    if cached:
+        with suppress(OSError, pa.ArrowException), pq.ParquetFile(cached) as file:
             rows = file.read()
     if rows is None:
         rows = _read_rows(files, entry)
         with suppress(OSError):  # a full disk, of which the index itself says more
-            if kept:
-                with atomic_write(kept) as temporary:
+            if cached:
+                with atomic_write(cached) as temporary:
                     pq.write_table(rows, temporary, compression="zstd")
-    own = np.arange(len(rows), dtype=np.int32)
-    numbers = (own + first, own, np.full_like(own, number))
+    places = np.arange(len(rows), dtype=np.int32)
+    numbers = (places + first, places, np.full_like(places, number))
     added = [
         pa.Array.from_buffers(pa.int32(), len(rows), [None, pa.py_buffer(number)])
         for number in numbers

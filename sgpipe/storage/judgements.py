@@ -34,6 +34,8 @@ from sgpipe.storage.manifest import append_line, sync_folder
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count
 
+JUDGEMENTS = "judgements.jsonl"
+CERTIFICATE = "certificate.json"  # beside it
 CERTIFICATE_PLAN = "certificate-"  # what the ids of such plans, and of no others, begin with
 Kind = Literal["bands", "predicates", "search", "certificate", "doubts"]
 MOST_QUESTIONS = 10_000  # of a plan, which is one line
@@ -43,12 +45,7 @@ Text = Annotated[str, StringConstraints(max_length=1000)]
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 _Confidence = Annotated[float, Field(allow_inf_nan=False)]  # a run may hold others than 0 to 1
 
-
 Conflicts = Literal["majority", "latest", "drop"]
-
-
-JUDGEMENTS = "judgements.jsonl"
-CERTIFICATE = "certificate.json"  # beside it
 _PROBLEMS_NAMED = 20
 _COMPARED = 2048  # bytes, by which a file that others have changed is recognised
 
@@ -483,15 +480,15 @@ class JudgementLog:
     @property
     def problems(self) -> list[str]:
         """One line for each line that is left out, and why; of many, the first ones."""
-        torn = (
-            [f"the last line of {self.file} was cut short, so it is left out"] if self._torn else []
-        )
-        others = [
+        problems = [
             f"{self.file} has {count(lines, 'line')} of another run (fingerprint {run[:80]}):"
             " left out"
             for run, lines in self._others.items()
         ]
-        return [*others, *self._bad[:_PROBLEMS_NAMED], *torn]
+        problems += self._bad[:_PROBLEMS_NAMED]
+        if self._torn:
+            problems.append(f"the last line of {self.file} was cut short, so it is left out")
+        return problems
 
     def append(self, line: Line) -> Line:
         """Write and sync a line unless its id is there; return the stored one.
@@ -615,8 +612,9 @@ class JudgementLog:
 
     def _write(self, descriptor: int, line: bytes) -> None:
         end = os.fstat(descriptor).st_size
-        whole = not end or os.pread(descriptor, 1, end - 1) == b"\n"
-        append_line(descriptor, line if whole else b"\n" + line, end)
+        if end and os.pread(descriptor, 1, end - 1) != b"\n":  # after a torn line
+            line = b"\n" + line
+        append_line(descriptor, line, end)
         if not end:
             sync_folder(self.file.parent)
 
@@ -624,10 +622,8 @@ class JudgementLog:
         """Read what was appended since the last time, or everything if it is another file."""
         status = os.fstat(descriptor)
         size = len(self._before)
-        if (status.st_ino, os.pread(descriptor, size, self._offset - size)) != (
-            self._inode,
-            self._before,
-        ):
+        before = os.pread(descriptor, size, self._offset - size)
+        if status.st_ino != self._inode or before != self._before:
             self._forget()
         self._inode = status.st_ino
         data = os.pread(descriptor, status.st_size - self._offset, self._offset)
@@ -648,9 +644,8 @@ class JudgementLog:
                 self._take(line, f"line {self._number}")
             self._number += 1
         self._offset += len(data) - len(rest)
-        self._before = os.pread(descriptor, _COMPARED, max(self._offset - _COMPARED, 0))[
-            : self._offset
-        ]
+        start = max(self._offset - _COMPARED, 0)
+        self._before = os.pread(descriptor, self._offset - start, start)
 
     def _take_fiftyone(self, data: bytes) -> None:
         self._forget()
@@ -675,9 +670,8 @@ class JudgementLog:
         elif isinstance(line, RecallPlan):
             self.recall_plans[line.plan] = line
         elif isinstance(line, BlindAnswer):
-            self._blind.setdefault(line.plan, {}).setdefault((line.split, line.image_id), {})[
-                line.by
-            ] = line
+            answers = self._blind.setdefault(line.plan, {})
+            answers.setdefault((line.split, line.image_id), {})[line.by] = line
         elif line.undoes is not None:
             self._undone.add((line.undoes, line.by))
         else:

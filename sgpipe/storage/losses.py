@@ -20,12 +20,29 @@ SOURCE_REMARKS = {
     "other_splits": "tasks of other splits",
 }
 _ROW_LOSSES = {
-    "boxes": "boxes", "captions": "captions", "regions": "regions", "words": "words", "grounded": "boxes of words",
-    "pairs": "pairs", "marks": "marks", "answers": "answers",
-}  # fmt: skip
+    "boxes": "boxes",
+    "captions": "captions",
+    "regions": "regions",
+    "words": "words",
+    "grounded": "boxes of words",
+    "pairs": "pairs",
+    "marks": "marks",
+    "answers": "answers",
+}
 _PARTS = frozenset(
     {"marks", "segmentations", "triplets"}
 )  # what is lost of them is still counted among what is kept
+
+
+_NEAREST = {  # what is counted in place of these
+    "annotations": ("boxes", "relations", "captions"),
+    "segmentations": ("boxes",),
+    "marks": ("boxes",),
+    "regions": ("captions",),
+    "words": ("grounded",),
+    "boxes of words": ("grounded",),
+    "answers": ("images",),
+}
 
 
 @dataclass(frozen=True)
@@ -147,7 +164,8 @@ def _lost_in_rows(counts: Mapping[str, int]) -> Iterator[tuple[LossKind, int]]:
 def _with_totals(lost: list[tuple[LossKind, int]], counts: Mapping[str, int]) -> list[Loss]:
     all_lost = Counter[str]()
     for kind, number in lost:
-        all_lost[kind.of] += 0 if kind.of in _PARTS else number
+        if kind.of not in _PARTS:
+            all_lost[kind.of] += number
     return [
         Loss(kind, number, _kept(kind.of, counts) + all_lost[kind.of])
         for kind, number in lost
@@ -155,15 +173,6 @@ def _with_totals(lost: list[tuple[LossKind, int]], counts: Mapping[str, int]) ->
     ]
 
 
-def _kept(of: str, counts: Mapping[str, int]) -> int:
-    """Return how many the run has of what is counted, or of what comes nearest to it."""
-    sums = {
-        "annotations": ("boxes", "relations", "captions"),
-        "segmentations": ("boxes",),
-        "marks": ("boxes",),
-        "regions": ("captions",),
-        "words": ("grounded",),
-        "boxes of words": ("grounded",),
-        "answers": ("images",),
-    }
-    return sum(counts.get(name, 0) for name in sums.get(of, (of,)))
+def _kept(lost: str, counts: Mapping[str, int]) -> int:
+    """Return how many the run has of what is lost, or of what comes nearest to it."""
+    return sum(counts.get(name, 0) for name in _NEAREST.get(lost, (lost,)))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 
@@ -19,11 +19,40 @@ from sgpipe.utils.atomic import atomic_write, write_text
 from sgpipe.utils.hashing import file_sha256, fingerprint
 
 _ROWS_PER_BATCH = 256
-SOURCE_TOTALS = {
-    "images": "images",
-    "boxes": "boxes",
-    "captions": "texts",
-}  # what `meta` calls them
+
+
+class IndexMeta(TypedDict, total=False):
+    """What is said of the records of a split.
+
+    Attributes:
+        annotations, captions: the files that they were read from.
+        annotations_sha256, captions_sha256: their content; run: the one that is extended.
+        files: what identifies the files without reading them.
+        located: the images were where the annotations say.
+        notes: what the user should know.
+        problems: what was lost or changed, and how often.
+        categories, category_ids: the classes, sorted, and the id of each.
+        known: how often the run that is extended has which triplet of texts.
+        images, boxes, texts: how many there are; texts: captions.
+        sha256: of the file of records.
+    """
+
+    annotations: str
+    captions: str
+    annotations_sha256: str
+    captions_sha256: str
+    run: str
+    files: dict[str, object]
+    located: bool
+    notes: list[str]
+    problems: dict[str, int]
+    categories: list[str]
+    category_ids: list[int]
+    known: list[tuple[str, str, str, int]]
+    images: int
+    boxes: int
+    texts: int
+    sha256: str
 
 
 class SourceIndex:
@@ -32,12 +61,7 @@ class SourceIndex:
     def __init__(self, path: Path) -> None:
         """Raises UserError: the file is missing or not an index."""
         try:
-            described = json.loads(_meta_path(path).read_text(encoding="utf-8"))
-            if not isinstance(described, dict) or described.pop("checksum", None) != fingerprint(
-                described
-            ):
-                raise ValueError("its description has changed")
-            self.meta: dict[str, Any] = described
+            self.meta = _read_meta(_meta_path(path))
             self._file = pa.memory_map(str(path))
             pa.ipc.open_file(self._file)
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -45,7 +69,7 @@ class SourceIndex:
         self._path = path
 
     def __len__(self) -> int:
-        return int(self.meta["images"])
+        return self.meta["images"]
 
     def records(self, start: int, stop: int) -> list[Record]:
         """Records `start` up to, not including, `stop`."""
@@ -66,15 +90,15 @@ def read_records(index: pa.NativeFile, start: int, stop: int, name: Location) ->
     except StoreError:
         raise
     except (OSError, pa.ArrowException) as error:
-        again = "; delete it and its .json, and run the same command again" * isinstance(
-            name, StorePath
-        )
-        raise UserError(f"the source index {name} cannot be read ({error}){again}") from None
+        advice = ""
+        if isinstance(name, StorePath):
+            advice = "; delete it and its .json, and run the same command again"
+        raise UserError(f"the source index {name} cannot be read ({error}){advice}") from None
     return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
 
 
 def write_index(
-    path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mapping[str, Any]]
+    path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mapping[str, object]]
 ) -> None:
     """Write the records of a split in batches of equal size, and what `meta` then returns with
     their counts.
@@ -91,13 +115,22 @@ def write_index(
                 boxes += len(table["objects"].combine_chunks().flatten())
                 texts += len(table["captions"].combine_chunks().flatten())
                 rest = pa.concat_tables([rest, table]).combine_chunks()
-                whole = len(rest) - len(rest) % _ROWS_PER_BATCH
-                writer.write_table(rest.slice(0, whole), _ROWS_PER_BATCH)
-                rest = rest.slice(whole)
+                written = len(rest) - len(rest) % _ROWS_PER_BATCH
+                writer.write_table(rest.slice(0, written), _ROWS_PER_BATCH)
+                rest = rest.slice(written)
             writer.write_table(rest, _ROWS_PER_BATCH)
         digest = file_sha256(temporary)
     described = {**meta(), "images": images, "boxes": boxes, "texts": texts, "sha256": digest}
     write_text(_meta_path(path), json.dumps({**described, "checksum": fingerprint(described)}))
+
+
+def _read_meta(path: Path) -> IndexMeta:
+    """Return what was said of an index. Raises ValueError: it has changed; OSError."""
+    described = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(described, dict) or described.pop("checksum", None) != fingerprint(described):
+        raise ValueError("its description has changed")
+    meta: IndexMeta = described  # type: ignore[assignment]
+    return meta
 
 
 def _meta_path(path: Path) -> Path:

@@ -7,7 +7,7 @@ few boxes.
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sgpipe.utils import BoxForm
 from sgpipe.utils.lemmas import lemmas
 
-Boxes = NDArray[Any]
+Numbers: TypeAlias = NDArray[Any]  # of whatever type they are given in
+Boxes: TypeAlias = Numbers  # `[boxes, 4]`
 
 
 FORMS: tuple[BoxForm, ...] = get_args(BoxForm)
@@ -40,7 +41,7 @@ def xywh_to_xyxy(boxes: Boxes) -> Boxes:
     return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
 
 
-def iou(first: Boxes, second: Boxes) -> NDArray[Any]:
+def iou(first: Boxes, second: Boxes) -> Numbers:
     """Intersection over union `[boxes]` of xyxy boxes, one to one; identical boxes have 1, even
     without area.
     """
@@ -52,7 +53,7 @@ def iou(first: Boxes, second: Boxes) -> NDArray[Any]:
     return np.where((first == second).all(1), 1.0, overlap)
 
 
-def clip_xywh(boxes: Boxes, sizes: NDArray[Any]) -> tuple[Boxes, NDArray[np.bool_], NDArray[Any]]:
+def clip_xywh(boxes: Boxes, sizes: Numbers) -> tuple[Boxes, NDArray[np.bool_], Numbers]:
     """Clip xywh boxes `[boxes, 4]` to images whose widths and heights are `sizes` `[boxes, 2]`,
     both float64.
 
@@ -64,7 +65,7 @@ def clip_xywh(boxes: Boxes, sizes: NDArray[Any]) -> tuple[Boxes, NDArray[np.bool
     low = np.clip(xywh[:, :2], 0.0, sizes)
     high = np.clip(xywh[:, :2] + np.maximum(xywh[:, 2:], 0.0), 0.0, sizes)
     outside = np.maximum(low - xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - high)
-    overhang: NDArray[Any] = outside.max(axis=1, initial=0.0)
+    overhang: Numbers = outside.max(axis=1, initial=0.0)
     # Only boxes that change are recomputed: x + w - x may differ from w.
     clipped = np.where(overhang[:, None] > 0, np.hstack([low, high - low]), xywh)
     return clipped, finite & (xywh[:, 2:] > 0).all(1) & (high > low).all(1), overhang
@@ -90,7 +91,7 @@ def clip_box(
     return (left, top, right - left, bottom - top)
 
 
-def to_xywh(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> NDArray[Any]:
+def to_xywh(boxes: Boxes, sizes: Numbers, form: BoxForm) -> Numbers:
     """Return boxes `[boxes, 4]` of any form as xywh in pixels; `sizes`: width, height of their
     images `[boxes, 2]`.
     """
@@ -106,7 +107,7 @@ def to_xywh(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> NDArray[
         return boxes
 
 
-def share_inside(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> float:
+def share_inside(boxes: Boxes, sizes: Numbers, form: BoxForm) -> float:
     """Return the share of boxes inside their images by this form; 1 without finite boxes in images
     with a size.
     """
@@ -116,17 +117,19 @@ def share_inside(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> flo
         slack = _TOLERANCE * sizes + 1
         x1y1 = xywh[:, :2]
         x2y2 = xywh[:, :2] + xywh[:, 2:]
-        inside = (x1y1 >= -slack).all(1) & (x2y2 <= sizes + slack).all(1) & (xywh[:, 2:] > 0).all(1)
+        starts_inside = (x1y1 >= -slack).all(1)
+        ends_inside = (x2y2 <= sizes + slack).all(1)
+        inside = np.asarray(starts_inside & ends_inside & (xywh[:, 2:] > 0).all(1))
     return float(inside[known].mean()) if known.any() else 1.0
 
 
-def are_parts(boxes: NDArray[Any]) -> bool:
+def are_parts(boxes: Boxes) -> bool:
     """Return whether the boxes are relative to their images: nearly no number is larger than 1."""
     largest = np.abs(boxes[np.isfinite(boxes).all(1)]).max(1)
     return len(largest) > 0 and float(np.quantile(largest, 0.99)) <= _LARGEST_PART
 
 
-def best_form(boxes: NDArray[Any], sizes: NDArray[Any]) -> tuple[BoxForm, float]:
+def best_form(boxes: Boxes, sizes: Numbers) -> tuple[BoxForm, float]:
     """Return the form in pixels, or in parts if they are, in which most boxes lie in their images,
     and their share.
     """

@@ -3,10 +3,11 @@
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -26,6 +27,18 @@ from sgpipe.errors import UserError, existing_file
 Kind = TypeVar("Kind", bound=BaseModel)
 Section = TypeVar("Section")  # a `Config`, or a dataclass within one
 
+# Scalars of YAML 1.2 that are no texts: their kinds, how they are written, and how they begin.
+_SCALARS = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", [*"-+."]),
+    ("merge", r"<<", ["<"]),
+)
+_BASES = {"0o": 8, "0x": 16}  # of numbers that begin so
+# What PyYAML raises for what is not YAML, or for a tag that does not fit its value.
+_FAULTS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 _shown = reprlib.Repr()  # of a value that may be as large as it likes
 _shown.maxlevel = 3
 _shown.maxstring = 200
@@ -39,7 +52,7 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+    def _is_no_truth_value(cls, value: object, info: ValidationInfo) -> object:
         """Refuse "limit: true", which would be 1."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         kinds = {annotation, *get_args(annotation)}
@@ -55,12 +68,14 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own attribute
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, object]:
         """Return a mapping. Raises YAMLError: two of its keys are the same."""
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((name for name, times in Counter(names).items() if times > 1), None)
-        if twice:
-            raise ConstructorError(None, None, f"duplicate key {twice}", node.start_mark)
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, times in names.items():
+            if times > 1:
+                raise ConstructorError(None, None, f"duplicate key {name}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -68,22 +83,13 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every text that YAML 1.1 or 1.2 would read as something else."""
 
 
-for _kind, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
-    ("merge", r"<<", "<"),
-):
-    for _class in (_Loader, _Dumper):
-        first: list[Any] = ["" if letter == "\0" else letter for letter in _first]
+for _class in (_Loader, _Dumper):
+    for _kind, _pattern, _starts in _SCALARS:
         _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), first
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _starts
         )
 _Loader.add_constructor(
-    "tag:yaml.org,2002:int",
-    lambda _, node: int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10)),
+    "tag:yaml.org,2002:int", lambda _, node: int(node.value, _BASES.get(node.value[:2], 10))
 )
 
 
@@ -93,18 +99,12 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         return _Loader(text).get_single_data()
-    except (
-        yaml.YAMLError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-    ) as error:
+    except _FAULTS as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def dump_yaml(values: Mapping[str, Any]) -> str:
+def dump_yaml(values: Mapping[str, object]) -> str:
+    """Return values as YAML that versions 1.1 and 1.2 read alike."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
@@ -117,7 +117,11 @@ def recipe_folder() -> Path:
 
 
 def load(
-    kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[str, Any], *overlays: Path
+    kind: type[Kind],
+    name: str | Path,
+    folder: Path,
+    overrides: Mapping[str, object],
+    *overlays: Path,
 ) -> Kind:
     """Return the recipe of a packaged name in `folder` or a YAML file, with overlays and then
     overrides applied.
@@ -127,50 +131,53 @@ def load(
     the wrong type.
     """
     path = _find(str(name), folder)
-    config: Any = {}
+    settings: object = {}
     for file in (path, *overlays):
-        config = merged(config, read_yaml(file))
+        settings = merged(settings, read_yaml(file))
     for key, value in overrides.items():
-        config = _replaced(
-            config, key.split("."), str(value) if isinstance(value, PurePath) else value, key
-        )
+        plain = str(value) if isinstance(value, PurePath) else value
+        settings = _replaced(settings, key.split("."), plain, key)
     with explained(kind, f"recipe {path}: ", overrides):
-        return kind.model_validate(config)
+        return kind.model_validate(settings)
 
 
-def merged(below: Any, above: Any) -> Any:
+def merged(below: object, above: object) -> Any:
     """Return `above`, with what only `below` has in its mappings."""
-    if isinstance(below, Mapping) and isinstance(above, Mapping):
-        return {**below, **{key: merged(below.get(key), value) for key, value in above.items()}}
-    return above
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return above
+    values = dict(below)
+    for key, value in above.items():
+        values[key] = merged(below.get(key), value)
+    return values
 
 
-def _replaced(values: Any, path: Sequence[str], value: Any, key: str) -> Any:
+def _replaced(values: object, path: Sequence[str], value: object, key: str) -> object:
     """Return a copy of nested mappings and lists with another value at a path; `key`: the path, for
     messages.
     """
     if not path:
         return value
     first, *rest = path
+    if values is None:
+        return {first: _replaced(None, rest, value, key)}
+    if isinstance(values, Mapping):
+        return {**values, first: _replaced(values.get(first), rest, value, key)}
     if isinstance(values, list) and first.isdecimal() and int(first) < len(values):
-        at = int(first)
-        return [*values[:at], _replaced(values[at], rest, value, key), *values[at + 1 :]]
-    if isinstance(values, Mapping) or values is None:
-        return {**(values or {}), first: _replaced((values or {}).get(first), rest, value, key)}
+        items = values.copy()
+        items[int(first)] = _replaced(values[int(first)], rest, value, key)
+        return items
     raise UserError(f"{key}: there is no {first!r} in {_shown.repr(values)}")
 
 
-def changed(section: Section, **settings: Any) -> Section:
+def changed(section: Section, **settings: object) -> Section:
     """Return a section of a recipe with those settings that are not None. Raises UserError: a value
     is invalid.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
+    changes = {name: value for name, value in settings.items() if value is not None}
+    if not changes:
+        return section
     with explained(type(section)):
-        return (
-            TypeAdapter(type(section)).validate_python({**vars(section), **given})
-            if given
-            else section
-        )
+        return TypeAdapter(type(section)).validate_python({**vars(section), **changes})
 
 
 def parse_set(assignments: list[str]) -> dict[str, Any]:
@@ -235,19 +242,20 @@ def explained(kind: type, where: str = "", overrides: Iterable[str] = ()) -> Ite
         first = error.errors()[0]
         path = [str(part) for part in first["loc"] if part != "[key]"]
         key = ".".join(path)
-        if any(
-            f"{key}.".startswith(f"{override}.") or f"{override}.".startswith(f"{key}.")
-            for override in overrides
-        ):
+        if any(_is_within(key, override) or _is_within(override, key) for override in overrides):
             where = ""
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise UserError(
                 f"{where}unknown setting {key!r}{_similar_setting(kind, path)}"
             ) from None
-        got = "" if isinstance(first["input"], dict) else f", got {_shown.repr(first['input'])}"
-        raise UserError(
-            f"{where}{key}: {first['msg'].removeprefix('Value error, ')}{got}"
-        ) from None
+        value = "" if isinstance(first["input"], dict) else f", got {_shown.repr(first['input'])}"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}{key}: {reason}{value}") from None
+
+
+def _is_within(key: str, section: str) -> bool:
+    """Return whether a setting is a section, or in it, by their dotted keys."""
+    return f"{key}.".startswith(f"{section}.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -265,30 +273,30 @@ def _similar_setting(kind: type, path: Sequence[str]) -> str:
     *outer, name = path
     sections = [kind]
     for part in outer:
-        inner = [settings[part] for settings in map(_settings, sections) if part in settings]
-        if inner:  # otherwise it is a free name, such as that of a split, or the number of an item
-            sections = [section for annotation in inner for section in _sections_in(annotation)]
-    siblings = [
-        ".".join([*outer, setting]) for section in sections for setting in _settings(section)
-    ]
+        inner: list[type] = []
+        for section in sections:
+            inner += _sections_in(_settings(section).get(part))
+        # otherwise it is a free name, such as that of a split, or the number of an item
+        sections = inner or sections
+    siblings: list[str] = []
+    for section in sections:
+        siblings += [".".join([*outer, setting]) for setting in _settings(section)]
     return did_you_mean(".".join(path), siblings) or did_you_mean(name, _all_settings(kind))
 
 
-def _settings(section: Any) -> dict[str, Any]:
+def _settings(section: type) -> dict[str, object]:
     """Return the names of the settings of a section, with their types."""
-    names = section.__dataclass_fields__ if is_dataclass(section) else section.model_fields
-    return {
-        name: annotation for name, annotation in get_type_hints(section).items() if name in names
-    }
+    names = [*getattr(section, "__dataclass_fields__", ()), *getattr(section, "model_fields", ())]
+    hints = get_type_hints(section)
+    return {name: hints[name] for name in hints if name in names}
 
 
-def _sections_in(annotation: Any) -> list[type]:
+def _sections_in(annotation: object) -> list[type]:
     """Return the sections that a type consists of, such as that of a list or a mapping of them."""
-    if isinstance(annotation, type) and (
-        issubclass(annotation, BaseModel) or is_dataclass(annotation)
-    ):
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    if isinstance(annotation, type) and (is_model or is_dataclass(annotation)):
         return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]
+    return list(chain.from_iterable(map(_sections_in, get_args(annotation))))
 
 
 def _all_settings(kind: type) -> Iterator[str]:
@@ -297,5 +305,6 @@ def _all_settings(kind: type) -> Iterator[str]:
     """
     for name, annotation in _settings(kind).items():
         yield name
-        if _sections_in(annotation) == [annotation]:
-            yield from (f"{name}.{inner}" for inner in _all_settings(annotation))
+        sections = _sections_in(annotation)
+        if sections == [annotation]:
+            yield from (f"{name}.{inner}" for inner in _all_settings(sections[0]))

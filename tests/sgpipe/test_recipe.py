@@ -41,12 +41,12 @@ def test_overrides_replace_only_their_key():
         ("tag: {threshold: .nan}", "tag.threshold"), ("tag: {resources: {actors: 0}}", "tag.resources.actors"),
         ("source: {splits: {val: {annotations: a}}}", "source.splits.val.images"),
         ("source: {splits: {../x: {annotations: a, images: b}}}", "source.splits"), ("name: ../../x", "name"),
-        ("- a", "expected keys and values"), ("a: [", "not valid YAML"),
+        ("- a", "expected keys and values"), ("a: [", "not valid YAML"), ("a: !!float ''", "not valid YAML"),
         ("name: !!python/object/apply:os.getcwd []", "not valid YAML"), ("limit: true", "limit: .*got True"),
         ("seed: 0b1", "seed: .*got '0b1'"), ("a: &a {b: *a}", "a"), (ALIASES + "name: *a5", "a"),
         ("{a: " * 5000 + "1" + "}" * 5000, ""),
     ],
-    ids=range(19),
+    ids=range(20),
 )  # fmt: skip
 def test_errors_name_the_file_and_the_setting(tmp_path, text, setting):
     path = tmp_path / "my.yaml"
