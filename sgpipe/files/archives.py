@@ -13,12 +13,19 @@ from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path, PurePosixPath
 from threading import Event, Lock
-from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypedDict
+from typing import BinaryIO, NamedTuple, TypedDict
 
 import pyarrow as pa
 
 from sgpipe.errors import ImageError, UserError
-from sgpipe.files.index import NAME, IndexReference, index_table, write_index
+from sgpipe.files.index import (
+    NAME,
+    IndexReference,
+    IndexRow,
+    IndexValues,
+    index_table,
+    write_index,
+)
 from sgpipe.files.locations import Location, ObjectInfo, StorePath, open_stream, read_range
 from sgpipe.files.roots import ImageRoot, checked_size, is_image, safe_name
 from sgpipe.utils.console import Progress, count
@@ -56,8 +63,6 @@ _COLUMNS = {_ARCHIVE: pa.int32(), **_NUMBERS, "method": pa.int32()}  # then thos
 _OF_MACOS = "__MACOSX/"  # what its zips have beside each file
 _SCANS = 4  # archives that are read at once
 _MEMBERS_PER_STEP = 1000  # of the progress
-
-IndexRow: TypeAlias = dict[str, Any]  # a member, with the number of its archive
 
 
 class ArchiveInfo(TypedDict):
@@ -229,7 +234,7 @@ def _scan_archive(
     folders = set[str]()  # in which images are
     left_out = Counter[str]()
 
-    def rows(file: BinaryIO) -> Iterator[tuple[Any, ...]]:
+    def rows(file: BinaryIO) -> Iterator[IndexValues]:
         for done, member in enumerate(scan(f"{folder}/{archive.name}", file, left_out), 1):
             if is_image(member.name) and not member.name.startswith(_OF_MACOS):
                 first, slash, _ = member.name.partition("/")

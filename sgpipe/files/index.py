@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -27,6 +27,9 @@ from sgpipe.utils.console import Progress
 NAME = "name"
 _ROWS_PER_BATCH = 1 << 16
 _META = b"sgpipe"
+
+IndexRow: TypeAlias = dict[str, Any]  # a file, by the names of the columns
+IndexValues: TypeAlias = tuple[Any, ...]  # the same in the order of the columns
 
 
 class FileIndex:
@@ -44,20 +47,20 @@ class FileIndex:
         self._columns = dict(zip(table.column_names, chunks, strict=True))
         self._names = self._columns[NAME]
 
-    def find(self, name: str) -> list[dict[str, Any]]:
+    def find(self, name: str) -> list[IndexRow]:
         places = range(len(self._names))
         start = bisect_left(places, name, key=lambda place: self._names[place].as_py())
         named_so = takewhile(lambda place: self._names[place].as_py() == name, places[start:])
         return list(map(self._row, named_so))
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[IndexRow]:
         return map(self._row, range(len(self._names)))
 
-    def _row(self, position: int) -> dict[str, Any]:
+    def _row(self, position: int) -> IndexRow:
         return {name: column[position].as_py() for name, column in self._columns.items()}
 
 
-def index_table(columns: Mapping[str, pa.DataType], rows: Iterator[tuple[Any, ...]]) -> pa.Table:
+def index_table(columns: Mapping[str, pa.DataType], rows: Iterator[IndexValues]) -> pa.Table:
     """Return rows of a name and `columns` in Arrow's memory; what UTF-8 has no form of becomes a
     question mark.
     """
@@ -72,7 +75,7 @@ def index_table(columns: Mapping[str, pa.DataType], rows: Iterator[tuple[Any, ..
     return pa.Table.from_batches(batches, schema)
 
 
-def write_index(path: Path, table: pa.Table, meta: Mapping[str, Any]) -> None:
+def write_index(path: Path, table: pa.Table, meta: Mapping[str, object]) -> None:
     """Write sorted rows and what is said of all of them, whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
@@ -125,7 +128,7 @@ class IndexReference:
             return self.opened is not None
         return False
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"name": self.name, "run": self.run}
 
 

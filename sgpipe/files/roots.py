@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,7 @@ from sgpipe.errors import (
     os_error_reason,
 )
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
-from sgpipe.files.index import NAME, IndexReference, index_table
+from sgpipe.files.index import NAME, IndexReference, IndexValues, index_table
 from sgpipe.files.locations import (
     AccessError,
     CutError,
@@ -316,7 +316,7 @@ class ImageRoot:
         place = self.file(name)
         return place if isinstance(place, Path) else place.read_start(length)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Without the files that are open."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
@@ -491,7 +491,7 @@ def list_objects(files: StorePath, progress: Progress) -> tuple[str, pa.Table]:
     """
     with progress.images(None, "listing") as advance:
 
-        def rows() -> Iterator[tuple[Any, ...]]:
+        def rows() -> Iterator[IndexValues]:
             for done, info in enumerate(files.list(), 1):
                 yield info.name, info.size, info.version
                 if not done % _OBJECTS_PER_STEP:
