@@ -130,6 +130,6 @@ def judge(run: Path, ask: Ask, answers: int, slips: float, seed: int) -> None:
         answer_plans(run, right, slips, answers)
         return
     while answer_plans(run, right, slips, answers) < answers:
-        _, _, unanswered, _ = continue_plan(run, run / JUDGEMENTS, precision=CERTIFIED)
-        if not unanswered:
+        state = continue_plan(run, run / JUDGEMENTS, precision=CERTIFIED)
+        if not state.open_questions:
             return

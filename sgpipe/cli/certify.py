@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count
+
+if TYPE_CHECKING:
+    from sgpipe.stats.certify import CertificateState
 
 _Prediction = Literal["vlm_score", "clip_score", "confidence", "none"]
 
@@ -22,7 +25,9 @@ def calibrate(
     truth: cli.GroundTruthFolder = None,
     judgements: cli.JudgedFile = None,
     image_data: cli.ImageData = None,
-    out: Annotated[Path, cli.writes_file("File for the calibration.")] = Path("calibration.json"),
+    out: Annotated[Path, declare.writes_file("File for the calibration.")] = Path(
+        "calibration.json"
+    ),
     json_: cli.Json = False,
 ) -> None:
     """Learn from judged relations how probable it is that a relation is correct.
@@ -60,24 +65,27 @@ def calibrate(
 def certify(
     run: cli.StoredRun,
     precision: Annotated[
-        float, cli.option("The precision to certify, such as 0.95.", min=0, max=1)
+        float, declare.option("The precision to certify, such as 0.95.", min=0, max=1)
     ],
-    confidence: Annotated[float, cli.option("How sure the certificate is.", min=0, max=1)] = 0.95,
+    confidence: Annotated[
+        float, declare.option("How sure the certificate is.", min=0, max=1)
+    ] = 0.95,
     by: Annotated[
-        Literal["predicate"] | None, cli.option("Certify the relations of each predicate.")
+        Literal["predicate"] | None, declare.option("Certify the relations of each predicate.")
     ] = None,
     is_separate: Annotated[
-        bool, cli.option("With --by: how sure each certificate is, not all together.", "--each")
+        bool, declare.option("With --by: how sure each certificate is, not all together.", "--each")
     ] = False,
     threshold: Annotated[
-        float | None, cli.option("Minimum confidence. Default: as many as possible.")
+        float | None, declare.option("Minimum confidence. Default: as many as possible.")
     ] = None,
     prediction: Annotated[
-        _Prediction | None, cli.option("What predicts wrong relations. Default: by the run.")
+        _Prediction | None, declare.option("What predicts wrong relations. Default: by the run.")
     ] = None,
     judgements: cli.JudgedFile = None,
     out: Annotated[
-        Path | None, cli.writes_file("File for the certificate. Default: certificate.json in RUN.")
+        Path | None,
+        declare.writes_file("File for the certificate. Default: certificate.json in RUN."),
     ] = None,
     json_: cli.Json = False,
 ) -> None:
@@ -104,7 +112,7 @@ def certify(
             f"{run} is being written: certify it when it is finished, as more relations need"
             " another plan"
         )
-    certificate, groups, unanswered, haste = continue_plan(
+    state = continue_plan(
         run,
         answers,
         precision=precision,
@@ -114,28 +122,33 @@ def certify(
         threshold=threshold,
         prediction=prediction,
     )
-    if certificate["sets"]:
+    certificate = state.certificate
+    if certificate.sets:
         file = out or run_judgements.parent / CERTIFICATE
-        write_result_text(file, json.dumps(certificate, indent=2) + "\n")
-    if certificate["plans_begun"] > 1:
-        begun = f"{certificate['plans_begun']} plans of certificates have begun for this run"
+        write_result_text(file, json.dumps(certificate.as_json(), indent=2) + "\n")
+    if certificate.plans_begun > 1:
+        begun = f"{certificate.plans_begun} plans of certificates have begun for this run"
         cli.say(f"NOTE: {begun}: each holds with its own confidence, not all of them together")
-    if haste:
-        cli.say(f"NOTE: {haste}")
-    values = {"certificate": certificate, "groups": groups, "open": unanswered}
+    if state.haste:
+        cli.say(f"NOTE: {state.haste}")
+    values = {
+        "certificate": certificate.as_json(),
+        "groups": state.groups,
+        "open": state.open_questions,
+    }
     if not cli.printed_json(json_, values):
-        _show_progress(run, groups, unanswered)
-    if not certificate["sets"]:
+        _show_progress(run, state)
+    if not certificate.sets:
         raise typer.Exit(console.EXIT_FAILED)
 
 
-def _show_progress(run: Path, groups: Sequence[Mapping[str, Any]], unanswered: int) -> None:
+def _show_progress(run: declare.Place, state: CertificateState) -> None:
     """Print how far each group is, and where to answer the questions."""
-    for group in groups:
+    for group in state.groups:
         for line in group["lines"]:
             cli.show(line)
-    if unanswered:
+    if state.open_questions:
         cli.say(
-            f"{count(unanswered, 'open question')}: answer them in `sgpipe view {run}`, on the"
+            f"{count(state.open_questions, 'open question')}: answer them in `sgpipe view {run}`, on the"
             " page Judge"
         )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -17,25 +18,26 @@ def convert(
         Path, typer.Argument(help="Official .pth; with --as, a detector's.", exists=True)
     ],
     out: Annotated[
-        Path, cli.writes_folder("Folder for config.json, model.safetensors and the tokenizer.")
+        Path, declare.writes_folder("Folder for config.json, model.safetensors and the tokenizer.")
     ],
     tokenizer: Annotated[
-        str, cli.reads_model("RoBERTa (with --as) or its tokenizer.")
+        str, declare.reads_model("RoBERTa (with --as) or its tokenizer.")
     ] = "roberta-base",
     gating: Annotated[
-        str | None, cli.option("Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")
+        str | None,
+        declare.option("Fusion gate (VXAc or GLIP), if the checkpoint does not name it."),
     ] = None,
     verb_query: Annotated[
-        str | None, cli.option("Type of relation query, if the checkpoint does not name it.")
+        str | None, declare.option("Type of relation query, if the checkpoint does not name it.")
     ] = None,
     kind: Annotated[
-        str | None, cli.option("Make parseda, parsed, tagger or rlipv1 of a detector.", "--as")
+        str | None, declare.option("Make parseda, parsed, tagger or rlipv1 of a detector.", "--as")
     ] = None,
     queries: Annotated[
-        int | None, cli.option("Keep only the first N queries, such as 128.")
+        int | None, declare.option("Keep only the first N queries, such as 128.")
     ] = None,
     first_rows: Annotated[
-        bool, cli.option("--queries: by row, as the official code.", "--first-rows")
+        bool, declare.option("--queries: by row, as the official code.", "--first-rows")
     ] = False,
     json_: cli.Json = False,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -14,13 +15,13 @@ from sgpipe.utils.console import count
 def correct(
     run: cli.StoredRun,
     out: Annotated[
-        Path, cli.writes_folder("Folder for the corrected run; an unfinished one is resumed.")
+        Path, declare.writes_folder("Folder for the corrected run; an unfinished one is resumed.")
     ],
     judgements: Annotated[
-        Path | None, cli.reads_file("Judgements. Default: those of the run.")
+        Path | None, declare.reads_file("Judgements. Default: those of the run.")
     ] = None,
     conflicts: Annotated[
-        Literal["majority", "latest", "drop"], cli.option("If people differ.")
+        Literal["majority", "latest", "drop"], declare.option("If people differ.")
     ] = "majority",
     images: cli.MovedImages = None,
     json_: cli.Json = False,
@@ -51,7 +52,7 @@ def correct(
     )
     if cli.printed_json(json_, vars(corrected)):
         return
-    done = ", ".join(f"{number:,} {what}" for what, number in corrected.counts.items() if number)
+    done = ", ".join(f"{number:,} {name}" for name, number in corrected.counts.items() if number)
     size = cli.run_size(corrected.images, corrected.shards)
     cli.show(f"{corrected.root}: {size}; relations: {done or 'none corrected'}")
     if corrected.conflicts:

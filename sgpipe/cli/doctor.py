@@ -11,6 +11,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import typer
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import __version__, console
@@ -38,10 +39,10 @@ def doctor(
         "."
     ),
     recipe: Annotated[
-        str | None, cli.option("Check only if the cache has the hub models of this recipe.")
+        str | None, declare.option("Check only if the cache has the hub models of this recipe.")
     ] = None,
     fetch: Annotated[
-        bool, cli.option("With --recipe: download those that are missing.", "--fetch")
+        bool, declare.option("With --recipe: download those that are missing.", "--fetch")
     ] = False,
     assign: cli.Settings = None,
     json_: cli.Json = False,

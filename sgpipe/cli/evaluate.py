@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.cli.open_group import OpenGroup
 from sgpipe.cli.repeated import CommandOfSingleValues
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from sgpipe.evaluation.result import EvaluationResult
 
 
-Annotations = Annotated[Path | None, cli.reads_file("Annotation file; optional with --model.")]
+Annotations = Annotated[Path | None, declare.reads_file("Annotation file; optional with --model.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +29,31 @@ class ReportOptions:
     """How a result is printed, the files that it is written to, and what it is compared with."""
 
     compare: Annotated[
-        cli.Place | None, cli.reads_model("Print differences to this.", parser=cli.as_location)
+        declare.Place | None,
+        declare.reads_model("Print differences to this.", parser=declare.as_location),
     ] = None
     resamples: Annotated[
-        int, cli.option("With --compare: random halves of the images.", min=10)
+        int, declare.option("With --compare: random halves of the images.", min=10)
     ] = 1000
-    seed: Annotated[int, cli.option("With --compare: random seed.", min=0, max=LARGEST_SEED)] = 0
+    seed: Annotated[
+        int, declare.option("With --compare: random seed.", min=0, max=LARGEST_SEED)
+    ] = 0
     json: cli.Json = False
     json_file: Annotated[
-        Path | None, cli.writes_file("Write the full result as JSON to this file.")
+        Path | None, declare.writes_file("Write the full result as JSON to this file.")
     ] = None
-    csv: Annotated[Path | None, cli.writes_file("Write one line per class to this file.")] = None
+    csv: Annotated[Path | None, declare.writes_file("Write one line per class to this file.")] = (
+        None
+    )
     plot: Annotated[
-        Path | None, cli.writes_file("Write the precision-recall curves to this SVG file.")
+        Path | None, declare.writes_file("Write the precision-recall curves to this SVG file.")
     ] = None
 
     def run_and_report(
-        self, evaluate: Callable[[Path | None], EvaluationResult], *, per_class: bool = False
+        self,
+        evaluate: Callable[[declare.Place | None], EvaluationResult],
+        *,
+        per_class: bool = False,
     ) -> None:
         """Evaluate, compare, print and write; `evaluate` takes what is evaluated instead of the
         first, if anything.
@@ -73,17 +82,22 @@ class InputOptions(cli.InferenceOptions):
     """A predictions file and annotations, or a trained model and the shards to run it on."""
 
     predictions: Annotated[
-        Path | None, cli.reads_file("Predictions file, as in docs/formats.md.")
+        Path | None, declare.reads_file("Predictions file, as in docs/formats.md.")
     ] = None
     model: Annotated[
-        cli.Place | None, cli.reads_model("Trained model to run.", parser=cli.as_location)
+        declare.Place | None,
+        declare.reads_model("Trained model to run.", parser=declare.as_location),
     ] = None
     data: Annotated[
-        cli.Place | None, cli.reads_stored("With --model: folder of shards, or their object store.")
+        declare.Place | None,
+        declare.reads_stored("With --model: folder of shards, or their object store."),
     ] = None
 
     def to_evaluate(
-        self, annotations: Path | None, classes: Path | None = None, other: Path | None = None
+        self,
+        annotations: Path | None,
+        classes: Path | None = None,
+        other: declare.Place | None = None,
     ) -> PredictionFiles | ModelRun:
         """Return what is evaluated; `other`: instead of predictions or model. Raises UserError: too
         few options.
@@ -103,16 +117,16 @@ def hico(
     *,
     annotations: Annotations = None,
     setting: Annotated[
-        Literal["default", "NF", "UC-RF", "UC-NF", "UO"], cli.option("Groups of classes.")
+        Literal["default", "NF", "UC-RF", "UC-NF", "UO"], declare.option("Groups of classes.")
     ] = "default",
     known_object: Annotated[
-        bool, cli.option("Evaluate a class on images with its object.", "--known-object")
+        bool, declare.option("Evaluate a class on images with its object.", "--known-object")
     ] = False,
     pair_nms: Annotated[
-        bool, cli.option("Suppress pairs that overlap better ones.", "--pair-nms")
+        bool, declare.option("Suppress pairs that overlap better ones.", "--pair-nms")
     ] = False,
     zero_shot: Annotated[
-        bool, cli.option("--model: drop subjects that are not persons.", "--zero-shot")
+        bool, declare.option("--model: drop subjects that are not persons.", "--zero-shot")
     ] = False,
     classes: cli.Classes = None,
     inputs: InputOptions,
@@ -126,7 +140,7 @@ def hico(
     """
     from sgpipe.evaluation.benchmarks import score_hico
 
-    def evaluate(other: Path | None) -> EvaluationResult:
+    def evaluate(other: declare.Place | None) -> EvaluationResult:
         return score_hico(
             inputs.to_evaluate(annotations, classes, other),
             setting=setting,
@@ -140,12 +154,13 @@ def hico(
 
 def vcoco(
     *,
-    annotations: Annotated[Path, cli.reads_file("V-COCO's own annotations: vcoco_test.json.")],
+    annotations: Annotated[Path, declare.reads_file("V-COCO's own annotations: vcoco_test.json.")],
     coco: Annotated[
-        Path, cli.reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json.")
+        Path, declare.reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json.")
     ],
     possible: Annotated[
-        cli.Place | None, cli.reads_stored("--model: training shards; 0 for what they lack.")
+        declare.Place | None,
+        declare.reads_stored("--model: training shards; 0 for what they lack."),
     ] = None,
     inputs: InputOptions,
     report: ReportOptions,
@@ -167,7 +182,7 @@ def openimages(
     *,
     annotations: Annotations = None,
     nms: Annotated[
-        Literal["none", "published", "repaired"], cli.option("NMS, as published or repaired.")
+        Literal["none", "published", "repaired"], declare.option("NMS, as published or repaired.")
     ] = "none",
     inputs: InputOptions,
     report: ReportOptions,
@@ -187,7 +202,7 @@ def openimages(
 def vg(
     *,
     mode: Annotated[
-        Literal["predcls", "sgcls", "sgdet"] | None, cli.option("What the model was given.")
+        Literal["predcls", "sgcls", "sgdet"] | None, declare.option("What the model was given.")
     ] = None,
     annotations: Annotations = None,
     classes: cli.Classes = None,
@@ -220,22 +235,24 @@ def vg(
 def labels(
     *,
     pred: Annotated[
-        cli.Place, cli.reads_stored("Folder of a run of `sgpipe generate`, or its object store.")
+        declare.Place,
+        declare.reads_stored("Folder of a run of `sgpipe generate`, or its object store."),
     ],
     truth: cli.GroundTruthFolder = None,
     targets: Annotated[
-        cli.Place | None, cli.reads_stored("Shards with the target relations. Default: all.")
+        declare.Place | None,
+        declare.reads_stored("Shards with the target relations. Default: all."),
     ] = None,
     source: Annotated[
-        Literal["relations", "candidates"], cli.option("Relations, or all candidates.")
+        Literal["relations", "candidates"], declare.option("Relations, or all candidates.")
     ] = "relations",
     threshold: Annotated[
-        float, cli.option("Minimum confidence of the relations that count.")
+        float, declare.option("Minimum confidence of the relations that count.")
     ] = 0.2,
-    iou: Annotated[float, cli.option("Minimum IoU of matching boxes.")] = 0.5,
+    iou: Annotated[float, declare.option("Minimum IoU of matching boxes.")] = 0.5,
     synonyms: Annotated[
         Path | None,
-        cli.reads_file("YAML or JSON: lists of texts that mean a predicate, by predicate."),
+        declare.reads_file("YAML or JSON: lists of texts that mean a predicate, by predicate."),
     ] = None,
     image_data: cli.ImageData = None,
     report: ReportOptions,
@@ -252,7 +269,7 @@ def labels(
     ground_truth = cli.ground_truth_for(pred, truth, image_data, targets)
     words = load_predicate_synonyms(synonyms) if synonyms else None
 
-    def evaluate(other: Path | None) -> EvaluationResult:
+    def evaluate(other: declare.Place | None) -> EvaluationResult:
         run = other or pred
         quality = label_quality(
             run, ground_truth, source=source, threshold=threshold, synonyms=words, iou=iou
@@ -273,14 +290,17 @@ def labels(
 def boxes(
     *,
     run: Annotated[
-        cli.Place, cli.stored_argument("Run, its object store, or COCO results.", "RUN")
+        declare.Place, declare.stored_argument("Run, its object store, or COCO results.", "RUN")
     ],
     truth: Annotated[
-        cli.Place | None, cli.reads_stored("Run, import or COCO instances. Default: its own.")
+        declare.Place | None,
+        declare.reads_stored("Run, import or COCO instances. Default: its own."),
     ] = None,
-    threshold: Annotated[float | None, cli.option("Minimum score. Default: the run's own.")] = None,
+    threshold: Annotated[
+        float | None, declare.option("Minimum score. Default: the run's own.")
+    ] = None,
     per_class: Annotated[
-        bool, cli.option("Print a row for each class, too.", "--per-class")
+        bool, declare.option("Print a row for each class, too.", "--per-class")
     ] = False,
     report: ReportOptions,
 ) -> None:
@@ -324,7 +344,7 @@ class _Evaluators(OpenGroup):
             )
 
         evaluate.__doc__ = f"Evaluate by {reference}, which is not a part of sgpipe."
-        return cli.command(evaluate)
+        return declare.command(evaluate)
 
 
 app = typer.Typer(
@@ -340,4 +360,4 @@ Examples:
 
 
 for _benchmark in (hico, vcoco, openimages, vg, labels, boxes):
-    app.command(cls=CommandOfSingleValues)(cli.command(_benchmark))
+    app.command(cls=CommandOfSingleValues)(declare.command(_benchmark))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.export.formats import BUILT_IN
@@ -20,13 +21,13 @@ class WrittenOptions:
     """Which relations a dataset for others gets, and whether it gets the images."""
 
     threshold: Annotated[
-        float | None, cli.option("Minimum confidence. Default: 0.2; hf: none.", min=0, max=1)
+        float | None, declare.option("Minimum confidence. Default: 0.2; hf: none.", min=0, max=1)
     ] = None
     calibration: cli.CalibrationFile = None
     precision: cli.ExpectedPrecision = None
     certified: cli.Certified = False
     embed: Annotated[
-        bool, cli.option("Store images in rows, in tasks or in the folder.", "--embed")
+        bool, declare.option("Store images in rows, in tasks or in the folder.", "--embed")
     ] = False
     images: cli.MovedImages = None
 
@@ -42,24 +43,24 @@ class WrittenOptions:
 def export(
     *,
     run: cli.StoredRun,
-    to: Annotated[str, cli.option(f"Format: {', '.join(BUILT_IN)}.")],
-    out: Annotated[Path, cli.writes_folder("New folder for the files.")],
+    to: Annotated[str, declare.option(f"Format: {', '.join(BUILT_IN)}.")],
+    out: Annotated[Path, declare.writes_folder("New folder for the files.")],
     origin: Annotated[
-        str | None, cli.option("Only these, such as person,tagger. Default: all.")
+        str | None, declare.option("Only these, such as person,tagger. Default: all.")
     ] = None,
     relations: WrittenOptions,
     images_url: Annotated[
-        str | None, cli.option("Start of addresses of images: https://….")
+        str | None, declare.option("Start of addresses of images: https://….")
     ] = None,
     coordinates: Annotated[
-        Literal["pixel", "normalised", "0-1000"], cli.option("Of boxes in instructions.")
+        Literal["pixel", "normalised", "0-1000"], declare.option("Of boxes in instructions.")
     ] = "pixel",
     templates: Annotated[
-        Path | None, cli.reads_file("YAML: other templates of instructions.", panel=None)
+        Path | None, declare.reads_file("YAML: other templates of instructions.", panel=None)
     ] = None,
     seed: cli.Seed = None,
     parquet: Annotated[
-        bool, cli.option("Instructions as Parquet, not JSON lines.", "--parquet")
+        bool, declare.option("Instructions as Parquet, not JSON lines.", "--parquet")
     ] = False,
     json_: cli.Json = False,
 ) -> None:
@@ -106,18 +107,20 @@ def _show_left_out(left_out: Mapping[str, int]) -> None:
 def push(
     *,
     source: Annotated[
-        cli.Place, cli.stored_argument("Folder or store of a run, a model or a training.")
+        declare.Place, declare.stored_argument("Folder or store of a run, a model or a training.")
     ],
-    to: Annotated[str, cli.option("Dataset or model on the hub: USER/NAME or ORGANISATION/NAME.")],
+    to: Annotated[
+        str, declare.option("Dataset or model on the hub: USER/NAME or ORGANISATION/NAME.")
+    ],
     public: Annotated[
-        bool, cli.option("Make what is new public. Default: private.", "--public")
+        bool, declare.option("Make what is new public. Default: private.", "--public")
     ] = False,
     relations: WrittenOptions,
     licence: Annotated[
-        str | None, cli.option("Of a model, such as apache-2.0.", "--license")
+        str | None, declare.option("Of a model, such as apache-2.0.", "--license")
     ] = None,
     evaluations: Annotated[
-        list[Path] | None, cli.option("By `eval --json-file`.", "--evaluation", exists=True)
+        list[Path] | None, declare.option("By `eval --json-file`.", "--evaluation", exists=True)
     ] = None,
     json_: cli.Json = False,
 ) -> None:
@@ -168,7 +171,7 @@ def _show_progress_of_uploads() -> None:
     huggingface_hub.logging.set_verbosity_info()
 
 
-def _is_model(source: cli.Place) -> bool:
+def _is_model(source: declare.Place) -> bool:
     """Whether a folder or store contains a network instead of a run."""
     from sgpipe.files.locations import info_of
     from sgpipe.recipe import network_folder
@@ -176,5 +179,6 @@ def _is_model(source: cli.Place) -> bool:
 
     if info_of(source / MANIFEST) is not None:
         return False
-    is_stored = not isinstance(source, Path)
-    return is_stored or (network_folder(source) / "config.json").is_file()
+    if not isinstance(source, Path):
+        return True
+    return (network_folder(source) / "config.json").is_file()

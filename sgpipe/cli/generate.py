@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli import STARTED
+from sgpipe.cli import STARTED, declare
 from sgpipe.cli import options as cli
 from sgpipe.cli.recipe_options import RecipeOptions, SourceOptions
 from sgpipe.errors import UserError
@@ -30,24 +30,25 @@ def generate(
     *,
     recipe: _RecipeName = None,
     out: Annotated[
-        Path | None, cli.writes_folder("Folder for the shards, resumed. Default: NAME-relations.")
+        Path | None,
+        declare.writes_folder("Folder for the shards, resumed. Default: NAME-relations."),
     ] = None,
     store: Annotated[
-        str | None, cli.option("Object store for the shards (s3://…); the rest is in --out.")
+        str | None, declare.option("Object store for the shards (s3://…); the rest is in --out.")
     ] = None,
     parent: Annotated[
-        str | None, cli.option("Run to take over.", "--from", callback=cli.stored)
+        str | None, declare.option("Run to take over.", "--from", callback=declare.stored)
     ] = None,
     extend: Annotated[
-        str | None, cli.option("Run or import to extend.", "--extend", callback=cli.stored)
+        str | None, declare.option("Run or import to extend.", "--extend", callback=declare.stored)
     ] = None,
     data: SourceOptions,
     options: RecipeOptions,
     retry_failed: Annotated[
-        bool, cli.option("Label the images of error rows again.", "--retry-failed")
+        bool, declare.option("Label the images of error rows again.", "--retry-failed")
     ] = False,
     metrics: Annotated[
-        Path | None, cli.writes_file("File for a line of JSON each minute: images, errors, …")
+        Path | None, declare.writes_file("File for a line of JSON each minute: images, errors, …")
     ] = None,
     json_: cli.Json = False,
 ) -> None:
@@ -115,17 +116,17 @@ def plan(
     data: SourceOptions,
     options: RecipeOptions,
     sample: Annotated[
-        int | None, cli.option("Images to label; fewer if they take a minute.", min=1)
+        int | None, declare.option("Images to label; fewer if they take a minute.", min=1)
     ] = None,
-    machines: Annotated[int, cli.option("Number of machines like this one.", min=1)] = 1,
+    machines: Annotated[int, declare.option("Number of machines like this one.", min=1)] = 1,
     gpus: Annotated[
-        int | None, cli.option("GPUs of each machine; default: as many as here.", min=1)
+        int | None, declare.option("GPUs of each machine; default: as many as here.", min=1)
     ] = None,
     price: Annotated[
-        float | None, cli.option("Price of a machine-hour.", "--price-per-hour", min=0, max=1e9)
+        float | None, declare.option("Price of a machine-hour.", "--price-per-hour", min=0, max=1e9)
     ] = None,
     price_per_token: Annotated[
-        float | None, cli.option("Price of a token of an endpoint.", min=0, max=1e9)
+        float | None, declare.option("Price of a token of an endpoint.", min=0, max=1e9)
     ] = None,
     json_: cli.Json = False,
 ) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.cli.open_group import OpenGroup
 from sgpipe.cli.repeated import CommandOfSingleValues
@@ -54,23 +55,29 @@ Examples:
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     out: Annotated[
-        Path, cli.writes_folder("Folder for the shards; an unfinished import in it is resumed.")
+        Path, declare.writes_folder("Folder for the shards; an unfinished import in it is resumed.")
     ]
     boxes: Annotated[
-        BoxForm | None, cli.option("Form of boxes (n: parts of the image).", panel=cli.DATA)
+        BoxForm | None, declare.option("Form of boxes (n: parts of the image).", panel=declare.DATA)
     ] = None
     limit: cli.Limit = None
-    embed: Annotated[bool, cli.option("Store the image files in the shards.", "--embed")] = False
+    embed: Annotated[bool, declare.option("Store the image files in the shards.", "--embed")] = (
+        False
+    )
     json_: cli.Json = False
     retry_failed: Annotated[
-        bool, cli.option("Redo the shards with error rows.", "--retry-failed")
+        bool, declare.option("Redo the shards with error rows.", "--retry-failed")
     ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationOptions(OutputOptions):
-    annotations: Annotated[cli.Place, cli.reads_stored("Annotation file, also in a store: s3://….")]
-    images: Annotated[str, cli.reads_images("Folder, .zip or .tar, a folder of these, or s3://….")]
+    annotations: Annotated[
+        declare.Place, declare.reads_stored("Annotation file, also in a store: s3://….")
+    ]
+    images: Annotated[
+        str, declare.reads_images("Folder, .zip or .tar, a folder of these, or s3://….")
+    ]
     split: cli.GuessedSplit = None
 
     def split_name(self, *, unsplit: bool = False, own_splits: bool = False) -> str:
@@ -90,27 +97,30 @@ class AnnotationOptions(OutputOptions):
 @dataclass(frozen=True, kw_only=True)
 class HubOptions(OutputOptions):
     annotations: Annotated[
-        str, cli.option("Folder, store, or hub id.", panel=cli.DATA, callback=cli.maybe_path)
+        str,
+        declare.option(
+            "Folder, store, or hub id.", panel=declare.DATA, callback=declare.maybe_path
+        ),
     ]
     images: Annotated[
-        str | None, cli.reads_images("Where the images are, if the rows do not contain them.")
+        str | None, declare.reads_images("Where the images are, if the rows do not contain them.")
     ] = None
-    split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None
+    split: Annotated[str | None, declare.option("Split to import, if there are several.")] = None
 
 
 def vg(
     data: AnnotationOptions,
     image_data: Annotated[
-        cli.Place | None, cli.reads_stored("image_data.json, for the sizes of the images.")
+        declare.Place | None, declare.reads_stored("image_data.json, for the sizes of the images.")
     ] = None,
     object_aliases: Annotated[
-        Path | None, cli.reads_file("Object names of one meaning, a group per line.")
+        Path | None, declare.reads_file("Object names of one meaning, a group per line.")
     ] = None,
     predicate_aliases: Annotated[
-        Path | None, cli.reads_file("Predicates of one meaning, a group per line.")
+        Path | None, declare.reads_file("Predicates of one meaning, a group per line.")
     ] = None,
     preprocess: Annotated[
-        bool, cli.option("As RLIPv2: lower case, no duplicates, at most 100 relations.")
+        bool, declare.option("As RLIPv2: lower case, no duplicates, at most 100 relations.")
     ] = True,
 ) -> AnnotationSource:
     """Import Visual Genome, or scene graphs in its format.
@@ -159,7 +169,7 @@ def vcoco(data: AnnotationOptions, classes: cli.Classes = None) -> AnnotationSou
 def openimages(
     data: AnnotationOptions,
     categories: Annotated[
-        Path | None, cli.reads_file("OI_SGG_…_categories_dict.json. Default: 601 classes.")
+        Path | None, declare.reads_file("OI_SGG_…_categories_dict.json. Default: 601 classes.")
     ] = None,
 ) -> AnnotationSource:
     """Import the relations of Open Images V6.
@@ -177,7 +187,7 @@ def openimages(
 def rlipv2(
     data: AnnotationOptions,
     image_paths: Annotated[
-        cli.Place | None, cli.reads_stored("Objects365's image_id_to_filepath.json.")
+        declare.Place | None, declare.reads_stored("Objects365's image_id_to_filepath.json.")
     ] = None,
 ) -> AnnotationSource:
     """Import RLIPv2's pseudo-labels of COCO or Objects365.
@@ -195,7 +205,7 @@ def rlipv2(
 def coco_rel(
     data: AnnotationOptions,
     relations: Annotated[
-        cli.Place | None, cli.reads_stored("RelTR's rel.json. Default: in --annotations.")
+        declare.Place | None, declare.reads_stored("RelTR's rel.json. Default: in --annotations.")
     ] = None,
 ) -> AnnotationSource:
     """Import COCO instances with relations.
@@ -214,7 +224,7 @@ def coco_rel(
 def coco(
     data: AnnotationOptions,
     captions: Annotated[
-        cli.Place | None, cli.reads_stored("COCO captions file of the same images.")
+        declare.Place | None, declare.reads_stored("COCO captions file of the same images.")
     ] = None,
 ) -> AnnotationSource:
     """Import COCO's objects and captions.
@@ -233,7 +243,7 @@ def coco(
 def psg(
     data: AnnotationOptions,
     masks: Annotated[
-        str | None, cli.reads_images("Panoptic PNGs of the file, for segmentations.")
+        str | None, declare.reads_images("Panoptic PNGs of the file, for segmentations.")
     ] = None,
 ) -> AnnotationSource:
     """Import panoptic scene graphs (PSG).
@@ -276,9 +286,11 @@ def gbc(data: AnnotationOptions) -> AnnotationSource:
 def vg150(
     data: AnnotationOptions,
     dicts: Annotated[
-        Path, cli.reads_file("VG-SGG-dicts.json or VG-SGG-dicts-with-attri.json: the names.")
+        Path, declare.reads_file("VG-SGG-dicts.json or VG-SGG-dicts-with-attri.json: the names.")
     ],
-    image_data: Annotated[Path, cli.reads_file("image_data.json: ids and sizes of the images.")],
+    image_data: Annotated[
+        Path, declare.reads_file("image_data.json: ids and sizes of the images.")
+    ],
 ) -> AnnotationSource:
     """Import VG150, the split of Visual Genome that benchmarks use.
 
@@ -298,13 +310,13 @@ def vg150(
 def label_studio(
     data: AnnotationOptions,
     predictions: Annotated[
-        bool, cli.option("Also tasks with only a prediction.", "--predictions")
+        bool, declare.option("Also tasks with only a prediction.", "--predictions")
     ] = False,
     annotator: Annotated[
-        str | None, cli.option("Only annotations of this person: e-mail or id.")
+        str | None, declare.option("Only annotations of this person: e-mail or id.")
     ] = None,
     image_field: Annotated[
-        str, cli.option("Key of a task's data with the address of its image.")
+        str, declare.option("Key of a task's data with the address of its image.")
     ] = "image",
 ) -> AnnotationSource:
     """Import a project of Label Studio.
@@ -325,10 +337,11 @@ def label_studio(
 def hf(
     data: HubOptions,
     subset: Annotated[
-        str | None, cli.option("Subset (configuration) of the dataset, if there are several.")
+        str | None, declare.option("Subset (configuration) of the dataset, if there are several.")
     ] = None,
     map_: Annotated[
-        list[str] | None, cli.option("KEY=COLUMN: objects.bbox=boxes.xywh. Repeatable.", "--map")
+        list[str] | None,
+        declare.option("KEY=COLUMN: objects.bbox=boxes.xywh. Repeatable.", "--map"),
     ] = None,
     classes: cli.Classes = None,
 ) -> tuple[AnnotationSource, str]:
@@ -345,9 +358,9 @@ def hf(
     """
     from sgpipe.sources.hub import dataset_source
 
-    own = data.images is None
+    has_own_images = data.images is None
     source, root = dataset_source(
-        data.annotations, data.split, map_ or (), classes, subset, own_images=own
+        data.annotations, data.split, map_ or (), classes, subset, own_images=has_own_images
     )
     return source, data.images or root
 
@@ -365,22 +378,29 @@ def _importing(
         from sgpipe.generation.metrics import print_summary
         from sgpipe.sources.import_run import import_annotations
 
-        if data.images and not has_images(
-            data.images
-        ):  # said before the annotations are read, which may take long
+        # said before the annotations are read, which may take long
+        if data.images and not has_images(data.images):
             later = "other commands find them with --images"
             cli.say(f"NOTE: {data.images} contains no images; if they are elsewhere, {later}")
-        found = function(data, **options)
-        source, images = found if isinstance(found, tuple) else (found, data.images or "")
-        how = {name: getattr(data, name) for name in ("embed", "limit", "retry_failed", "boxes")}
-        summary = import_annotations(source, images, data.out, console.Progress(), **how)
+        result = function(data, **options)
+        source, images = result if isinstance(result, tuple) else (result, data.images or "")
+        summary = import_annotations(
+            source,
+            images,
+            data.out,
+            console.Progress(),
+            embed=data.embed,
+            limit=data.limit,
+            retry_failed=data.retry_failed,
+            boxes=data.boxes,
+        )
         if not cli.printed_json(data.json_, summary.as_json()):
             print_summary(summary, console.output(), imported=True)
         cli.say_losses(summary.losses)
         if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
             raise typer.Exit(console.EXIT_ALL_FAILED)
 
-    return cli.command(run)
+    return declare.command(run)
 
 
 for _function in (

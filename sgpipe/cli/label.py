@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.cli.recipe_options import settings_with_tagger
 from sgpipe.errors import UserError
@@ -24,24 +25,24 @@ _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
 
 def label(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.", exists=True)],
-    out: Annotated[Path, cli.writes_folder("Folder for images with drawn relations.")] = Path(
+    out: Annotated[Path, declare.writes_folder("Folder for images with drawn relations.")] = Path(
         "labelled"
     ),
     boxes: Annotated[
-        Path | None, cli.reads_file("COCO instances file with boxes; no detector runs.")
+        Path | None, declare.reads_file("COCO instances file with boxes; no detector runs.")
     ] = None,
     detector: cli.Detector = None,
     captioner: cli.Captioner = None,
     tagger: cli.Tagger = None,
     recipe: Annotated[
-        str, cli.option("Models and settings; miniworld for its images.", panel=cli.MODELS)
+        str, declare.option("Models and settings; miniworld for its images.", panel=declare.MODELS)
     ] = "photos",
     threshold: Annotated[
-        float, cli.option("Minimum confidence of the relations shown.", min=0, max=1)
+        float, declare.option("Minimum confidence of the relations shown.", min=0, max=1)
     ] = 0.2,
     assign: cli.Settings = None,
     json_: Annotated[
-        bool, cli.option("Print JSON: one line per image, with everything.", "--json")
+        bool, declare.option("Print JSON: one line per image, with everything.", "--json")
     ] = False,
 ) -> None:
     """Find the relations in images, print them, and draw them. No annotations are needed.

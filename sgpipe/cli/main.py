@@ -20,6 +20,7 @@ from sgpipe.cli import interrupt
 from sgpipe.cli.certify import calibrate, certify
 from sgpipe.cli.convert import convert
 from sgpipe.cli.correct import correct
+from sgpipe.cli.declare import USAGE_ERROR, command
 from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.export import export, push
@@ -28,7 +29,6 @@ from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.label import label
 from sgpipe.cli.merge import merge
 from sgpipe.cli.miniworld import miniworld
-from sgpipe.cli.options import USAGE_ERROR, command
 from sgpipe.cli.parse import parse
 from sgpipe.cli.predict import predict
 from sgpipe.cli.repeated import CommandOfSingleValues, GroupOfSingleValues
@@ -155,8 +155,8 @@ def root(
 
 def _interrupt_in_order(number: int, frame: FrameType | None) -> None:
     """Stop in order; stop at once on the second signal."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _exit_at_once)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, _exit_at_once)
     interrupt(number, frame)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -37,20 +38,21 @@ _NOTES = (
 
 def merge(
     runs: Annotated[
-        list[cli.Place],
-        cli.stored_argument("Folders of runs or imports, or their object stores.", "RUN"),
+        list[declare.Place],
+        declare.stored_argument("Folders of runs or imports, or their object stores.", "RUN"),
     ],
     out: Annotated[
-        Path, cli.writes_folder("Folder for the merged run; an unfinished one is resumed.")
+        Path, declare.writes_folder("Folder for the merged run; an unfinished one is resumed.")
     ],
     match: Annotated[
-        Literal["file", "id", "hash"], cli.option("What images of several runs have in common.")
+        Literal["file", "id", "hash"], declare.option("What images of several runs have in common.")
     ] = "file",
     iou: Annotated[
-        float, cli.option("IoU from which boxes of a class are one object.", min=0.1, max=1)
+        float, declare.option("IoU from which boxes of a class are one object.", min=0.1, max=1)
     ] = 0.6,
     prefer: Annotated[
-        cli.Place | None, cli.reads_stored("RUN whose relations count alone for its images.")
+        declare.Place | None,
+        declare.reads_stored("RUN whose relations count alone for its images."),
     ] = None,
     images: cli.MovedImages = None,
     json_: cli.Json = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.utils import LARGEST_SEED, console
 from sgpipe.utils.console import count
@@ -12,12 +13,12 @@ from sgpipe.utils.console import count
 
 def miniworld(
     out: Annotated[
-        Path, cli.writes_folder("Folder for images and annotations (COCO, VG, HICO-DET).")
+        Path, declare.writes_folder("Folder for images and annotations (COCO, VG, HICO-DET).")
     ],
-    number: Annotated[int, cli.option("Number of images.", "--count", min=1)] = 200,
-    seed: Annotated[int, cli.option("Random seed.", min=0, max=LARGEST_SEED)] = 0,
+    number: Annotated[int, declare.option("Number of images.", "--count", min=1)] = 200,
+    seed: Annotated[int, declare.option("Random seed.", min=0, max=LARGEST_SEED)] = 0,
     split: Annotated[
-        Literal["train", "val", "test-compositional"], cli.option("Split to generate.")
+        Literal["train", "val", "test-compositional"], declare.option("Split to generate.")
     ] = "val",
 ) -> None:
     """Generate a synthetic dataset with exact ground truth.

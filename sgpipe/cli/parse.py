@@ -5,20 +5,20 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Literal
 
-from sgpipe.cli import options as cli
+from sgpipe.cli import declare
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 
 
 def parse(
     parser: Annotated[
-        Literal["rules", "learned", "seq2seq", "llm"], cli.option("Parser.")
+        Literal["rules", "learned", "seq2seq", "llm"], declare.option("Parser.")
     ] = "rules",
     model: Annotated[
-        str | None, cli.option("spaCy's model (default: the best one), folder, hub id or name.")
+        str | None, declare.option("spaCy's model (default: the best one), folder, hub id or name.")
     ] = None,
     endpoint: Annotated[
-        str | None, cli.option("llm: URL of an OpenAI chat API. Key: OPENAI_API_KEY.")
+        str | None, declare.option("llm: URL of an OpenAI chat API. Key: OPENAI_API_KEY.")
     ] = None,
 ) -> None:
     """Turn captions into triplets.

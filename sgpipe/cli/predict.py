@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils.console import count
@@ -20,21 +21,25 @@ _Benchmark = Literal["hico", "vcoco", "openimages", "vg"]
 def predict(
     *,
     model: Annotated[
-        cli.Place,
-        cli.stored_argument(
-            "Detector: folder, store or hub id; or miniworld.", None, cli.maybe_path
+        declare.Place,
+        declare.stored_argument(
+            "Detector: folder, store or hub id; or miniworld.", None, declare.maybe_path
         ),
     ],
-    data: Annotated[cli.Place, cli.reads_stored("Folder of shards, or their object store.")],
-    out: Annotated[Path, cli.writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
+    data: Annotated[
+        declare.Place, declare.reads_stored("Folder of shards, or their object store.")
+    ],
+    out: Annotated[
+        Path, declare.writes_file("File to write: .json for `sgpipe eval`, or .parquet.")
+    ],
     form: Annotated[
-        _Benchmark | None, cli.option("Benchmark. Default: hico; .parquet: what fits.")
+        _Benchmark | None, declare.option("Benchmark. Default: hico; .parquet: what fits.")
     ] = None,
     limit: Annotated[
-        int, cli.option("Triplets (vg: pairs) per image, best first.", "--per-image", min=1)
+        int, declare.option("Triplets (vg: pairs) per image, best first.", "--per-image", min=1)
     ] = 100,
     zero_shot: Annotated[
-        bool, cli.option("hico: drop subjects that are not persons.", "--zero-shot")
+        bool, declare.option("hico: drop subjects that are not persons.", "--zero-shot")
     ] = False,
     classes: cli.Classes = None,
     inference: cli.InferenceOptions,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 
@@ -17,23 +18,27 @@ class SourceOptions:
     """The images to label, and what is known of them, instead of those of the recipe."""
 
     root: Annotated[
-        cli.Place | None, cli.reads_stored("Folder or store that the recipe's paths are in.")
+        declare.Place | None,
+        declare.reads_stored("Folder or store that the recipe's paths are in."),
     ] = None
     images: Annotated[
-        str | None, cli.option("Folder, .zip, .tar, folder of these, or s3://….", panel=cli.DATA)
+        str | None,
+        declare.option("Folder, .zip, .tar, folder of these, or s3://….", panel=declare.DATA),
     ] = None
     dataset: Annotated[
-        str | None, cli.option("Recipe hub: folder of Parquet files, or hub id.", panel=cli.DATA)
+        str | None,
+        declare.option("Recipe hub: folder of Parquet files, or hub id.", panel=declare.DATA),
     ] = None
     annotations: Annotated[
-        cli.Place | None, cli.reads_stored("Annotation file for --images.", exists=False)
+        declare.Place | None, declare.reads_stored("Annotation file for --images.", exists=False)
     ] = None
     captions: Annotated[
-        cli.Place | None, cli.reads_stored("COCO captions; no captioner runs.", exists=False)
+        declare.Place | None,
+        declare.reads_stored("COCO captions; no captioner runs.", exists=False),
     ] = None
     split: cli.GuessedSplit = None
     truth: Annotated[
-        cli.Place | None, cli.reads_stored("Ground truth; prints precision and recall.")
+        declare.Place | None, declare.reads_stored("Ground truth; prints precision and recall.")
     ] = None
     image_data: cli.ImageData = None
     certified: cli.Certified = False
@@ -94,8 +99,7 @@ class SourceOptions:
                 "--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID"
             )
         image_split = None if self.dataset else self.split
-        belong_to_images = (self.annotations, self.captions, image_split)
-        if self.images is None and any(option is not None for option in belong_to_images):
+        if self.images is None and any((self.annotations, self.captions, image_split)):
             raise UserError("--annotations, --captions and --split need --images")
 
     def _split_name(self, source: SourceConfig, images: str) -> str:
@@ -183,7 +187,8 @@ class RecipeOptions:
             raise UserError(
                 "--from takes stages over from a run, --extend relations: pass one of them"
             )
-        if recipe is not None or not (parent or extend):
+        run = parent or extend
+        if recipe is not None or run is None:
             return load_recipe(recipe or "miniworld", settings)
         from sgpipe.generation.identity import extended_recipe, parent_recipe
 
@@ -191,9 +196,7 @@ class RecipeOptions:
             settings = {"caption.captioner": self.captioner, **settings}
         if self.tagger is not None:
             settings = {"tag.tagger": self.tagger, **settings}
-        if extend:
-            return extended_recipe(extend, settings)
-        return parent_recipe(str(parent), settings)
+        return extended_recipe(run, settings) if extend else parent_recipe(run, settings)
 
     def _tag(self, tag: TagConfig, is_method_set: bool) -> TagConfig:
         """Return how relations are predicted, with these settings."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from sgpipe.cli.options import USAGE_ERROR
+from sgpipe.cli.declare import USAGE_ERROR
 from sgpipe.utils.console import listed, single_line
 
 _ALL_VALUES = {
@@ -61,7 +61,7 @@ def refuse_repeated(command: Any, ctx: typer.Context, args: Sequence[str]) -> No
             raise USAGE_ERROR(_message(option, repeated))
 
 
-def _message(option: Any, values: Sequence[Any]) -> str:
+def _message(option: TyperOption, values: Sequence[object]) -> str:
     name = max(option.opts, key=len)
     times = "twice" if len(values) == 2 else f"{len(values)} times"
     shown = [_shown(option, value) for value in values]
@@ -70,9 +70,9 @@ def _message(option: Any, values: Sequence[Any]) -> str:
     return f"{name} is given {times}, as {listed(shown)}: pass it once"
 
 
-def _shown(option: Any, value: Any) -> str:
+def _shown(option: TyperOption, value: object) -> str:
     """Return a value as it was given; that of a flag is the flag's name, or its opposite's."""
     if option.is_flag:
-        names = option.secondary_opts if option.secondary_opts and not value else option.opts
+        names = option.opts if value else option.secondary_opts or option.opts
         return str(max(names, key=len))
     return _SECRET.sub("://…@", single_line(str(value)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.utils import console
 
@@ -20,17 +21,17 @@ def reproduce(
     ctx: typer.Context,
     paper: Annotated[Literal["rlipv2"], typer.Argument(help="The paper.")],
     out: Annotated[
-        Path, cli.writes_folder("Folder for everything; steps that are done are skipped.")
+        Path, declare.writes_folder("Folder for everything; steps that are done are skipped.")
     ],
     data: Annotated[
-        Path | None, cli.option("Folder of datasets and weights.", exists=True, file_okay=False)
+        Path | None, declare.option("Folder of datasets and weights.", exists=True, file_okay=False)
     ] = None,
     scale: Annotated[
-        Literal["published", "one-gpu", "miniature"], cli.option("miniature: no data.")
+        Literal["published", "one-gpu", "miniature"], declare.option("miniature: no data.")
     ] = "published",
-    until: Annotated[str | None, cli.option("Last step to run.")] = None,
+    until: Annotated[str | None, declare.option("Last step to run.")] = None,
     dry_run: Annotated[
-        bool, cli.option("Only print the commands and what is missing.", "--dry-run")
+        bool, declare.option("Only print the commands and what is missing.", "--dry-run")
     ] = False,
     assign: cli.Settings = None,
     json_: cli.Json = False,
@@ -61,7 +62,8 @@ def reproduce(
             return int(end.code or 0)
 
     state = steps.reproduce(loaded, tasks, out, run, console.Progress())
-    if not cli.printed_json(json_, {"out": str(out), "note": loaded.note, "steps": state}):
+    values = {name: step.model_dump() for name, step in state.items()}
+    if not cli.printed_json(json_, {"out": str(out), "note": loaded.note, "steps": values}):
         _show_figures(loaded, *steps.figures(loaded, tasks, state))
         cli.show(f"wrote {out / steps.REPORT}")
 

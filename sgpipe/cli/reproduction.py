@@ -8,11 +8,11 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, TypeAdapter
 
@@ -30,6 +30,7 @@ from sgpipe.viz import Line, Plot, round_end
 STATE = "reproduce.json"
 REPORT = "report.html"
 PUBLISHED = "published"  # the scale of a list without overlay
+_OUTPUTS = ("--out", "--json-file")
 _PLACE = re.compile(r"\{(data|out|pipelines|models)\}/([^@]*)")
 
 
@@ -59,6 +60,9 @@ class FinishedStep(Config):
     figure: float | None
 
 
+_STATE = TypeAdapter(dict[str, FinishedStep])
+
+
 class Reproduction(Config):
     title: str
     note: str = ""
@@ -79,11 +83,9 @@ def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reprodu
     changes = parse_set(assignments)
     overlays = [] if scale == PUBLISHED else [folder / paper / f"{scale}.yaml"]
     known = load(Reproduction, paper, folder, {}, *overlays).values
-    unknown = next(
-        (name for name in changes if name.removeprefix("values.") not in {name, *known}), None
-    )
-    if unknown:
-        raise UserError(f"--set {unknown}: the values are {', '.join(known)}")
+    for name in changes:
+        if name.startswith("values.") and name.removeprefix("values.") not in known:
+            raise UserError(f"--set {name}: the values are {', '.join(known)}")
     return load(Reproduction, paper, folder, changes, *overlays)
 
 
@@ -142,9 +144,7 @@ def _task(
     for name, value in paper.values.items():
         text = text.replace(f"{{{name}}}", str(value))
     words = text.split()
-    output = next(
-        words[at + 1] for at, word in enumerate(words) if word in ("--out", "--json-file")
-    )
+    output = next(value for option, value in pairwise(words) if option in _OUTPUTS)
     task_out = out / output.removeprefix("{out}/")
     reads = set[Path]()
     files: list[Path] = []
@@ -182,7 +182,7 @@ def reproduce(
     out: Path,
     run: Callable[[Sequence[str]], int],
     progress: Progress,
-) -> dict[str, Any]:
+) -> dict[str, FinishedStep]:
     """Run the steps that are not done, and write the report; return the state of each.
 
     `run` runs a command of sgpipe in this process, and returns its exit code. Raises UserError:
@@ -206,37 +206,36 @@ def reproduce(
                 kind = UserError if code == EXIT_BAD_INPUT else EngineError
                 raise kind(f"step {task.step.name} failed with exit code {code}, as said above")
             seconds = round(time.monotonic() - began, 1)
-            state[task.step.name] = {
-                "command": task.written,
-                "seconds": seconds,
-                "figure": task.figure(),
-            }
-            write_text(out / STATE, json.dumps(state, indent=2))
+            state[task.step.name] = FinishedStep(
+                command=task.written, seconds=seconds, figure=task.figure()
+            )
+            write_text(out / STATE, json.dumps(_STATE.dump_python(state), indent=2))
             gc.collect()
             torch = sys.modules.get("torch")
             if torch and torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # workers of the next step may need it
-        chosen = {
-            task.step.name: state[task.step.name] | {"command": task.command} for task in tasks
-        }
-        write_report(paper, tasks, chosen, out / REPORT)
-        return chosen
+        finished = {}
+        for task in tasks:
+            step = state[task.step.name]
+            finished[task.step.name] = step.model_copy(update={"command": task.command})
+        write_report(paper, tasks, finished, out / REPORT)
+        return finished
 
 
-def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[Path]]:
+def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, FinishedStep], set[Path]]:
     """Return the state of each finished step, and what is made, again or for the first time. Raises
     UserError.
     """
     state = _finished_steps(out / STATE)
     redone: set[Path] = set()  # what changes, so that what reads it does
     for task in tasks:
-        before = state.get(task.step.name, {}).get("command", task.written)
-        if before != task.written:
+        before = state.get(task.step.name)
+        if before is not None and before.command != task.written:
             raise UserError(
                 f"{out} ran step {task.step.name} with another command: choose another --out, or"
-                f" revert to {before}"
+                f" revert to {before.command}"
             )
-        if task.step.name not in state or not task.out.exists() or task.reads & redone:
+        if before is None or not task.out.exists() or task.reads & redone:
             redone.add(task.out)
     missing = set[str]()
     for task in tasks:
@@ -247,32 +246,28 @@ def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[P
     return state, redone
 
 
-def _finished_steps(file: Path) -> dict[str, Any]:
+def _finished_steps(file: Path) -> dict[str, FinishedStep]:
     if not file.is_file():
         return {}
     try:
-        steps = TypeAdapter(dict[str, FinishedStep]).validate_json(file.read_bytes())
+        return _STATE.validate_json(file.read_bytes())
     except ValueError:
         raise UserError(f"{file} is damaged: delete it, and every step runs again") from None
-    return {name: step.model_dump() for name, step in steps.items()}
 
 
 def figures(
-    paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]
+    paper: Reproduction, tasks: Sequence[Task], state: Mapping[str, FinishedStep]
 ) -> tuple[list[str], list[list[str]]]:
     """Return titles and rows of the table: what was measured beside what was published, in
     percent.
     """
-    columns: list[str] = []
-    for published in paper.published.values():
-        columns += [name for name in published if name not in columns]
+    columns = list(dict.fromkeys(chain.from_iterable(paper.published.values())))
     rows = []
     for task in tasks:
         if task.step.figure:
-            measured = state[task.step.name]["figure"]
             published = paper.published.get(task.step.published or "", {})
-            cells = [_percent(measured), *(_percent(published.get(name)) for name in columns)]
-            rows.append([task.step.gives, *cells])
+            figures = [state[task.step.name].figure, *map(published.get, columns)]
+            rows.append([task.step.gives, *map(_percent, figures)])
     return ["", "here", *columns], rows
 
 
@@ -281,41 +276,42 @@ def _percent(value: float | None) -> str:
 
 
 def write_report(
-    paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any], file: Path
+    paper: Reproduction, tasks: Sequence[Task], state: Mapping[str, FinishedStep], file: Path
 ) -> None:
     """Write the table, the steps and the training curves as an HTML page."""
     titles, rows = figures(paper, tasks, state)
-    steps = [
-        (task.step.gives, task.command, duration(state[task.step.name]["seconds"]))
-        for task in tasks
-    ]
-    curves = [_training_curve(task) for task in tasks if (task.out / METRICS).exists()]
+    steps = []
+    plots: list[Plot] = []
+    for task in tasks:
+        seconds = state[task.step.name].seconds
+        steps.append((task.step.gives, task.command, duration(seconds)))
+        if (task.out / METRICS).exists():
+            plots += _training_curves(task)
     values = {
         "title": paper.title,
         "note": paper.note,
         "titles": titles,
         "rows": rows,
         "steps": steps,
-        "plots": [curve for curve in curves if curve is not None],
+        "plots": plots,
     }
     write_result_text(file, render("reproduction", values))
 
 
-def _training_curve(task: Task) -> Plot | None:
-    """Plot the loss by step; None: there is no step yet."""
-    steps = [row for row in read_metrics(task.out) if row["event"] == "step"]
-    if not steps:
-        return None
-    return Plot(
-        f"{task.step.name}: {task.step.gives}",
-        "step",
-        "loss",
-        [
-            Line(
-                [(float(row["step"]), row["loss"]) for row in steps],
-                [f"step {row['step']:,}: {row['loss']:.3f}" for row in steps],
-            )
-        ],
-        x_end=float(steps[-1]["step"]),
-        y_end=round_end(max(row["loss"] for row in steps)),
-    )
+def _training_curves(task: Task) -> Iterator[Plot]:
+    """Yield the loss by step, if there is a step yet."""
+    points = []
+    texts = []
+    for row in read_metrics(task.out):
+        if row["event"] == "step":
+            points.append((float(row["step"]), row["loss"]))
+            texts.append(f"step {row['step']:,}: {row['loss']:.3f}")
+    if points:
+        yield Plot(
+            f"{task.step.name}: {task.step.gives}",
+            "step",
+            "loss",
+            [Line(points, texts)],
+            x_end=points[-1][0],
+            y_end=round_end(max(loss for _, loss in points)),
+        )

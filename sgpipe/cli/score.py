@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -30,22 +31,24 @@ def score(
     run: cli.StoredRun,
     out: Annotated[
         Path,
-        cli.writes_folder("Folder for the shards with scores; an unfinished scoring is resumed."),
+        declare.writes_folder(
+            "Folder for the shards with scores; an unfinished scoring is resumed."
+        ),
     ],
     by: Annotated[
-        Literal["clip", "vlm"], cli.option("clip: text fits image? vlm: ask a model.")
+        Literal["clip", "vlm"], declare.option("clip: text fits image? vlm: ask a model.")
     ] = "clip",
     model: Annotated[
-        str | None, cli.reads_model("Hub id or folder, open_clip name, or name at --endpoint.")
+        str | None, declare.reads_model("Hub id or folder, open_clip name, or name at --endpoint.")
     ] = None,
     weights: Annotated[
-        str | None, cli.reads_model("clip: weights of a named model: file or tag.")
+        str | None, declare.reads_model("clip: weights of a named model: file or tag.")
     ] = None,
     contrasts: Annotated[
-        int, cli.option("clip: number of other predicates to compare with.", min=1)
+        int, declare.option("clip: number of other predicates to compare with.", min=1)
     ] = 8,
     endpoint: Annotated[
-        str | None, cli.option("vlm: URL of an OpenAI chat API with log-probabilities.")
+        str | None, declare.option("vlm: URL of an OpenAI chat API with log-probabilities.")
     ] = None,
     images: cli.MovedImages = None,
     device: cli.Device = "auto",
@@ -102,7 +105,9 @@ def _by_vlm(out: Path, model: str | None, endpoint: str | None, device: str) -> 
     return _Method(VLM_SCORE, vlm_identity(config), partial(vlm_scorer, config, out))
 
 
-def _by_clip(run: Path, model: str, weights: str | None, contrasts: int, device: str) -> _Method:
+def _by_clip(
+    run: declare.Place, model: str, weights: str | None, contrasts: int, device: str
+) -> _Method:
     """Return how CLIP scores, which compares with the most frequent predicates of the run."""
     from sgpipe.files.model_cache import local_model
     from sgpipe.generation.scoring import RelationRanker

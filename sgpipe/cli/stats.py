@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -18,37 +19,37 @@ def stats(
     run: cli.StoredRun,
     json_: cli.Json = False,
     html: Annotated[
-        Path | None, cli.writes_file("Write the full report, with a gallery, to this file.")
+        Path | None, declare.writes_file("Write the full report, with a gallery, to this file.")
     ] = None,
     sheet: Annotated[
-        Path | None, cli.writes_file("Draw images with their relations into this PNG file.")
+        Path | None, declare.writes_file("Draw images with their relations into this PNG file.")
     ] = None,
     shown: Annotated[
-        int, cli.option("Images in the gallery or on the sheet.", "--shown", min=1)
+        int, declare.option("Images in the gallery or on the sheet.", "--shown", min=1)
     ] = 20,
     threshold: Annotated[
-        float | None, cli.option("Minimum confidence. Default: 0.2.", min=0, max=1)
+        float | None, declare.option("Minimum confidence. Default: 0.2.", min=0, max=1)
     ] = None,
     calibration: cli.CalibrationFile = None,
     precision: Annotated[
-        float | None, cli.option("Target precision of thresholds (0.8).", min=0, max=1)
+        float | None, declare.option("Target precision of thresholds (0.8).", min=0, max=1)
     ] = None,
     images: cli.MovedImages = None,
     compare: Annotated[
-        cli.Place | None, cli.reads_stored("Earlier run: show what has changed.")
+        declare.Place | None, declare.reads_stored("Earlier run: show what has changed.")
     ] = None,
     truth: cli.GroundTruthFolder = None,
     image_data: cli.ImageData = None,
     judgements: cli.JudgedFile = None,
     estimate_total: Annotated[
         bool,
-        cli.option(
+        declare.option(
             "Estimate how many relations exist, as if two people missed them independently."
         ),
     ] = False,
     doubts: Annotated[
         int | None,
-        cli.option("Let the layout model list this many doubtful annotations and gaps.", min=1),
+        declare.option("Let the layout model list this many doubtful annotations and gaps.", min=1),
     ] = None,
 ) -> None:
     """Count what a run contains, check its health, and show samples.
@@ -99,7 +100,7 @@ def stats(
 
 
 def _min_confidence(
-    threshold: float | None, calibration: cli.Place | None, precision: float | None
+    threshold: float | None, calibration: declare.Place | None, precision: float | None
 ) -> float:
     """Return the given or default confidence, or the one that a calibration expects so precise."""
     from sgpipe.calibration import probability_for

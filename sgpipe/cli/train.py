@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -25,13 +26,15 @@ class ShardsOptions:
     """The data of a training, instead of that of the recipe."""
 
     data: Annotated[
-        list[str] | None, cli.option("Shards: FOLDER, FOLDER@WEIGHT. Repeatable.", panel=cli.DATA)
+        list[str] | None,
+        declare.option("Shards: FOLDER, FOLDER@WEIGHT. Repeatable.", panel=declare.DATA),
     ] = None
     val: Annotated[
-        list[str] | None, cli.option("Shards to validate on. Repeatable.", panel=cli.DATA)
+        list[str] | None, declare.option("Shards to validate on. Repeatable.", panel=declare.DATA)
     ] = None
     judgements: Annotated[
-        list[str] | None, cli.option("Judged run, for a tagger. Repeatable.", panel=cli.DATA)
+        list[str] | None,
+        declare.option("Judged run, for a tagger. Repeatable.", panel=declare.DATA),
     ] = None
     images: cli.MovedImages = None
     calibration: cli.CalibrationFile = None
@@ -42,14 +45,13 @@ class ShardsOptions:
         from sgpipe.training.recipe import shards_options
         from sgpipe.utils.config_file import changed
 
-        judged = shards_options(self.judgements or (), self.images)
-        for shards in judged:
-            shards["judged"] = True
-        train: list[dict[str, Any]] | None = None
-        if self.data:
-            train = [*shards_options(self.data, self.images), *judged]
-        elif judged:
-            train = [*(shards.model_dump() for shards in data.train), *judged]
+        train: list[dict[str, object]] | None = None
+        if self.data or self.judgements:
+            train = [shards.model_dump() for shards in data.train]
+            if self.data:
+                train = shards_options(self.data, self.images)
+            for shards in shards_options(self.judgements or (), self.images):
+                train.append(shards | {"judged": True})
         settings = changed(
             data,
             train=train,
@@ -73,30 +75,37 @@ def train(
         typer.Argument(help="Packaged recipe (tagger, pretrain, hico …), layout, or YAML file."),
     ],
     out: Annotated[
-        Path | None, cli.writes_folder("Folder for the model; a training in it is resumed.")
+        Path | None, declare.writes_folder("Folder for the model; a training in it is resumed.")
     ] = None,
     shards: ShardsOptions,
     init: Annotated[
         str | None,
-        cli.reads_model("Model to start from: folder, store, hub id, official .pth or miniworld."),
+        declare.reads_model(
+            "Model to start from: folder, store, hub id, official .pth or miniworld."
+        ),
     ] = None,
     miniature: Annotated[
-        bool, cli.option("A small model, for a laptop.", "--miniature", panel=cli.MODELS)
+        bool, declare.option("A small model, for a laptop.", "--miniature", panel=declare.MODELS)
     ] = False,
-    epochs: Annotated[int | None, cli.option("Passes over the training data.", min=1)] = None,
-    steps: Annotated[int | None, cli.option("Steps to train, instead of --epochs.", min=1)] = None,
-    batch: Annotated[int | None, cli.option("Images per step, over all workers.", min=1)] = None,
+    epochs: Annotated[int | None, declare.option("Passes over the training data.", min=1)] = None,
+    steps: Annotated[
+        int | None, declare.option("Steps to train, instead of --epochs.", min=1)
+    ] = None,
+    batch: Annotated[
+        int | None, declare.option("Images per step, over all workers.", min=1)
+    ] = None,
     limit: cli.Limit = None,
     seed: cli.Seed = None,
     workers: Annotated[
-        int | None, cli.option("Processes; Ray starts several.", min=1, panel=cli.COMPUTE)
+        int | None, declare.option("Processes; Ray starts several.", min=1, panel=declare.COMPUTE)
     ] = None,
     gpus: Annotated[
-        float | None, cli.option("GPUs per worker, 0 to 1.", min=0, max=1, panel=cli.COMPUTE)
+        float | None,
+        declare.option("GPUs per worker, 0 to 1.", min=0, max=1, panel=declare.COMPUTE),
     ] = None,
     ray_address: cli.RayAddress = None,
     plan: Annotated[
-        bool, cli.option("Measure a few steps: time, memory, days. Writes nothing.", "--plan")
+        bool, declare.option("Measure a few steps: time, memory, days. Writes nothing.", "--plan")
     ] = False,
     assign: cli.Settings = None,
     json_: cli.Json = False,
@@ -177,8 +186,8 @@ def _refuse_options_of_networks(options: Mapping[str, object], shards: ShardsOpt
     """Raises UserError: an option is given that a layout model does not use."""
     unused = dict(options)
     for name, value in vars(shards).items():
-        if name != "data":
-            unused[f"--{name}"] = value
+        unused[f"--{name}"] = value
+    unused.pop("--data")
     for name, value in unused.items():
         if value:
             raise UserError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def verify(
     run: cli.StoredRun,
     repair: Annotated[
-        bool, cli.option("Drop what is damaged; the next run regenerates it.", "--repair")
+        bool, declare.option("Drop what is damaged; the next run regenerates it.", "--repair")
     ] = False,
     json_: cli.Json = False,
 ) -> None:
@@ -59,7 +60,7 @@ def _show(verification: Verification, *, is_local: bool) -> None:
         cli.show(f"{verification.root}: {problems} in {size}{running}; {advice}")
 
 
-def _check_certificate(run: cli.Place, verification: Verification, repair: bool) -> None:
+def _check_certificate(run: declare.Place, verification: Verification, repair: bool) -> None:
     """Add what is wrong with the certificate of a run; `repair`: delete one that is not valid."""
     from sgpipe.storage.judgements import CERTIFICATE
     from sgpipe.storage.run_folder import RunFiles
@@ -84,7 +85,7 @@ def fetch(
         str, typer.Argument(help="Object store of a run, such as s3://bucket/labels.")
     ],
     out: Annotated[
-        Path, cli.writes_folder("Folder for the run; files that are already there are kept.")
+        Path, declare.writes_folder("Folder for the run; files that are already there are kept.")
     ],
 ) -> None:
     """Download a run from an object store.

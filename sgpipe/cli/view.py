@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
+from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -20,18 +21,19 @@ _LONGEST_NAME = 200
 def view(
     run: cli.StoredRun,
     other: Annotated[
-        cli.Place | None, cli.stored_argument("A second one, to compare with.")
+        declare.Place | None, declare.stored_argument("A second one, to compare with.")
     ] = None,
     port: Annotated[
-        int, cli.option("Port, or the next free one. 0: any.", min=0, max=65535)
+        int, declare.option("Port, or the next free one. 0: any.", min=0, max=65535)
     ] = 8765,
     host: Annotated[
-        str | None, cli.option("Address, such as 0.0.0.0; prints a token. Default: 127.0.0.1.")
+        str | None, declare.option("Address, such as 0.0.0.0; prints a token. Default: 127.0.0.1.")
     ] = None,
-    no_browser: Annotated[bool, cli.option("Do not open a browser.", "--no-browser")] = False,
-    read_only: Annotated[bool, cli.option("Accept no judgements.", "--read-only")] = False,
+    no_browser: Annotated[bool, declare.option("Do not open a browser.", "--no-browser")] = False,
+    read_only: Annotated[bool, declare.option("Accept no judgements.", "--read-only")] = False,
     name: Annotated[
-        str | None, cli.option("Your name in judgements. Default: that of your account.", "--as")
+        str | None,
+        declare.option("Your name in judgements. Default: that of your account.", "--as"),
     ] = None,
     images: cli.MovedImages = None,
 ) -> None:
@@ -78,7 +80,7 @@ def _judge(name: str | None) -> str:
     return single_line(name or "", _LONGEST_NAME) or "anonymous"
 
 
-def _open(run: cli.Place) -> Index:
+def _open(run: declare.Place) -> Index:
     """Index a run, and print how large it is and what cannot be read."""
     from sgpipe.storage.index import Index
 

@@ -216,7 +216,10 @@ def _common(rows: ExportRows) -> dict[str, Any]:
         "name": run.get("name", "sgpipe"),
         "version": __version__,
         "generated": generated,
-        "steps": [*steps, *([certified_text(rows.certificate)] if rows.certificate else [])],
+        "steps": [
+            *steps,
+            *([certified_text(rows.certificate.as_json())] if rows.certificate else []),
+        ],
         "identities": [
             yaml.safe_dump(dict(identity), sort_keys=False, allow_unicode=True)
             for identity in identities

@@ -19,6 +19,7 @@ from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.export.hugging_face import README, card_template, certified_text, describe_origin
 from sgpipe.export.run import Exported, export_run
 from sgpipe.files.hub import HubModel, naming_hub
+from sgpipe.files.locations import Location
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.stats.certify import check
 from sgpipe.storage.manifest import Manifest
@@ -161,7 +162,7 @@ def _part(place: str) -> tuple[str, list[str]]:
     certified = []
     with suppress(UserError, OSError):
         reviewed = run.judgements.is_file()
-        certified = [certified_text(check(place, run.judgements))]
+        certified = [certified_text(check(place, run.judgements).as_json())]
     steps = [
         f"{images:,} images, {relations:,} relations.",
         *describe_origin(run.manifest.run, reviewed)[1],
@@ -279,7 +280,7 @@ class _Repository:
             self._api.upload_folder(folder_path=folder, **chosen, **repository)
 
 
-def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pushed:
+def push_run(root: Location, to: str, *, public: bool = False, **options: Any) -> Pushed:
     """Export the run in `root` with the options of `export_run`, and upload it to a dataset, if new
     a private one.
 

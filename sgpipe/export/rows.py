@@ -26,6 +26,7 @@ from sgpipe.files.locations import Location, text_sha256
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import read_image
 from sgpipe.records import NO_OBJECT, ORIGINS, Record, Relation, from_table, origins_pattern
+from sgpipe.storage.certificate import Certificate
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
@@ -81,7 +82,7 @@ class ExportRows:
         root: Location,
         threshold: float,
         calibration: Location | None = None,
-        certificate: Mapping[str, Any] | None = None,
+        certificate: Certificate | None = None,
         origins: Collection[str] = ORIGINS,
         options: FormatOptions | None = None,
     ) -> None:
@@ -111,7 +112,7 @@ class ExportRows:
             self.minima = {None: self.calibration.threshold(threshold)}
         if certificate is not None:
             self.minima = {
-                chosen["predicate"]: stored(chosen["threshold"]) for chosen in certificate["sets"]
+                certified.predicate: stored(certified.threshold) for certified in certificate.sets
             }
         if self.calibration is not None and self.census.scored:
             self.calibration.check_run(self.manifest.run, root)
@@ -127,9 +128,9 @@ class ExportRows:
         if len(self.origins) < len(ORIGINS):
             exported["origins"] = sorted(self.origins)
         if self.certificate is not None:
-            exported["certificate"] = {
-                name: self.certificate[name] for name in ("precision", "confidence", "by")
-            }
+            exported["certificate"] = self.certificate.model_dump(
+                include={"precision", "confidence", "by"}
+            )
         if self.calibration_file is not None:
             exported["calibration"] = text_sha256(self.calibration_file)
         return {"exported": exported}

@@ -1,9 +1,8 @@
 """`sgpipe export`: a run in another format, in a folder that appears complete or not at all."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, check_share
@@ -13,6 +12,7 @@ from sgpipe.export.rows import ExportRows, FormatOptions
 from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location
 from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
+from sgpipe.storage.certificate import Certificate
 from sgpipe.storage.run_folder import check_output
 from sgpipe.utils.atomic import new_folder
 
@@ -38,7 +38,7 @@ def export_run(
     threshold: float | None = None,
     calibration: Location | None = None,
     precision: float | None = None,
-    certificate: Mapping[str, Any] | None = None,
+    certificate: Certificate | None = None,
     images: ImagePlace | None = None,
     images_url: str | None = None,
     embed: bool = False,
@@ -86,7 +86,7 @@ def _check_choice(
     threshold: float | None,
     calibration: Location | None,
     precision: float | None,
-    certificate: Mapping[str, Any] | None,
+    certificate: Certificate | None,
     origins: Collection[str],
 ) -> None:
     """Raises UserError: a value is not one of its option, or two options exclude each other."""
@@ -109,10 +109,10 @@ def _choose_threshold(
     threshold: float | None,
     calibration: Location | None,
     precision: float | None,
-    certificate: Mapping[str, Any] | None,
+    certificate: Certificate | None,
 ) -> float:
     if certificate is not None:
-        return float(min(certified["threshold"] for certified in certificate["sets"]))
+        return min(certified.threshold for certified in certificate.sets)
     if precision is not None:
         probability = probability_for(calibration, precision, threshold)
         return probability if form.probability is None else max(probability, precision)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
+from sgpipe.files.locations import Location
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.recipe import TagConfig
 from sgpipe.records import Box, Record, Relation, from_table
@@ -131,7 +132,7 @@ Scorer = Callable[[Record, Image.Image], Sequence[ClipScore | Score | None]]
 
 
 def score_run(
-    root: Path,
+    root: Location,
     out: Path,
     column: str,
     make_scorer: Callable[[], Scorer],

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
@@ -32,6 +32,8 @@ from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count, isolated, listed, single_line
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from sgpipe.stats.doubts import Doubts
 
 Grade = Literal["good", "fair", "bad", "plain"]
@@ -55,7 +57,6 @@ class Finding:
 
 def _content(measures: Measures) -> _Answers:
     totals = measures.totals
-    level = level_at(measures)
     if not measures.rows:
         yield "bad", "Nothing: the run has no images yet."
         return
@@ -65,22 +66,7 @@ def _content(measures: Measures) -> _Answers:
     )
     boxes = count(totals["objects"], "box", "boxes")
     yield "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with {boxes}."
-    if totals["relations"]:
-        text = (
-            f"{count(totals['relations'], 'relation')} with"
-            f" {count(measures.tail.kinds, 'predicate')}"
-        )
-        if measures.confidence.scored:
-            text += (
-                f"; {level.relations:,} of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or"
-                " more"
-            )
-        where = f"in {count(level.images, 'image')}, {level.per_image:.1f} per image that has any"
-        yield "plain", f"{text}, {where}."
-        if len(measures.origins) > 1:
-            yield "plain", f"{origins_text(measures.origins)}."
-    else:
-        yield "plain", "No relations."
+    yield from _relations(measures)
     left_out = []
     for key, noun in LEFT_OUT.items():
         number = totals[f"{key}_left_out"]
@@ -92,6 +78,22 @@ def _content(measures: Measures) -> _Answers:
         if loss.is_noteworthy:
             text = str(loss)
             yield "fair", f"{text[0].upper()}{text[1:]}."
+
+
+def _relations(measures: Measures) -> _Answers:
+    level = level_at(measures)
+    relations = measures.totals["relations"]
+    if not relations:
+        yield "plain", "No relations."
+        return
+    text = f"{count(relations, 'relation')} with {count(measures.tail.kinds, 'predicate')}"
+    if measures.confidence.scored:
+        minimum = f"{measures.threshold_of} {TRAINING_CONFIDENCE:.2f}"
+        text += f"; {level.relations:,} of {minimum} or more"
+    where = f"in {count(level.images, 'image')}, {level.per_image:.1f} per image that has any"
+    yield "plain", f"{text}, {where}."
+    if len(measures.origins) > 1:
+        yield "plain", f"{origins_text(measures.origins)}."
 
 
 def origins_text(origins: Mapping[str, int]) -> str:
@@ -130,9 +132,8 @@ def _confidence(audit: Audit) -> _Answers:
     if confidence.unscored:
         relations = count(confidence.unscored, "relation")
         yield "plain", f"{relations} without a confidence: annotated by people."
-    is_judged = audit.ground_truth is not None or audit.judgements is not None
-    is_unknown = measures.threshold_of == "confidence" and not is_judged
-    if confidence.scored and is_unknown and measures.assumed is None:
+    is_judged = any((audit.ground_truth, audit.judgements, measures.assumed))
+    if confidence.scored and measures.threshold_of == "confidence" and not is_judged:
         text = (
             "A confidence says how sure the tagger is, not how often it is correct: judge a sample"
             " in `sgpipe view`, or compare with annotations with --truth."
@@ -168,13 +169,8 @@ def _doubted(doubts: Doubts) -> _Answers:
     relations = count(doubts.relations, "annotated relation")
     improbable = f"{doubts.improbable_count:,} of {relations} of persons"
     missing = f"{count(doubts.missing_count, 'pair')} that nobody annotated"
-    yield (
-        "plain",
-        (
-            f"The layout model finds {improbable} improbable, and {missing} probable: judge them in"
-            " `sgpipe view`, on the page Judge."
-        ),
-    )
+    text = f"The layout model finds {improbable} improbable, and {missing} probable"
+    yield "plain", f"{text}: judge them in `sgpipe view`, on the page Judge."
     for note in doubts.notes:
         yield "fair", f"{note[0].upper()}{note[1:]}."
 
@@ -266,13 +262,8 @@ def _vlm_quality(quality: ScoreQuality | None, by: str) -> _Answers:
     text += f"higher score than an incorrect one in {quality.auc:.1%} of pairs (AUC)"
     if quality.confidence_auc is not None:
         text += f"; of the confidence that is {quality.confidence_auc:.1%}"
-    yield (
-        "plain",
-        (
-            f"{text}. Its calibration error is"
-            f" {error_text(quality.calibration_error, quality.perfect_error)}."
-        ),
-    )
+    error = error_text(quality.calibration_error, quality.perfect_error)
+    yield "plain", f"{text}. Its calibration error is {error}."
 
 
 def _to_drop(measures: Measures) -> _Answers:
@@ -280,16 +271,12 @@ def _to_drop(measures: Measures) -> _Answers:
     present = [check for check in measures.health if check.count and check.name not in MISSING]
     ill = sorted(present, key=lambda check: -check.share)
     if below:
-        yield (
-            "plain",
-            (
-                f"{count(below, 'relation')} below {TRAINING_CONFIDENCE:.2f}, which training"
-                " ignores anyway."
-            ),
-        )
+        relations = f"{count(below, 'relation')} below {TRAINING_CONFIDENCE:.2f}"
+        yield "plain", f"{relations}, which training ignores anyway."
     for check in ill:
         yield "fair", f"{check.count:,} × {check.title}. {check.advice}"
-    if measures.rows > sum(measures.errors.values()) and not below and not ill:
+    has_images = measures.rows > sum(measures.errors.values())
+    if has_images and not below and not ill:
         yield "good", "Nothing."
 
 
@@ -366,21 +353,19 @@ class Comparison:
 def compare(other: Measures, this: Measures) -> Comparison:
     before = max(other.totals["relations"], 1)
     now = max(this.totals["relations"], 1)
-    shares = {
-        name: (other.predicates.get(name, 0) / before, this.predicates.get(name, 0) / now)
-        for name in other.predicates | this.predicates
-    }
+    shares = {}
+    for name in other.predicates | this.predicates:
+        share_before = other.predicates.get(name, 0) / before
+        share_now = this.predicates.get(name, 0) / now
+        if share_before != share_now:
+            shares[name] = (share_before, share_now)
     changed = sorted(shares, key=lambda name: (-abs(shares[name][1] - shares[name][0]), name))
     counts = _counts(this)
     checks = zip(other.health, this.health, strict=True)
     return Comparison(
         other="other run" if other.run in (None, "", this.run) else other.run,
         counts={name: (number, counts[name]) for name, number in _counts(other).items()},
-        predicates={
-            name: shares[name]
-            for name in changed[:_PREDICATES]
-            if shares[name][0] != shares[name][1]
-        },
+        predicates={name: shares[name] for name in changed[:_PREDICATES]},
         gained=len(this.predicates.keys() - other.predicates.keys()),
         lost=len(other.predicates.keys() - this.predicates.keys()),
         health={a.title: (a.share, b.share) for a, b in checks if a.count or b.count},
@@ -428,27 +413,28 @@ class Audit:
             findings += [Finding(question, grade, text) for grade, text in graded]
         return findings
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the audit as plain values; the measures are at the top level."""
-        parts: dict[str, Any] = {
+        values = _values(self.measures)
+        parts = {
             "ground_truth": self.ground_truth,
             "comparison": self.comparison,
             "doubts": self.doubts,
         }
-        judged = self.judgements
-        if judged is not None:
-            precision = judged.precision
+        for name, part in parts.items():
+            if part is not None:
+                values[name] = _plain(part)
+        if self.judgements is not None:
+            precision = self.judgements.precision
             is_known = precision.value is not None
-            parts["judgements"] = {
-                **vars(judged),
+            values["judgements"] = _values(self.judgements) | {
                 "precision": precision.value,
                 "low": precision.low if is_known else None,
                 "high": precision.high if is_known else None,
                 "judged": precision.judged,
                 "covered": precision.covered,
             }
-        present = {name: part for name, part in parts.items() if part is not None}
-        return {**_plain(self.measures), **_plain(present), "findings": _plain(self.findings)}
+        return values | {"findings": _plain(self.findings)}
 
 
 def audit(
@@ -493,14 +479,17 @@ def audit(
     return Audit(measures, truth, judged, comparison, estimate_total, doubted)
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, including their properties."""
-    if is_dataclass(value):
-        names = [field.name for field in fields(value)]
-        names += [
-            name for name, member in vars(type(value)).items() if isinstance(member, property)
-        ]
-        return {name: _plain(getattr(value, name)) for name in names}
+def _values(part: DataclassInstance) -> dict[str, object]:
+    """Return the fields and properties of a dataclass as plain values."""
+    properties = [name for name, member in vars(type(part)).items() if isinstance(member, property)]
+    names = [*(field.name for field in fields(part)), *properties]
+    return {name: _plain(getattr(part, name)) for name in names}
+
+
+def _plain(value: object) -> object:
+    """Return a value in which dataclasses are dictionaries."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _values(value)
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, list) else value

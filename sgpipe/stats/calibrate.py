@@ -8,10 +8,10 @@ same precision.
 
 import hashlib
 import math
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sgpipe.calibration import (
     Calibration,
@@ -25,6 +25,7 @@ from sgpipe.calibration import (
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality import label_quality
 from sgpipe.evaluation.result import EvaluationResult, Rows
+from sgpipe.files.locations import Location
 from sgpipe.stats.precision import (
     JudgedRelations,
     design_effect,
@@ -45,7 +46,7 @@ _STEPS = 100
 _CLOSE = 1e-9
 
 
-def judge_by_truth(run: Path, ground_truth: GroundTruth) -> JudgedRelations:
+def judge_by_truth(run: Location, ground_truth: GroundTruth) -> JudgedRelations:
     """Judge every relation of a run by ground truth: it is correct if that has it."""
     quality = label_quality(run, ground_truth)
     relations = quality.relations[~quality.relations.annotated]
@@ -57,7 +58,9 @@ def judge_by_truth(run: Path, ground_truth: GroundTruth) -> JudgedRelations:
 
 
 def calibrate(
-    run: Path, judgements: JudgedRelations, by: Literal["ground truth", "people"] = "ground truth"
+    run: Location,
+    judgements: JudgedRelations,
+    by: Literal["ground truth", "people"] = "ground truth",
 ) -> tuple[Calibration, EvaluationResult]:
     """Return the calibration of a run's tagger, and the report on how one of half of the images
     does on the other half.
@@ -109,8 +112,8 @@ def calibrate(
         f" other half with {count(len(half), 'judged relation')}; the file is made from all"
         f" {count(len(judgements), 'judged relation')}"
     )
-    kept = [_kept(target, by_half, other) for target in _TARGETS]
-    tables = {"reliability": [*before, *after], "kept for a target precision": kept}
+    targets = [_kept(target, by_half, other) for target in _TARGETS]
+    tables = {"reliability": [*before, *after], "kept for a target precision": targets}
     settings = {"run": calibration.run, "judged_by": calibration.judged_by}
     counts = {
         "images": calibration.images,
@@ -178,25 +181,25 @@ def _levels(
     weights, stratum = np.unique(judgements.weight, return_inverse=True)
     levels = []
     for threshold in (*candidates(probability), 0.0):
-        kept = probability >= threshold
-        correct = judgements.correct[kept]
-        judged = np.bincount(stratum[kept], minlength=len(weights))
-        right = np.bincount(stratum[kept], correct, len(weights)).astype(np.int64)
+        passing = probability >= threshold
+        correct = judgements.correct[passing]
+        judged = np.bincount(stratum[passing], minlength=len(weights))
+        right = np.bincount(stratum[passing], correct, len(weights)).astype(np.int64)
         many = 1e9 * weights * judged  # like data to come, of which nothing is judged
-        images = judgements.image_numbers[kept]
-        weight = judgements.weight[kept]
+        images = judgements.image_numbers[passing]
+        weight = judgements.weight[passing]
         shown = []
         for answers, tally in ((correct, right), (np.ones(len(correct), bool), judged)):
             design = design_effect(answers, images, weight, ONE_SIDE)
             [low], _ = stratified_interval(many[None], judged[None], tally[None], design, ONE_SIDE)
             shown.append(float(low))
-        expected = float(np.average(probability[kept], weights=weight))
+        expected = float(np.average(probability[passing], weights=weight))
         levels.append((threshold, rounded(min(shown[0], expected)), rounded(shown[1])))
     return tuple(levels)
 
 
 def _reliability(
-    value: str, probability: Floats, judgements: JudgedRelations
+    value: str, probability: NDArray[np.floating], judgements: JudgedRelations
 ) -> tuple[Rows, float, float]:
     """Return rows of ten bins, without empty ones, the expected calibration error, and that of
     exact values.
@@ -204,12 +207,14 @@ def _reliability(
     index = np.minimum((probability * _BINS).astype(int), _BINS - 1)
     rows: Rows = []
     effective = []  # judgements of equal weight that say as much
+    means = []
+    distances = []
+    shares = []
     for at in np.unique(index).tolist():
-        own = index == at
-        weight = judgements.weight[own]
-        mean, precision = (
-            np.average(values[own], weights=weight) for values in (probability, judgements.correct)
-        )
+        inside = index == at
+        weight = judgements.weight[inside]
+        mean = np.average(probability[inside], weights=weight)
+        precision = np.average(judgements.correct[inside], weights=weight)
         row = {
             "value": value,
             "from": at / _BINS,
@@ -219,14 +224,11 @@ def _reliability(
         }
         rows.append(row | {"share": weight.sum() / judgements.weight.sum(), "judged": len(weight)})
         effective.append(weight.sum() ** 2 / (weight**2).sum())
-    mean, precision, share = (
-        np.array([row[name] for row in rows]) for name in ("mean", "precision", "share")
-    )
-    return (
-        rows,
-        rounded(share @ abs(mean - precision)),
-        rounded(perfect_error(mean, effective, share)),
-    )
+        means.append(mean)
+        distances.append(abs(mean - precision))
+        shares.append(weight.sum() / judgements.weight.sum())
+    error = rounded(np.array(shares) @ np.array(distances))
+    return rows, error, rounded(perfect_error(means, effective, shares))
 
 
 def _kept(target: float, by_half: Calibration, other: JudgedRelations) -> dict[str, float]:
@@ -234,6 +236,7 @@ def _kept(target: float, by_half: Calibration, other: JudgedRelations) -> dict[s
         chosen = by_half.probabilities(other.confidence) >= by_half.probability_for(target)
     except UserError:
         chosen = np.zeros(len(other), bool)
-    own = other.weight[chosen].sum()
-    precision = float((other.weight * other.correct)[chosen].sum() / own) if own else math.nan
-    return {"target": target, "precision": precision, "kept": float(own / other.weight.sum())}
+    weight = other.weight[chosen].sum()
+    correct = (other.weight * other.correct)[chosen].sum()
+    precision = float(correct / weight) if weight else math.nan
+    return {"target": target, "precision": precision, "kept": float(weight / other.weight.sum())}

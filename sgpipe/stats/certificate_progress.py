@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -32,6 +32,26 @@ class Answered:
         return certificates.evaluate(
             self.rounds, self.latest.relations, settings.precision, confidence
         )
+
+
+class GroupValues(TypedDict):
+    """How far a group is, as plain values for JSON.
+
+    Attributes:
+        share: how much of the evidence the answers give.
+        more: how many answers it takes, at least if `at_least`; None: too many, or unknown.
+        certified: how many relations are.
+        open: how many questions are.
+        lines: the same in sentences.
+    """
+
+    predicate: str | None
+    share: float
+    more: int | None
+    at_least: bool
+    certified: int
+    open: int
+    lines: list[str]
 
 
 class GroupProgress:
@@ -67,10 +87,10 @@ class GroupProgress:
         judged = 0
         for round_ in self.rounds:
             is_tested = round_.level[round_.asked] <= tested
-            judged += int((~round_.is_open & is_tested).sum())
+            judged += int(np.count_nonzero(~round_.is_open & is_tested))
         rest = sizes[tested] - judged
-        self.more = None if more is None and rest else min(more or 0, rest)
-        self.fewest = None if fewest is None and rest else min(fewest or 0, rest)
+        self.more = _at_most(more, rest)
+        self.fewest = _at_most(fewest, rest)
         self.wrong = self.answers.count("wrong") + self.answers.count("unsure")
 
     @property
@@ -83,11 +103,8 @@ class GroupProgress:
         """The open questions; none are asked of a finished group."""
         return 0 if self.is_finished else self.answers.count(None)
 
-    def as_json(self) -> dict[str, Any]:
-        """As plain values for JSON.
-
-        `share`: how much of the evidence is there; `at_least`: `more` is `fewest`.
-        """
+    def as_json(self) -> GroupValues:
+        """Return how far the group is, as plain values for JSON."""
         standing = self.standing
         needed = -math.log(1 - self.confidence)
         share = 0.0
@@ -145,6 +162,13 @@ class GroupProgress:
         return f"{more}, if as many are wrong as so far ({so_far})"
 
 
+def _at_most(answers: int | None, rest: int) -> int | None:
+    """Return how many answers a set takes, if no more than `rest` can be asked; None: too many."""
+    if rest == 0:
+        return 0
+    return None if answers is None else min(answers, rest)
+
+
 def rounds_of(log: JudgementLog, settings: CertificateSettings) -> list[SamplingPlan]:
     """Return the rounds of questions of a certificate, in their order."""
     rounds = [
@@ -186,7 +210,7 @@ def _add_round(answered: Answered, plan: SamplingPlan, progress: PlanProgress) -
     ]
     cells = [plan.strata[number] for number in numbers]
     questions = np.flatnonzero(np.isin(progress.stratum, numbers))
-    answers = [progress.answers[question] for question in questions.tolist()]
+    answers = np.array(progress.answers, object)[questions].tolist()
     round_ = Round(
         level=np.array([cell.level for cell in cells], np.int64),
         scores=np.array([cell.scores for cell in cells], np.float64),
@@ -197,7 +221,7 @@ def _add_round(answered: Answered, plan: SamplingPlan, progress: PlanProgress) -
         capital=group.capital,
         asked=np.searchsorted(numbers, progress.stratum[questions]),
         wrong=~progress.right[questions],
-        is_open=np.array([answer is None for answer in answers], bool),
+        is_open=~progress.judged[questions],
     )
     answered.rounds.append(round_)
     answered.answers += answers

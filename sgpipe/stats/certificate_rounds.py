@@ -274,9 +274,9 @@ def _draw(
         sampled = np.bincount(cells, minlength=len(group.level))[part.cells].tolist()
         for cell, number_sampled in zip(part.strata, sampled, strict=True):
             strata.append(cell.model_copy(update={"sampled": number_sampled}))
-    lengths = [len(queue) for queue in queues]
+    lengths = list(map(len, queues))
     turns = _generator(f"{seed}\0order").permutation(np.repeat(np.arange(len(queues)), lengths))
-    rest = [iter(queue) for queue in queues]
+    rest = list(map(iter, queues))
     return strata, [next(rest[turn]) for turn in turns.tolist()]
 
 

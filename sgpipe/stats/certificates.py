@@ -24,10 +24,9 @@ for no independence (see `family_confidence`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -421,8 +420,8 @@ def fit_errors(scores: Floats, judged: Floats, wrong: Floats, allowed: float) ->
 def fit_rounds(rounds: Sequence[Round], allowed: float) -> Floats:
     """Fit the log odds of errors, as `fit_errors`, to the answers of rounds."""
     scores: list[Floats] = [np.zeros((0, 2))]
-    judged: list[NDArray[Any]] = [np.zeros(0)]
-    wrong: list[NDArray[Any]] = [np.zeros(0)]
+    judged: list[Floats | Ints] = [np.zeros(0)]
+    wrong: list[Floats | Ints] = [np.zeros(0)]
     for round_ in rounds:
         is_known = ~round_.is_open
         cells = round_.asked[is_known]
@@ -462,21 +461,17 @@ def plan_round(
     odds = np.round(fit_rounds(rounds, allowed), 4)
     capital = round(standing.rest * _CAPITAL, 6) if last else 1.0
 
-    def needed(number: int, evidence: float) -> int:
+    def answers_to(number: int, evidence: float) -> int:
         inside = group.level <= number
         answers = answers_needed(odds, group.scores[inside], left[inside], allowed, evidence)
         return answers or _MOST
 
-    start = None
-    focus = last if standing.tested is None else standing.tested
-    if not last:
-        start = None if rounds else 0
-    elif rounds and standing.reached is None:
-        answers = [needed(number, capital * (1 - confidence)) for number in range(last + 1)]
-        best = _best_start(answers)
-        is_better = best < focus and 2 * answers[best] < needed(focus, standing.evidence)
-        if is_better or not standing.started:
-            start = focus = best
+    start = None if last else 0
+    if rounds:
+        start = _start_of_chain(standing, last, capital * (1 - confidence), answers_to)
+    focus = start
+    if focus is None:
+        focus = last if standing.tested is None else standing.tested
     cells = np.flatnonzero((group.level <= focus) & (left > 0))
     if not len(cells):
         return None
@@ -511,12 +506,31 @@ def _weight_of_draws(
     return np.array([float(f"{share:.4g}") for share in weight / weight.max()])
 
 
-def _best_start(answers: Sequence[int]) -> int:
-    """Return the largest set that takes few answers, or else the one that takes the fewest."""
-    quick = [number for number, needed in enumerate(answers) if needed <= _QUICK]
-    if quick:
-        return quick[-1]
-    return min(range(len(answers)), key=lambda number: (answers[number], -number))
+def _start_of_chain(
+    standing: Standing, last: int, evidence: float, answers_to: Callable[[int, float], int]
+) -> int | None:
+    """Return the set at which a new chain of tests starts; None: no chain starts.
+
+    It is the largest set that takes few answers, or else the one that takes the fewest.
+
+    Args:
+        standing: so far.
+        last: the set of all relations.
+        evidence: that a new chain starts with.
+        answers_to: returns how many answers a set takes with some evidence.
+    """
+    if last == 0 or standing.reached is not None:
+        return None
+    needed = [answers_to(number, evidence) for number in range(last + 1)]
+    quick = [number for number, answers in enumerate(needed) if answers <= _QUICK]
+    numbers = range(len(needed))
+    best = quick[-1] if quick else min(numbers, key=lambda number: (needed[number], -number))
+    if standing.tested is None:
+        return best
+    is_better = best < standing.tested and (
+        2 * needed[best] < answers_to(standing.tested, standing.evidence)
+    )
+    return best if is_better else None
 
 
 def weigh(rates: Floats, left: Floats) -> Floats:
@@ -547,7 +561,7 @@ def answers_needed(
     Returns:
         The number of answers, or None if they are too many.
     """
-    if not left.sum() or allowed >= 1:
+    if not left.sum():
         return None
     shape = scores @ odds[1:]
     share = left / left.sum()

@@ -118,17 +118,16 @@ class _Search:
 
     def add(self, records: Iterable[Record]) -> None:
         """Look at the images of some records that have annotated relations."""
-        annotated = [record for record in records if _annotated(record)]
+        annotated = list(filter(_annotated, records))
         layouts = [image_layout(record, ()) for record in annotated]
         pairs = [_pairs(layout, self._model) for layout in layouts]
         self._counts["annotated images"] += len(annotated)
         improbable: list[Doubt] = []
         missing: list[Doubt] = []
-        for record, own_pairs, scores in zip(
-            annotated, pairs, self._model.score_many(layouts, pairs), strict=True
-        ):
-            improbable += self._find_improbable(record, own_pairs, scores)
-            missing += self._find_missing(record, own_pairs, scores)
+        scored = zip(annotated, pairs, self._model.score_many(layouts, pairs), strict=True)
+        for record, of_image, scores in scored:
+            improbable += self._find_improbable(record, of_image, scores)
+            missing += self._find_missing(record, of_image, scores)
         self._improbable = heapq.nsmallest(
             self._limit, chain(self._improbable, improbable), key=lambda doubt: doubt.probability
         )
@@ -219,10 +218,11 @@ class _Search:
         seen = self._counts["images seen in training"]
         if not seen:
             return []
-        return [
-            f"{counted(seen, 'image')} of V-COCO's train and val splits: the layout model has"
-            " learned from their annotations, so it doubts too few of them"
-        ]
+        images = f"{counted(seen, 'image')} of V-COCO's train and val splits"
+        learned = (
+            "the layout model has learned from their annotations, so it doubts too few of them"
+        )
+        return [f"{images}: {learned}"]
 
 
 def plan_doubts(doubts: Doubts, fingerprint: str, by: str, plan: str | None = None) -> SamplingPlan:
@@ -291,8 +291,10 @@ def _annotated(record: Record) -> list[Relation]:
 def _pairs(layout: ImageLayout, model: LayoutModel) -> IntArray:
     """Return `[pairs, 2]`: every box that can be a subject with every other box of a class."""
     boxes = [index for index, name in enumerate(layout.classes) if name]
-    subjects = [index for index in boxes if model.is_subject(layout.classes[index])]
-    pairs = [(subject, box) for subject in subjects for box in boxes if box != subject]
+    pairs = []
+    for subject in boxes:
+        if model.is_subject(layout.classes[subject]):
+            pairs += [(subject, box) for box in boxes if box != subject]
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
@@ -302,11 +304,11 @@ def _unrelated(record: Record, pairs: IntArray) -> NDArray[np.bool_]:
     """
     boxes = np.array([box.bbox for box in record.objects], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    same = _same_objects(boxes, [box.category for box in record.objects])
+    is_same = _same_objects(boxes, [box.category for box in record.objects])
     unrelated = np.ones(len(pairs), np.bool_)
     for relation in record.relations:
-        subjects = same[relation.subject]
-        objects = same[relation.object]
+        subjects = is_same[relation.subject]
+        objects = is_same[relation.object]
         unrelated &= ~(subjects[pairs[:, 0]] & objects[pairs[:, 1]])
         unrelated &= ~(objects[pairs[:, 0]] & subjects[pairs[:, 1]])
     return unrelated
@@ -318,8 +320,8 @@ def _same_objects(boxes: NDArray[np.float64], classes: Sequence[str]) -> NDArray
     overlaps = iou(np.repeat(boxes, number, axis=0), np.tile(boxes, (number, 1)))
     names = np.array(classes, object)
     same_class = names[:, None] == names[None, :]
-    same = (overlaps.reshape(number, number) >= SAME_OBJECT) & same_class
-    return same | np.eye(number, dtype=np.bool_)
+    overlap = overlaps.reshape(number, number) >= SAME_OBJECT
+    return (overlap & same_class) | np.eye(number, dtype=np.bool_)
 
 
 def _doubt(record: Record, ends: tuple[int, int], predicate: str, probability: float) -> Doubt:

@@ -64,8 +64,8 @@ def measure_against_ground_truth(
     # Imports torch and spaCy, which takes seconds that other audits need not spend.
     from sgpipe.evaluation.label_quality import LabelQuality, label_quality
 
-    def judged_by(found: LabelQuality) -> JudgedRelations:
-        rows = found.relations
+    def judged_by(quality: LabelQuality) -> JudgedRelations:
+        rows = quality.relations
         return JudgedRelations(rows.confidence.astype(np.float32), rows.true_positive, rows.image)
 
     check_share("precision", target)
@@ -81,9 +81,8 @@ def measure_against_ground_truth(
     numbers = {name: number for number, name in enumerate(result.names)}
     predicates = []
     for row in result.predicates:
-        own = result.relations.predicate == numbers[row.predicate]
-        if own.any():
-            part = judged[own]
+        part = judged[result.relations.predicate == numbers[row.predicate]]
+        if len(part):
             precision = part.at(threshold).precision
             suggested = suggest(part, target)
             predicates.append(PredicateThreshold(row.predicate, len(part), precision, suggested))

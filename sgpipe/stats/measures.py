@@ -8,14 +8,14 @@ images and the classes that captions name show them.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from pathlib import Path
+from itertools import islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.calibration import NEAREST, Calibration, unscored_reason
 from sgpipe.errors import check_share
+from sgpipe.files.locations import Location
 from sgpipe.records import LEFT_OUT, NO_OBJECT, TRAINING_CONFIDENCE
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.storage.health_rules import RULES, prepare_checks
@@ -140,6 +140,9 @@ class Example:
     text: str
 
 
+_Problem = tuple[int, list[Example]]  # how many there are, and the first
+
+
 @dataclass(frozen=True)
 class Check:
     """A check: it found `count` of `total` relations, pairs, boxes, captions or images (`of`)."""
@@ -168,29 +171,30 @@ def check_health(database: Database, threshold: float, losses: Sequence[Loss] = 
         "boxes": "objects",
         "captions": "captions",
     }
-    totals = {
-        name: database.rows(f"select count(*) from {source}")[0][0]
-        for name, source in sources.items()
-    }
-    found = {**_box_doubts(database), **_caption_doubts(database, totals)}
-    for rule in RULES:
-        rows = database.rows(f"""with found as materialized ({rule.query}),
-            first as (select * from found order by image, text limit {_EXAMPLES})
-            select (select coalesce(sum(number), 0)::bigint from found), image_id, text
-            from first join images using (image) order by image, text""")
-        if rows:
-            found[rule.name] = rows[0][0], [Example(image_id, text) for _, image_id, text in rows]
+    totals = {}
+    for name, source in sources.items():
+        [(totals[name],)] = database.rows(f"select count(*) from {source}")
+    problems = {**_box_doubts(database), **_caption_doubts(database, totals)}
     checks = [*_missing_boxes(database, losses)]
-    for name, title, of, advice in (
-        *_DOUBTS,
-        *((rule.name, rule.title, rule.of, rule.advice) for rule in RULES),
-    ):
-        number, examples = found.get(name, (0, []))
-        checks.append(Check(name, title, number, totals[of], of, advice, examples))
+    for name, title, noun, advice in _DOUBTS:
+        number, examples = problems.get(name, (0, []))
+        checks.append(Check(name, title, number, totals[noun], noun, advice, examples))
+    for rule in RULES:
+        number, examples = _break_rule(database, rule.query)
+        checks.append(
+            Check(rule.name, rule.title, number, totals[rule.of], rule.of, rule.advice, examples)
+        )
     return checks
 
 
-_Found = dict[str, tuple[int, list[Example]]]
+def _break_rule(database: Database, query: str) -> _Problem:
+    """Return how much breaks a rule, which selects it."""
+    rows = database.rows(f"""with found as materialized ({query}),
+        first as (select * from found order by image, text limit {_EXAMPLES})
+        select (select coalesce(sum(number), 0)::bigint from found), image_id, text
+        from first join images using (image) order by image, text""")
+    number = rows[0][0] if rows else 0
+    return number, [Example(image_id, text) for _, image_id, text in rows]
 
 
 def _missing_boxes(database: Database, losses: Sequence[Loss]) -> Iterator[Check]:
@@ -223,7 +227,7 @@ def _missing_boxes(database: Database, losses: Sequence[Loss]) -> Iterator[Check
     )
 
 
-def _box_doubts(database: Database) -> _Found:
+def _box_doubts(database: Database) -> dict[str, _Problem]:
     [(boxes, left, right, clipped, parts, image)] = database.rows(
         f"""select count(*), count(*) filter (x <= 0.5), count(*) filter (x + w >= width - 0.5),
             count(*) filter (x + w >= width - 0.5 or y + h >= height - 0.5),
@@ -231,16 +235,16 @@ def _box_doubts(database: Database) -> _Found:
         from objects join images using (image)
         where image < {_IMAGES} and category <> '{NO_OBJECT}' and not iscrowd"""
     )
-    found: _Found = {}
+    doubts: dict[str, _Problem] = {}
     if right > _RIGHT * boxes and right > _TIMES * left + _MARGIN:
         text = f"{right / boxes:.0%} touch the right edge, {left / boxes:.0%} the left one"
-        found["clipped_boxes"] = (clipped, [Example(image, text)])
+        doubts["clipped_boxes"] = (clipped, [Example(image, text)])
     if boxes and parts > 0.9 * boxes:
-        found["boxes_in_parts"] = (parts, [Example(image, f"{parts / boxes:.0%} of the boxes")])
-    return found
+        doubts["boxes_in_parts"] = (parts, [Example(image, f"{parts / boxes:.0%} of the boxes")])
+    return doubts
 
 
-def _caption_doubts(database: Database, totals: Mapping[str, int]) -> _Found:
+def _caption_doubts(database: Database, totals: Mapping[str, int]) -> dict[str, _Problem]:
     names = [name for (name,) in database.rows(
         f"""select category::varchar from objects where category <> '{NO_OBJECT}' group by category
         order by count(*) desc, 1 limit {_CLASSES}"""
@@ -256,18 +260,14 @@ def _caption_doubts(database: Database, totals: Mapping[str, int]) -> _Found:
     synonyms = {**packaged_synonyms("objects365"), **packaged_synonyms("coco")}
     find = ClassFinder({name: synonyms.get(name, ()) for name in names})
     named = class_matrix([set().union(*map(find, texts)) for _, texts, _ in rows], names)
-    boxed = class_matrix([own or () for _, _, own in rows], names)
+    boxed = class_matrix([classes or () for _, _, classes in rows], names)
     match = match_captions(named, boxed)
     if not match.is_chance:
         return {}
-    pairs = list(_renamed(named, boxed, names))
-    if pairs:
-        return {
-            "foreign_classes": (
-                totals["boxes"],
-                [Example(rows[at][0], text) for text, at in pairs[:_EXAMPLES]],
-            )
-        }
+    pairs = islice(_renamed(named, boxed, names), _EXAMPLES)
+    examples = [Example(rows[row][0], text) for text, row in pairs]
+    if examples:
+        return {"foreign_classes": (totals["boxes"], examples)}
     text = (
         f"of the classes that captions name, {match.same:.0%} have a box in their image,"
         f" {match.other:.0%} in others"
@@ -284,9 +284,8 @@ def _renamed(
     Nothing, unless the pairs that one half of the images shows fit the captions of the other half.
     """
     half = len(named) // 2
-    if not match_captions(
-        named[half:], boxed[half:][:, _partners(named[:half], boxed[:half])]
-    ).is_real:
+    renamed = boxed[half:][:, _partners(named[:half], boxed[:half])]
+    if not match_captions(named[half:], renamed).is_real:
         return
     partners = _partners(named, boxed)
     for at in np.argsort(-named.sum(0), kind="stable").tolist():
@@ -487,7 +486,7 @@ def _use_probabilities(database: Database, calibration: Calibration) -> None:
 
 
 def measure(
-    root: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None
+    root: Location, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None
 ) -> Measures:
     """Measure the run in `root`; see `measure_database`."""
     with open_run(root) as database:
@@ -519,7 +518,7 @@ def measure_database(
     )
     above = ", ".join(f"count(*) filter (certainty >= {level}::float)" for level in THRESHOLDS)
     sources = ("relations", "related_images", "related_pairs", "predicates")
-    kept = [rows(f"select {above} from {source}")[0] for source in sources]
+    columns = [rows(f"select {above} from {source}")[0] for source in sources]
     bins = dict(rows(
         f"""select least(greatest(floor(confidence::double * {BINS}), 0), {BINS - 1})::int, count(*)
         from relations where confidence is not null group by 1"""
@@ -530,7 +529,7 @@ def measure_database(
     )
     return Measures(
         run=str(run.get("name", "")),
-        fingerprint=str(run.get("fingerprint", "")),
+        fingerprint=database.fingerprint,
         images=_counts(database, "select split, count(*) from images group by 1"),
         datasets=_counts(database, "select dataset, count(*) from images group by 1"),
         errors=_counts(database, f"select kind, number from ({_ERRORS})"),
@@ -543,7 +542,7 @@ def measure_database(
         predicates=predicates,
         categories=_counts(database, "select category, count(*) from objects group by 1"),
         attributes=_counts(database, "select unnest(attributes), count(*) from objects group by 1"),
-        thresholds=[Level(*values) for values in zip(THRESHOLDS, *kept, strict=True)],
+        thresholds=[Level(*values) for values in zip(THRESHOLDS, *columns, strict=True)],
         tail=measure_long_tail(list(predicates.values())),
         triplets=[TripletCount(*row) for row in rows(_TRIPLETS)],
         triplet_kinds=kinds,
@@ -570,7 +569,7 @@ def _counts(database: Database, query: str) -> dict[str, int]:
 def _totals(database: Database, where: str) -> dict[str, int]:
     names = ("objects", "captions", "different_captions", "triplets", "matched_triplets", "pairs", "candidate_texts",
              "relations", *(f"{name}_left_out" for name in LEFT_OUT))  # fmt: skip
-    others = (
+    counts = (
         "images_without_relations",
         "distinct_captions",
         "kept_relations",
@@ -583,4 +582,4 @@ def _totals(database: Database, where: str) -> dict[str, int]:
             where {where} and certainty >= {TRAINING_CONFIDENCE}::float),
         (select count(attributes) from objects join images using (image) where {where})
         from images where {where}""")
-    return dict(zip((*names, *others), row, strict=True))
+    return dict(zip((*names, *counts), row, strict=True))

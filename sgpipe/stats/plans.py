@@ -17,13 +17,14 @@ from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError, check_share
+from sgpipe.files.locations import Location
 from sgpipe.stats.precision import (
     JudgedRelations,
     PrecisionEstimate,
@@ -50,6 +51,7 @@ from sgpipe.utils.console import count as counted
 from sgpipe.utils.console import single_line
 
 Judged = Literal["right", "wrong", "unsure"]
+VERDICTS: tuple[Judged, ...] = get_args(Judged)
 
 MARGIN = 0.03  # half of the 95% interval that is aimed for
 # Whoever gives this many answers within this many seconds has not looked at the images.
@@ -121,20 +123,17 @@ def draw(
     if not strata:
         raise UserError("there are no relations to ask about")
     sizes = [stratum.relations for stratum in strata]
-    shares = {number: share for number, share in enumerate(equal_shares(sizes, count)) if share}
+    quotas = equal_shares(sizes, count)
     # A number that is below all but about twice as many hashes as are asked for.
-    bounds = [
-        min(int((2 * share + 100) / sizes[number] * _HASHES), _HASHES - 1)
-        for number, share in shares.items()
-    ]
+    bounds = []
+    for quota, size in zip(quotas, sizes, strict=True):
+        bounds.append(min(int((2 * quota + 100) / size * _HASHES), _HASHES - 1))
     query = _SAMPLE.format(select=hits, stratum=stratum_sql(strata, kind))
-    drawn = rows(query, [*values, seed, list(shares), list(shares.values()), bounds])
-    questions = [PlannedQuestion._make(row) for row in drawn]
+    drawn = rows(query, [*values, seed, list(range(len(strata))), quotas, bounds])
+    questions = list(map(PlannedQuestion._make, drawn))
     sampled = Counter(question.stratum for question in questions)
-    strata = [
-        stratum.model_copy(update={"sampled": sampled[number]})
-        for number, stratum in enumerate(strata)
-    ]
+    for number, stratum in enumerate(strata):
+        strata[number] = stratum.model_copy(update={"sampled": sampled[number]})
     return strata, questions
 
 
@@ -145,10 +144,10 @@ def _predicate_strata(
     query = f"select predicate, count(*) from ({hits}) group by 1 order by 2 desc, 1"
     predicates = rows(query, values)
     named = min(max(count // _PER_PREDICATE - 1, 1), _MOST_PREDICATES)
-    strata = [
-        PlanStratum(name=predicate, relations=relations, sampled=0, predicate=predicate)
-        for predicate, relations in predicates[:named]
-    ]
+    strata = []
+    for predicate, relations in predicates[:named]:
+        stratum = PlanStratum(name=predicate, relations=relations, sampled=0, predicate=predicate)
+        strata.append(stratum)
     rest = sum(relations for _, relations in predicates[named:])
     if rest:
         strata.append(PlanStratum(name=_OTHERS, relations=rest, sampled=0))
@@ -162,12 +161,11 @@ def _band_strata(rows: Rows, hits: str, values: Sequence[Any]) -> list[PlanStrat
         name = f"{start:.2f} to {stop:.2f}"
         bands.append(PlanStratum(name=name, relations=0, sampled=0, start=start, stop=stop))
     query = f"select {stratum_sql(bands, 'bands')}, count(*) from ({hits}) group by 1"
-    relations: dict[int, int] = dict(rows(query, values))
-    return [
-        band.model_copy(update={"relations": relations[number]})
-        for number, band in enumerate(bands)
-        if number in relations
-    ]
+    strata = []
+    for number, relations in sorted(rows(query, values)):
+        if number < len(bands):  # or it is in no band
+            strata.append(bands[number].model_copy(update={"relations": relations}))
+    return strata
 
 
 def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:
@@ -236,12 +234,13 @@ class PlanProgress:
         self.answers = [verdicts.get(question.key) for question in plan.questions]
         self.unsure = self.answers.count("unsure")
         self.open = self.answers.count(None)
-        asked = zip(plan.questions, self.answers, strict=True)
-        self.conflicts = sum(
-            states[question.key].is_conflict for question, answer in asked if answer == "unsure"
-        )
-        self.right = np.array([answer == "right" for answer in self.answers], bool)
-        self.judged = np.array([answer is not None for answer in self.answers], bool)
+        self.conflicts = 0
+        for question, answer in zip(plan.questions, self.answers, strict=True):
+            if answer == "unsure":
+                self.conflicts += states[question.key].is_conflict
+        answers = np.array(self.answers, object)
+        self.right = answers == "right"
+        self.judged = answers != np.array(None)
         self.sizes = np.array([stratum.relations for stratum in plan.strata], np.float64)
         self.stratum = np.array([question.stratum for question in plan.questions], np.int64)
 
@@ -302,7 +301,7 @@ class PlanProgress:
             return None
         return int(planned(number).sum()) - done
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {
             "precision": asdict(self.precision),
             "strata": [asdict(stratum) for stratum in self.strata],
@@ -321,13 +320,16 @@ def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, Relati
     independent of the judgements before.
     """
     asked = None if plan.certificate else log.judged(plan.plan)
-    images = dict.fromkeys((question.split, question.image_id) for question in plan.questions)
-    states = (state for image in images for state in log.state(*image))
-    return {state.key: state for state in states if asked is None or state.key in asked}
+    states: dict[RelationKey, RelationState] = {}
+    for image in dict.fromkeys((question.split, question.image_id) for question in plan.questions):
+        for state in log.state(*image):
+            if asked is None or state.key in asked:
+                states[state.key] = state
+    return states
 
 
 def next_question(
-    plan: SamplingPlan, log: JudgementLog, by: str, done: Collection[Any] = ()
+    plan: SamplingPlan, log: JudgementLog, by: str, done: Collection[str | None] = ()
 ) -> PlannedQuestion | None:
     """Return a question that nobody has judged; None if none is left.
 
@@ -479,7 +481,7 @@ def measure_judgements(
     sample = _Sample(database, plan or _NOTHING, log, calibration)
     judged = sample.tally(sample.judged)
     right = sample.tally(sample.right)
-    unsure = sample.tally(np.array([answer == "unsure" for answer in sample.answers], bool))
+    unsure = sample.tally(np.array(sample.answers, object) == "unsure")
     [precision, if_right] = estimate_stratified(
         [sample.sizes] * 2, [judged] * 2, [right, right + unsure]
     )
@@ -504,7 +506,7 @@ def measure_judgements(
     )
 
 
-def judge_by_people(run: Path, file: Path) -> JudgedRelations:
+def judge_by_people(run: Location, file: Path) -> JudgedRelations:
     """Return relations with confidences and weights, judged by a plan of the whole run.
 
     Raises:
@@ -525,17 +527,19 @@ def _read_log(database: Database, file: Path) -> tuple[JudgementLog, SamplingPla
     Raises:
         UserError: no line of the file is about this run.
     """
-    log = JudgementLog(file, str(database.run.get("fingerprint", "")))
+    log = JudgementLog(file, database.fingerprint)
     is_empty = not log.plans and not log.recall_plans and next(log.current(), None) is None
     if log.problems and is_empty:
         raise UserError(log.problems[0])
-    of_run = (
-        PlanProgress(plan, log)
-        for plan in log.plans.values()
-        if plan.kind in ("bands", "predicates")
-    )
-    best = max(of_run, key=lambda progress: progress.judged.sum(), default=None)
-    return log, best.plan if best and best.judged.any() else None
+    best = None
+    most_judged = 0
+    for plan in log.plans.values():
+        if plan.kind in ("bands", "predicates"):
+            judged = int(PlanProgress(plan, log).judged.sum())
+            if judged > most_judged:
+                best = plan
+                most_judged = judged
+    return log, best
 
 
 class _Sample(PlanProgress):
@@ -563,9 +567,7 @@ class _Sample(PlanProgress):
         self.sizes = np.append(self.sizes, self.counts[-1])
         self._scale = self.sizes / np.maximum(self.counts, 1)
         confidence = np.array([question.confidence for question in plan.questions], np.float32)
-        self._scored = np.array(
-            [question.confidence is not None for question in plan.questions], bool
-        )
+        self._scored = ~np.isnan(confidence)
         if calibration is not None:
             confidence = calibration.probabilities(confidence).astype(np.float32)
         self._confidence = np.where(self._scored, confidence, np.float32(1))
@@ -610,11 +612,11 @@ class _Sample(PlanProgress):
         """Return what each threshold keeps; relations without a confidence pass every one."""
         relations = self._above(thresholds)
         precisions = self._estimate(relations, self._passing(thresholds))
-        choices = zip(thresholds, precisions, relations.sum(1).tolist(), strict=True)
-        return [
-            ThresholdChoice(threshold, precision.judged, precision, number)
-            for threshold, precision, number in choices
-        ]
+        choices = []
+        numbers = relations.sum(1).tolist()
+        for threshold, precision, number in zip(thresholds, precisions, numbers, strict=True):
+            choices.append(ThresholdChoice(threshold, precision.judged, precision, number))
+        return choices
 
     def suggest(self, target: float) -> ThresholdChoice | None:
         """Return the lowest threshold that shows a precision of `target`, if one does."""
@@ -625,10 +627,9 @@ class _Sample(PlanProgress):
         passing = self._passing(thresholds)
         judged = self._tallies(self.judged, passing)
         right = self._tallies(self.right, passing)
-        lows = [estimate.low for estimate in estimate_stratified(sizes, judged, right, ONE_SIDE)]
-        all_right = estimate_stratified(sizes, judged, judged, ONE_SIDE)
-        highest = [estimate.low for estimate in all_right]
-        return choose(self.choices(thresholds), lows, highest, target)
+        estimates = estimate_stratified(sizes, judged, right, ONE_SIDE)
+        if_all_right = estimate_stratified(sizes, judged, judged, ONE_SIDE)
+        return choose(self.choices(thresholds), estimates, if_all_right, target)
 
     def _above(self, thresholds: Sequence[float]) -> NDArray[np.int64]:
         """The relations of the run that each threshold keeps, `[thresholds, strata]`."""
@@ -653,7 +654,7 @@ class _Sample(PlanProgress):
         return np.array([self.tally(chosen & questions) for questions in sets])
 
     def _estimate(
-        self, counts: NDArray[Any], sets: Sequence[NDArray[np.bool_]]
+        self, counts: NDArray[np.int64 | np.float64], sets: Sequence[NDArray[np.bool_]]
     ) -> list[PrecisionEstimate]:
         """Estimate precisions of sets of questions.
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -43,8 +44,8 @@ class Population:
             UserError: the run has no relations, or lacks the prediction.
         """
         column = settings.prediction
-        is_present = {"vlm_score": index.has_vlm_scores, "clip_score": index.scored}
-        if not is_present.get(column, True):
+        is_absent = {"vlm_score": not index.has_vlm_scores, "clip_score": not index.scored}
+        if is_absent.get(column):
             raise UserError(f"{index.root} has no column {column}: `sgpipe score` makes one")
         query = _POPULATION.format(prediction=_PREDICTIONS.get(column, column))
         table = pa.table(index.connection.cursor().sql(query))
@@ -102,21 +103,24 @@ class Population:
         Raises:
             UserError: the run has changed and lacks one.
         """
-        questions = [question for plan in plans for question in plan.questions]
+        questions = list(chain.from_iterable(plan.questions for plan in plans))
         images = pa.array({question.image_id for question in questions}, pa.string())
         is_asked = pc.is_in(self.table["image_id"], images).to_numpy(zero_copy_only=False)
         candidates = np.flatnonzero(is_asked)
         keys = tuples(self.table.take(candidates).select(_KEY))
         row_of = dict(zip(keys, candidates.tolist(), strict=True))
+        rows = []
         try:
-            return [[row_of[tuple(question.key)] for question in plan.questions] for plan in plans]
+            for plan in plans:
+                rows.append([row_of[tuple(question.key)] for question in plan.questions])
         except KeyError:
             raise UserError(f"{self.root} {CHANGED}") from None
+        return rows
 
 
 def tuples(table: pa.Table) -> list[tuple[Any, ...]]:
     """Return the rows of a table."""
-    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    return list(zip(*map(pa.ChunkedArray.to_pylist, table.columns), strict=True))
 
 
 def population_of(index: Index, settings: CertificateSettings) -> Population:
@@ -134,7 +138,7 @@ def usual_prediction(index: Index) -> Literal["vlm_score", "clip_score", "confid
     return "clip_score" if index.scored else "confidence"
 
 
-def settings_for(index: Index, is_separate: bool = False, **values: Any) -> CertificateSettings:
+def settings_for(index: Index, is_separate: bool = False, **values: object) -> CertificateSettings:
     """Return settings, by default with the `usual_prediction`.
 
     Args:

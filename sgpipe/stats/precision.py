@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,7 +54,8 @@ def estimate(correct: int, judged: int) -> PrecisionEstimate:
     if not judged:
         return PrecisionEstimate(0, 0, None, 0.0, 1.0)
     share = correct / judged
-    low, high = (float(wilson(share, judged, side)) for side in (-1, 1))
+    low = float(wilson(share, judged, -1))
+    high = float(wilson(share, judged, 1))
     return PrecisionEstimate(correct, judged, share, low, high)
 
 
@@ -93,7 +93,8 @@ def estimate_clustered(
     share = float(np.average(correct, weights=weight))
     equal = weight.sum() ** 2 / (weight @ weight)  # as many of equal weight say as much
     size = equal / max(design_effect(correct, images, weight, tail) * left, _TINY)
-    low, high = (float(wilson(share, size, side, tail)) for side in (-1, 1))
+    low = float(wilson(share, size, -1, tail))
+    high = float(wilson(share, size, 1, tail))
     return PrecisionEstimate(int(correct.sum()), len(correct), share, low, high)
 
 
@@ -118,15 +119,15 @@ def design_effect(
     alike = float(together @ together / (weight @ weight))  # the effect if ρ is 1
     if alike <= 1 + _TINY:  # no image has two relations
         return 1.0
-    near = (weight @ correct + weight.mean() / 2) / (
-        weight.sum() + weight.mean()
-    )  # so that equal ones vary, too
+    # so that equal ones vary, too
+    near = (weight @ correct + weight.mean() / 2) / (weight.sum() + weight.mean())
     residuals = weight * (correct - near)
     sums = np.bincount(images, residuals)
     observed = float(sums @ sums / (residuals @ residuals))
     correlation = min(max((observed - 1) / (alike - 1), 0.0), 1.0)
-    with_correct, with_wrong = (np.bincount(images[outcome]) > 0 for outcome in (correct, ~correct))
-    telling = min(int(with_correct.sum()), int(with_wrong.sum()))
+    with_correct = len(np.unique(images[correct]))
+    with_wrong = len(np.unique(images[~correct]))
+    telling = min(with_correct, with_wrong)
     correlation = (telling * correlation + 1) / (telling + 1)
     freedom = max(int(np.count_nonzero(together)) - 1, 1)
     return (1 + correlation * (alike - 1)) * (_student(freedom, tail) / -_NORMAL.inv_cdf(tail)) ** 2
@@ -154,7 +155,8 @@ def estimate_stratified(
     """Return the precisions of sets of relations (or weights), some of them judged, and correct;
     `[sets, strata]`.
     """
-    seen, right = (np.asarray(values, np.int64) for values in (judged, correct))
+    seen = np.asarray(judged, np.int64)
+    right = np.asarray(correct, np.int64)
     size = np.maximum(np.asarray(population, np.float64), seen)
     known = np.where(seen > 0, size, 0)
     total = size.sum(1)
@@ -162,12 +164,20 @@ def estimate_stratified(
     share = covered / np.where(total > 0, total, 1)
     low, high = stratified_interval(known, seen, right, tail=tail)
     values = (known * right / np.maximum(seen, 1)).sum(1) / np.where(covered > 0, covered, 1)
-    ends = low * share, 1 - share * (1 - high)
-    columns = (each.tolist() for each in (right.sum(1), seen.sum(1), values, *ends, share))
-    return [
-        PrecisionEstimate(r, n, v if s else None, a, b, s)
-        for r, n, v, a, b, s in zip(*columns, strict=True)
-    ]
+    low = low * share
+    high = 1 - share * (1 - high)
+    estimates = []
+    for number in range(len(share)):
+        estimate = PrecisionEstimate(
+            correct=int(right[number].sum()),
+            judged=int(seen[number].sum()),
+            value=float(values[number]) if share[number] else None,
+            low=float(low[number]),
+            high=float(high[number]),
+            covered=float(share[number]),
+        )
+        estimates.append(estimate)
+    return estimates
 
 
 def stratified_interval(
@@ -233,20 +243,19 @@ def perfect_error(confidence: ArrayLike, judged: ArrayLike, weight: ArrayLike) -
     variance), and weight.
     """
 
-    def distance(chance: float, number: int) -> float:
-        least = math.floor(number * chance) + 1
-        if not 0 < chance < 1 or least > number:
-            return 0.0
-        ways = math.lgamma(number + 1) - math.lgamma(least + 1) - math.lgamma(number - least + 1)
-        likely = math.exp(ways + least * math.log(chance) + (number - least) * math.log1p(-chance))
-        return 2 * least * (1 - chance) * likely / number
-
     counts = np.maximum(np.rint(judged), 1).astype(int).tolist()
-    return float(
-        np.average(
-            list(map(distance, np.asarray(confidence).tolist(), counts)), weights=np.asarray(weight)
-        )
-    )
+    distances = list(map(_mean_distance, np.asarray(confidence).tolist(), counts))
+    return float(np.average(distances, weights=np.asarray(weight)))
+
+
+def _mean_distance(chance: float, number: int) -> float:
+    """Return the mean distance of the share of `number` draws that succeed from their chance."""
+    above = math.floor(number * chance) + 1  # the fewest successes that are more than expected
+    if not 0 < chance < 1 or above > number:
+        return 0.0
+    ways = math.lgamma(number + 1) - math.lgamma(above + 1) - math.lgamma(number - above + 1)
+    likely = math.exp(ways + above * math.log(chance) + (number - above) * math.log1p(-chance))
+    return 2 * above * (1 - chance) * likely / number
 
 
 @dataclass(frozen=True)
@@ -294,9 +303,8 @@ def short_threshold(confidence: float) -> float:
     if confidence <= 0:
         return 0.0
     short = float(f"{confidence:.3g}")
-    if np.float32(short) > np.float32(
-        confidence
-    ):  # shards store 0.7 as 0.69999999, and a threshold of 0.7 keeps it
+    # shards store 0.7 as 0.69999999, and a threshold of 0.7 keeps it
+    if np.float32(short) > np.float32(confidence):
         short = float(f"{short - 10.0 ** (math.floor(math.log10(confidence)) - 2):.3g}")
     return short
 
@@ -307,9 +315,9 @@ class JudgedRelations:
     `[relations]`.
     """
 
-    confidence: NDArray[Any]
+    confidence: NDArray[np.floating]
     correct: NDArray[np.bool_]
-    images: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.int64))
+    images: NDArray[np.generic] = field(default_factory=lambda: np.zeros(0, np.int64))
     weight: Floats = field(default_factory=lambda: np.zeros(0))
 
     def __len__(self) -> int:
@@ -325,16 +333,20 @@ class JudgedRelations:
         return np.unique(self.images, return_inverse=True)[1].astype(np.int64)
 
     def __getitem__(self, chosen: NDArray[np.bool_]) -> JudgedRelations:
-        own = (values[chosen] if len(values) else values for values in (self.images, self.weight))
-        return JudgedRelations(self.confidence[chosen], self.correct[chosen], *own)
+        images = self.images[chosen] if len(self.images) else self.images
+        weight = self.weight[chosen] if len(self.weight) else self.weight
+        return JudgedRelations(self.confidence[chosen], self.correct[chosen], images, weight)
 
     def at(self, threshold: float) -> ThresholdChoice:
-        kept = self.confidence >= np.float32(threshold)
-        return ThresholdChoice(threshold, int(kept.sum()), self.precision(kept))
+        passing = self.confidence >= np.float32(threshold)
+        return ThresholdChoice(threshold, int(passing.sum()), self.precision(passing))
 
     def precision(self, chosen: NDArray[np.bool_], tail: float = _TAIL) -> PrecisionEstimate:
-        images = self.image_numbers[chosen] if len(self.images) else self.image_numbers
-        return estimate_clustered(self.correct[chosen], images, tail=tail)
+        return estimate_clustered(self.correct[chosen], self._images_of(chosen), tail=tail)
+
+    def _images_of(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the numbers of the images of some relations, or none, if they are unknown."""
+        return self.image_numbers[chosen] if len(self.images) else self.image_numbers
 
     @cached_property
     def calibration(self) -> CalibrationQuality:
@@ -343,20 +355,22 @@ class JudgedRelations:
         """
         bins = []
         independent = []  # relations that say as much as those of the bin
+        means = []
+        judged = []
+        distances = []
         for at in np.unique(self._bin).tolist():
             inside = self._bin == at
             mean = float(self.confidence[inside].mean())
             precision = self.precision(inside)
             bins.append(CalibrationBin(at / _BINS, (at + 1) / _BINS, mean, precision))
-            images = self.image_numbers[inside] if len(self.images) else self.image_numbers
-            independent.append(precision.judged / design_effect(self.correct[inside], images))
+            design = design_effect(self.correct[inside], self._images_of(inside))
+            independent.append(precision.judged / design)
+            means.append(mean)
+            judged.append(precision.judged)
+            distances.append(abs(mean * precision.judged - precision.correct))
         if not bins:
             return CalibrationQuality(None, None, [])
-        distances = (
-            abs(part.confidence * part.precision.judged - part.precision.correct) for part in bins
-        )
-        judged = np.array([part.precision.judged for part in bins])
-        perfect = perfect_error([part.confidence for part in bins], independent, judged)
+        perfect = perfect_error(means, independent, judged)
         return CalibrationQuality(sum(distances) / len(self.correct), perfect, bins)
 
 
@@ -377,12 +391,11 @@ def score_quality(scored: JudgedRelations, confidence: JudgedRelations) -> Score
     """Compare scores of judged relations with their confidences; some of the relations may lack a
     score.
     """
-    areas = [area_under_roc(each.confidence, each.correct) for each in (scored, confidence)]
     return ScoreQuality(
         **vars(scored.calibration),
         judged=len(scored.correct),
-        auc=areas[0],
-        confidence_auc=areas[1],
+        auc=area_under_roc(scored.confidence, scored.correct),
+        confidence_auc=area_under_roc(confidence.confidence, confidence.correct),
     )
 
 

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,13 @@ from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT
 from sgpipe.stages.matching import normalise_predicate
 from sgpipe.stats.precision import PrecisionEstimate, estimate_clustered
-from sgpipe.storage.judgements import MOST_QUESTIONS, BlindQuestion, JudgementLog, RecallPlan
+from sgpipe.storage.judgements import (
+    MOST_QUESTIONS,
+    BlindQuestion,
+    JudgementLog,
+    NamedRelation,
+    RecallPlan,
+)
 from sgpipe.utils.console import count, single_line
 
 Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
@@ -74,17 +80,16 @@ def draw_recall(rows: Rows, number: int, boxes: int, seed: int) -> tuple[int, li
 
 def questions_left(plan: RecallPlan, log: JudgementLog, by: str) -> list[int]:
     """Return the numbers of the questions that a person has not answered, skipped ones last."""
-    answers = {
-        place: by_person[by].relations
-        for place, by_person in log.blind_answers(plan.plan).items()
-        if by in by_person
-    }
-    left = [
-        number
-        for number, question in enumerate(plan.questions)
-        if answers.get(question.place) is None
-    ]
-    return sorted(left, key=lambda number: plan.questions[number].place in answers)
+    answers = log.blind_answers(plan.plan)
+    unanswered = []
+    skipped = []
+    for number, question in enumerate(plan.questions):
+        answer = answers.get(question.place, {}).get(by)
+        if answer is None:
+            unanswered.append(number)
+        elif answer.relations is None:
+            skipped.append(number)
+    return unanswered + skipped
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,13 @@ def recapture(
     )
 
 
+class Bar(TypedDict):
+    """A bar of a page: how much of it is filled, and the lines beside it."""
+
+    share: float | None
+    lines: list[str]
+
+
 @dataclass(frozen=True)
 class RecallMeasures:
     """What the answers to a recall plan say of the `images` that can be asked about.
@@ -213,10 +225,10 @@ class RecallMeasures:
         if self.people is not None:
             yield from self.people.describe(estimate_total)
 
-    def as_groups(self) -> list[dict[str, Any]]:
-        """As values for a page: a bar for the plan, and one for the recall of each predicate."""
+    def as_groups(self) -> list[Bar]:
+        """Return a bar for the plan, and one for the recall of each predicate."""
         share = self.answered / (self.answered + self.open)
-        groups: list[dict[str, Any]] = [{"share": share, "lines": list(self.describe())}]
+        groups: list[Bar] = [{"share": share, "lines": list(self.describe())}]
         for name, recall in self.predicates.items():
             groups.append({"share": recall.value, "lines": [f"{name}: {recall}"]})
         return groups
@@ -269,11 +281,12 @@ def _named_relations(plan: RecallPlan, log: JudgementLog) -> dict[tuple[str, str
         answers[place] = {}
         for person, answer in by_person.items():
             if answer.relations is not None:
-                answers[place][person] = {
-                    (relation.subject, relation.object, normalise_predicate(relation.predicate))
-                    for relation in answer.relations
-                }
+                answers[place][person] = set(map(_named, answer.relations))
     return answers
+
+
+def _named(relation: NamedRelation) -> Named:
+    return relation.subject, relation.object, normalise_predicate(relation.predicate)
 
 
 def _predicted_relations(
@@ -296,10 +309,8 @@ def _named_inside(question: BlindQuestion, answers: _Answers) -> set[Named]:
 
 def _estimate(items: Sequence[_Item], left: float) -> PrecisionEstimate:
     """Return the share of the items that the run has; `left`: the share of images not asked about."""
-    is_predicted = np.array([item[0] for item in items], bool)
-    images = np.array([item[1] for item in items], np.int64)
-    weight = np.array([item[2] for item in items], np.float64)
-    return estimate_clustered(is_predicted, images, weight, left)
+    is_predicted, images, weight = np.array(items, np.float64).reshape(-1, 3).T.copy()
+    return estimate_clustered(is_predicted.astype(bool), images.astype(np.int64), weight, left)
 
 
 def _compare_people(answers: Sequence[_Answers]) -> Completeness | None:

@@ -32,9 +32,11 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import TRAINING_CONFIDENCE, Record, Relation, from_table
 from sgpipe.stats.audit import Audit, Comparison, error_text, name_text, percent, share_text
-from sgpipe.stats.ground_truth import GroundTruthMeasures
+from sgpipe.stats.ground_truth import GroundTruthMeasures, PredicateThreshold
 from sgpipe.stats.measures import STAGES, TOTALS, Measures
 from sgpipe.stats.plans import JudgementMeasures
+from sgpipe.stats.precision import PrecisionEstimate
+from sgpipe.stats.recall import RecallMeasures
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import write_result, write_result_text
 from sgpipe.storage.shards import embedded_images
@@ -128,9 +130,9 @@ def print_audit(audit: Audit, console: Console) -> None:
 
 def overview(measures: Measures) -> list[tuple[str, str, str]]:
     """Return the main counts and the yield of each stage, as images become relations."""
-    rows = [
-        (f"images ({split})", f"{count:,}", "") for split, count in sorted(measures.images.items())
-    ]
+    rows = []
+    for split, images in sorted(measures.images.items()):
+        rows.append((f"images ({split})", f"{images:,}", ""))
     rows.append(("error rows", f"{sum(measures.errors.values()):,}", ""))
     for key, name in TOTALS.items():
         share = measures.yields.get(key)
@@ -168,24 +170,17 @@ def _counted(measures: Measures) -> Iterator[Table]:
     yield Table(f"run {measures.run or '(unnamed)'}", ["", ">", ""], overview(measures))
     if measures.confidence.scored:
         yield _by_threshold(measures)
-    if measures.predicates:
-        yield _most_frequent(
-            measures.predicates, ("predicate", "predicates", "relations"), note=_long_tail(measures)
-        )
-    if measures.categories:
-        yield _most_frequent(measures.categories, ("class", "classes", "boxes"))
-    if measures.attributes:
-        boxes = measures.totals["objects"]
-        yield _most_frequent(measures.attributes, ("attribute", "attributes", "boxes"), boxes)
-    if measures.without_relations:
-        nouns = ("reason", "reasons", "images without relations")
-        yield _most_frequent(measures.without_relations, nouns)
-    if measures.errors:
-        errors = {
-            f"{kind}, such as {measures.error_examples[kind]}": number
-            for kind, number in measures.errors.items()
-        }
-        yield _most_frequent(errors, ("error", "errors", "images"))
+    predicates = ("predicate", "predicates", "relations")
+    yield from _most_frequent(measures.predicates, predicates, note=_long_tail(measures))
+    yield from _most_frequent(measures.categories, ("class", "classes", "boxes"))
+    attributes = ("attribute", "attributes", "boxes")
+    yield from _most_frequent(measures.attributes, attributes, measures.totals["objects"])
+    reasons = ("reason", "reasons", "images without relations")
+    yield from _most_frequent(measures.without_relations, reasons)
+    errors = {}
+    for kind, number in measures.errors.items():
+        errors[f"{kind}, such as {measures.error_examples[kind]}"] = number
+    yield from _most_frequent(errors, ("error", "errors", "images"))
     if measures.triplets:
         yield _triplets(measures)
 
@@ -207,8 +202,8 @@ def _most_frequent(
     nouns: tuple[str, str, str],
     total: int | None = None,
     note: str = "",
-) -> Table:
-    """Return a table of the most frequent names.
+) -> Iterator[Table]:
+    """Yield a table of the most frequent names, if there are any.
 
     Args:
         counts: of each name, the most frequent first.
@@ -216,14 +211,15 @@ def _most_frequent(
         total: which shares are of; None: the sum of all counts.
         note: of the table.
     """
+    if not counts:
+        return
     singular, plural, unit = nouns
     total = total or sum(counts.values())
-    rows = [
-        (name, f"{number:,}", f"{number / total:.1%}")
-        for name, number in islice(counts.items(), _TOP)
-    ]
+    rows = []
+    for name, number in islice(counts.items(), _TOP):
+        rows.append((name, f"{number:,}", f"{number / total:.1%}"))
     title = f"most frequent of {count(len(counts), singular, plural)}"
-    return Table(title, [singular, f">{unit}", ">share"], rows, note)
+    yield Table(title, [singular, f">{unit}", ">share"], rows, note)
 
 
 def _triplets(measures: Measures) -> Table:
@@ -242,14 +238,11 @@ def _failed_checks(measures: Measures) -> Iterator[Table]:
     if failed:
         rows = []
         for check in failed:
-            example = (
-                f"{check.examples[0].text} (image {check.examples[0].image_id})"
-                if check.examples
-                else ""
-            )
-            rows.append(
-                (check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", example)
-            )
+            share = f"{check.share:.1%} of {check.of}"
+            text = ""
+            for example in check.examples[:1]:
+                text = f"{example.text} (image {example.image_id})"
+            rows.append((check.title, f"{check.count:,}", share, text))
         title = f"health: {len(failed)} of {len(measures.health)} checks found problems"
         yield Table(title, ["problem", ">count", ">share", "example"], rows)
 
@@ -258,39 +251,39 @@ def _compared(comparison: Comparison | None) -> Iterator[Table]:
     if comparison is None:
         return
     heads = [f">{comparison.other}", ">this run"]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, (before, after) in comparison.counts.items():
-        change = f"{after - before:+,}" if after != before else "–"
-        relative = f" ({(after - before) / before:+.0%})" if before and after != before else ""
-        rows.append((name, f"{before:,}", f"{after:,}", change + relative))
+        rows.append((name, f"{before:,}", f"{after:,}", _change(before, after)))
     yield Table("what changed", ["", *heads, ">change"], rows)
     only = f"{comparison.gained:,} only in this run, {comparison.lost:,} only in the other"
-    titles = {
-        "predicate": f"predicates whose share changed most; {only}",
-        "check": "health of both runs",
-    }
-    for what, changes in (("predicate", comparison.predicates), ("check", comparison.health)):
-        shares = [
-            (name, f"{before:.1%}", f"{after:.1%}") for name, (before, after) in changes.items()
-        ]
-        if shares or what == "predicate":
-            yield Table(titles[what], [what, *heads], shares)
+    title = f"predicates whose share changed most; {only}"
+    yield Table(title, ["predicate", *heads], _share_rows(comparison.predicates))
+    if comparison.health:
+        rows = _share_rows(comparison.health)
+        yield Table("health of both runs", ["check", *heads], rows)
+
+
+def _change(before: int, after: int) -> str:
+    if after == before:
+        return "–"
+    relative = f" ({(after - before) / before:+.0%})" if before else ""
+    return f"{after - before:+,}{relative}"
+
+
+def _share_rows(changes: Mapping[str, tuple[float, float]]) -> list[tuple[str, ...]]:
+    return [(name, f"{before:.1%}", f"{after:.1%}") for name, (before, after) in changes.items()]
 
 
 def _against_truth(truth: GroundTruthMeasures | None, measure: str) -> Iterator[Table]:
     if truth is None:
         return
-    choices = [("all", truth.relations, truth.precision, truth.suggested)]
-    choices += [
-        (row.predicate, row.relations, row.at_threshold, row.suggested)
-        for row in truth.predicates[:_TOP]
-    ]
-    rows = []
-    for predicate, relations, precision, suggested in choices:
-        choice = (
-            ("not shown", "0") if suggested is None else (suggested.text, f"{suggested.kept:,}")
-        )
-        rows.append((predicate, f"{relations:,}", str(precision), *choice))
+    everything = PredicateThreshold("all", truth.relations, truth.precision, truth.suggested)
+    rows: list[tuple[str, ...]] = []
+    for row in (everything, *truth.predicates[:_TOP]):
+        choice = ("not shown", "0")
+        if row.suggested is not None:
+            choice = (row.suggested.text, f"{row.suggested.kept:,}")
+        rows.append((row.predicate, f"{row.relations:,}", str(row.at_threshold), *choice))
     heads = [
         "predicate",
         ">relations",
@@ -304,39 +297,45 @@ def _against_truth(truth: GroundTruthMeasures | None, measure: str) -> Iterator[
     title = "calibration"
     if truth.calibration_error is not None:
         title += f" (calibration error {error_text(truth.calibration_error, truth.perfect_error)})"
-    bins = [
-        (f"{b.start:.1f} to {b.stop:.1f}", f"{b.confidence:.2f}", str(b.precision))
-        for b in truth.reliability
-    ]
-    yield Table(title, [measure, ">mean", _PRECISION], bins)
+    rows = []
+    for part in truth.reliability:
+        span = f"{part.start:.1f} to {part.stop:.1f}"
+        rows.append((span, f"{part.confidence:.2f}", str(part.precision)))
+    yield Table(title, [measure, ">mean", _PRECISION], rows)
 
 
 def _judged(judged: JudgementMeasures | None, measure: str) -> Iterator[Table]:
     if judged is None:
         return
-    recall = judged.recall
-    if recall is not None and recall.recall.value is not None:
-        rows = [("all", str(recall.recall)), ("pairs of boxes, any predicate", str(recall.pairs))]
-        for name, estimate in islice(recall.predicates.items(), _TOP):
-            rows.append((name, str(estimate)))
-        heads = ["relations", ">recall (95% interval, named)"]
-        yield Table("recall of what people name", heads, rows)
-    if judged.precision.judged:
-        first = "predicate" if judged.strata == "predicates" else "confidence"
-        strata = [(row.name, f"{row.relations:,}", str(row.precision)) for row in judged.bands]
-        title = f"people judged {count(judged.precision.judged, 'relation')}"
-        yield Table(title, [first, ">relations", _PRECISION], strata)
-        if first == "confidence":
-            predicates = islice(judged.predicates.items(), _TOP)
-            rows = [(name, str(precision)) for name, precision in predicates]
-            title = "precision by predicate, weighted by its relations in each band"
-            yield Table(title, ["predicate", _PRECISION], rows)
-        title = f"precision by threshold, weighted by the relations of {judged.strata}"
-        choices = [
-            (f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision))
-            for choice in judged.curve
-        ]
-        yield Table(title, [f"{measure} ≥", ">relations", _PRECISION], choices)
+    if judged.recall is not None and judged.recall.recall.value is not None:
+        yield _recall(judged.recall)
+    if not judged.precision.judged:
+        return
+    by_predicate = judged.strata == "predicates"
+    strata = [(row.name, f"{row.relations:,}", str(row.precision)) for row in judged.bands]
+    title = f"people judged {count(judged.precision.judged, 'relation')}"
+    first = "predicate" if by_predicate else "confidence"
+    yield Table(title, [first, ">relations", _PRECISION], strata)
+    if not by_predicate:
+        title = "precision by predicate, weighted by its relations in each band"
+        yield Table(title, ["predicate", _PRECISION], _estimate_rows(judged.predicates))
+    rows = []
+    for choice in judged.curve:
+        relations = f"{choice.relations or 0:,}"
+        rows.append((f"{choice.threshold:.2f}", relations, str(choice.precision)))
+    title = f"precision by threshold, weighted by the relations of {judged.strata}"
+    yield Table(title, [f"{measure} ≥", ">relations", _PRECISION], rows)
+
+
+def _recall(recall: RecallMeasures) -> Table:
+    pairs = ("pairs of boxes, any predicate", str(recall.pairs))
+    rows = [("all", str(recall.recall)), pairs, *_estimate_rows(recall.predicates)]
+    heads = ["relations", ">recall (95% interval, named)"]
+    return Table("recall of what people name", heads, rows)
+
+
+def _estimate_rows(estimates: Mapping[str, PrecisionEstimate]) -> list[tuple[str, str]]:
+    return [(name, str(estimate)) for name, estimate in islice(estimates.items(), _TOP)]
 
 
 def _doubted(doubts: Doubts | None) -> Iterator[Table]:
@@ -383,14 +382,13 @@ def templates(loader: jinja2.BaseLoader) -> jinja2.Environment:
     return environment
 
 
-def render(page: str, values: dict[str, Any]) -> str:
+def render(page: str, values: Values) -> str:
     """Render templates/`page`.html.jinja with its script."""
     loader = jinja2.PackageLoader("sgpipe.stats", "templates")
     environment = templates(loader)
     environment.globals["svg"] = lambda plot: Markup(plot.inline())  # escapes its own texts
-    style, script = (
-        loader.get_source(environment, name)[0] for name in ("style.css", f"{page}.js")
-    )
+    style = loader.get_source(environment, "style.css")[0]
+    script = loader.get_source(environment, f"{page}.js")[0]
     # The browser runs only this script, whatever a caption contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     common = {
@@ -416,29 +414,30 @@ def write_report(
     Returns:
         How many images the page has, and how many of them it lacks.
     """
-    cards = [
-        make_card(record, image, viz.shown(record.relations, 0.0, _CARD_RELATIONS))
-        for record, image in samples
-    ]
+    cards = []
     predicates = Counter[str]()
     categories = Counter[str]()
-    for edge in chain.from_iterable(card["edges"] for card in cards):
-        predicates[edge["predicate"]] += 1
-        categories.update({edge["subject"]["category"], edge["object"]["category"]})
+    for record, image in samples:
+        card = make_card(record, image, viz.shown(record.relations, 0.0, _CARD_RELATIONS))
+        cards.append(card)
+        for edge in card["edges"]:
+            predicates[edge["predicate"]] += 1
+            categories.update({edge["subject"]["category"], edge["object"]["category"]})
     plots = {
         "counts": list(_plots_of_counts(audit.measures)),
         "confidence": list(_plots(audit)),
     }
-    sections = [
-        (name, section_tables, plots.get(name, []))
-        for name, section_tables in tables(audit).items()
-    ]
+    sections = []
+    for name, section_tables in tables(audit).items():
+        section_plots = plots.get(name, [])
+        if section_tables or section_plots:
+            sections.append((name, section_tables, section_plots))
     findings = groupby(audit.findings, lambda finding: finding.question)
     values = {
         "title": audit.measures.run or file.stem,
         "measures": audit.measures,
         "findings": [(question, list(group)) for question, group in findings],
-        "sections": [section for section in sections if any(section[1:])],
+        "sections": sections,
         "cards": cards,
         "shown_predicates": predicates.most_common(),
         "shown_categories": categories.most_common(),
@@ -451,8 +450,9 @@ def write_report(
 def _plots_of_counts(measures: Measures) -> Iterator[Plot]:
     total = measures.totals["relations"]
     if measures.confidence.scored:
-        levels = [(level.threshold, level.relations) for level in measures.thresholds]
-        points = [(0.0, total), *levels]
+        points = [(0.0, total)]
+        for level in measures.thresholds:
+            points.append((level.threshold, level.relations))
         texts = [f"≥ {threshold:.2f}: {relations:,}" for threshold, relations in points]
         yield Plot(
             "What a threshold keeps",
@@ -464,9 +464,12 @@ def _plots_of_counts(measures: Measures) -> Iterator[Plot]:
     counts = list(measures.predicates.values())
     if counts:
         ranks = sorted({round(len(counts) ** (step / 40)) for step in range(41)})
-        shares = [sum(counts[:rank]) / total for rank in ranks]
-        tail = list(zip(ranks, shares, strict=True))
-        texts = [f"the {rank:,} most frequent: {share_text(share)}" for rank, share in tail]
+        tail = []
+        texts = []
+        for rank in ranks:
+            share = sum(counts[:rank]) / total
+            tail.append((rank, share))
+            texts.append(f"the {rank:,} most frequent: {share_text(share)}")
         yield Plot(
             "The long tail",
             "most frequent predicates",
@@ -495,17 +498,22 @@ def _histogram(histogram: Sequence[int]) -> Plot:
 
 
 def _calibration(truth: GroundTruthMeasures, measure: str) -> Plot:
-    bins = truth.reliability
-    points = [(part.confidence, part.precision.value or 0.0) for part in bins]
-    texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in bins]
+    points = []
+    texts = []
+    for part in truth.reliability:
+        points.append((part.confidence, part.precision.value or 0.0))
+        texts.append(f"{part.start:.1f} to {part.stop:.1f}: {part.precision}")
     guide = Line([(0, 0), (1, 1)], kind="guide")
     return Plot("Calibration", f"mean {measure}", "precision", [guide, Line(points, texts)])
 
 
 def _precision_by_threshold(judged: JudgementMeasures, measure: str) -> Plot:
-    choices = [choice for choice in judged.curve if choice.kept]
-    points = [(choice.threshold, choice.precision.value or 0.0) for choice in choices]
-    texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in choices]
+    points = []
+    texts = []
+    for choice in judged.curve:
+        if choice.kept:
+            points.append((choice.threshold, choice.precision.value or 0.0))
+            texts.append(f"≥ {choice.threshold:.2f}: {choice.precision}")
     return Plot("Precision by threshold", f"minimum {measure}", "precision", [Line(points, texts)])
 
 
@@ -550,13 +558,10 @@ def write_sheet(
     """
     cards = []
     lost = 0
-    for record, opened in samples:
-        lost += opened is None
-        cards.append(
-            viz.draw_card(
-                opened, record, viz.shown(record.relations, threshold, _SHEET_RELATIONS), _CARD
-            )
-        )
+    for record, image in samples:
+        lost += image is None
+        relations = viz.shown(record.relations, threshold, _SHEET_RELATIONS)
+        cards.append(viz.draw_card(image, record, relations, _CARD))
     if not cards:
         raise UserError(f"{database.root} has no image to draw")
     title = (
@@ -630,15 +635,15 @@ def _nodes(
     used = viz.drawn_objects(record, relations)
     if not relations:
         used = [index for index in used if not record.objects[index].is_nothing]
-    boxes = {
-        index: viz.corners(record.objects[index].bbox, scale, (WIDTH, height)) for index in used
-    }
-    middles = {index: viz.middle(box) for index, box in boxes.items()}
-    centre = [
-        sum(point[axis] for point in middles.values()) / max(len(middles), 1) for axis in (0, 1)
-    ]
+    boxes = {}
+    middles = {}
+    for index in used:
+        boxes[index] = viz.corners(record.objects[index].bbox, scale, (WIDTH, height))
+        middles[index] = viz.middle(boxes[index])
+    centre_x = sum(x for x, _ in middles.values()) / max(len(middles), 1)
+    centre_y = sum(y for _, y in middles.values()) / max(len(middles), 1)
     order = sorted(
-        middles, key=lambda i: math.atan2(middles[i][1] - centre[1], middles[i][0] - centre[0])
+        middles, key=lambda i: math.atan2(middles[i][1] - centre_y, middles[i][0] - centre_x)
     )
     names = viz.object_names(record.objects)
     letters = viz.font(_TEXT)

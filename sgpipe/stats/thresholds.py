@@ -10,13 +10,17 @@ benchmarks/interval_coverage.py measures it.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.calibration import lowest_shown
-from sgpipe.stats.precision import JudgedRelations, ThresholdChoice, short_threshold
+from sgpipe.stats.precision import (
+    JudgedRelations,
+    PrecisionEstimate,
+    ThresholdChoice,
+    short_threshold,
+)
 
 ONE_SIDE = 0.05  # how often the lower end alone misses
 FEWEST = 10  # judged relations that a threshold keeps
@@ -24,7 +28,7 @@ _FIRST = 0.62  # the strictest threshold keeps n to the power of this of n relat
 _STEP = 1.2  # each keeps a fifth more relations than the one before
 
 
-def candidates(confidence: NDArray[Any]) -> list[float]:
+def candidates(confidence: NDArray[np.floating]) -> list[float]:
     """Return thresholds of three significant digits, the strictest first, down to one that keeps
     all relations.
     """
@@ -34,8 +38,8 @@ def candidates(confidence: NDArray[Any]) -> list[float]:
     falling = np.sort(confidence)[::-1]
     first = max(FEWEST, number**_FIRST)
     steps = int(np.log(number / first) / np.log(_STEP)) + 1
-    kept = np.append(first * _STEP ** np.arange(steps), number)
-    places = np.minimum(np.rint(kept).astype(int), number) - 1
+    sizes = np.append(first * _STEP ** np.arange(steps), number)
+    places = np.minimum(np.rint(sizes).astype(int), number) - 1
     return sorted({short_threshold(float(value)) for value in falling[places]}, reverse=True)
 
 
@@ -45,20 +49,32 @@ def suggest(relations: JudgedRelations, target: float) -> ThresholdChoice | None
     all_correct = JudgedRelations(
         relations.confidence, np.ones(len(relations), bool), relations.images
     )
-    kept = [relations.confidence >= np.float32(threshold) for threshold in thresholds]
-    lows = [relations.precision(chosen, ONE_SIDE).low for chosen in kept]
-    highest = [all_correct.precision(chosen, ONE_SIDE).low for chosen in kept]
-    return choose([relations.at(threshold) for threshold in thresholds], lows, highest, target)
+    choices = []
+    estimates = []
+    if_all_correct = []
+    for threshold in thresholds:
+        passing = relations.confidence >= np.float32(threshold)
+        choices.append(relations.at(threshold))
+        estimates.append(relations.precision(passing, ONE_SIDE))
+        if_all_correct.append(all_correct.precision(passing, ONE_SIDE))
+    return choose(choices, estimates, if_all_correct, target)
 
 
 def choose(
     choices: Sequence[ThresholdChoice],
-    lows: Sequence[float],
-    highest: Sequence[float],
+    estimates: Sequence[PrecisionEstimate],
+    if_all_correct: Sequence[PrecisionEstimate],
     target: float,
 ) -> ThresholdChoice | None:
-    """Return the choice of `lowest_shown`; its arguments, and what each threshold keeps, the
-    strictest first.
+    """Return the choice of `lowest_shown`; None: no threshold shows a precision of `target`.
+
+    Args:
+        choices: what each threshold keeps, the strictest first.
+        estimates: the precision that it shows.
+        if_all_correct: what it would show if all judged relations were correct.
+        target: the precision.
     """
-    at = lowest_shown(lows, highest, target)
-    return None if at is None else replace(choices[at], at_least=lows[at])
+    lows = [estimate.low for estimate in estimates]
+    highest = [estimate.low for estimate in if_all_correct]
+    number = lowest_shown(lows, highest, target)
+    return None if number is None else replace(choices[number], at_least=lows[number])

@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from sgpipe.cli.declare import local
 from sgpipe.cli.main import app
-from sgpipe.cli.options import local
 from tests.integration.documents import commands
 
 WRITES = re.compile(r"\b(Write [^N]|Draw |(New )?[Ff]older for |File for |File to write)")

@@ -152,7 +152,7 @@ def test_killed_at_any_step_the_rest_runs_once(tmp_path: Path, kill: int) -> Non
         run(tmp_path, first := Runner(kill))
     state = run(tmp_path, second := Runner())
     assert [*first.ran, *second.ran] == ["import", "train", "eval"]
-    assert state["c"]["figure"] == 25
+    assert state["c"].figure == 25
     assert "25.00" in (tmp_path / "out" / REPORT).read_text()
     (tmp_path / "data" / "a.json").unlink()
     runner = Runner()
@@ -199,7 +199,7 @@ def test_a_failed_step_ends_the_list_and_is_not_done(
 def test_a_figure_that_is_not_a_number_has_a_dash(tmp_path: Path) -> None:
     for place in ("data", "data/a.json"):
         (tmp_path / place).mkdir()
-    assert run(tmp_path, Runner(figure=None))["c"]["figure"] is None
+    assert run(tmp_path, Runner(figure=None))["c"].figure is None
     assert "–" in (tmp_path / "out" / REPORT).read_text()
 
 
