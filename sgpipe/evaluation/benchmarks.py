@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +28,7 @@ from rlip_model.evaluation.open_images import (
     PhraseOrder,
     evaluate_open_images,
 )
+from rlip_model.evaluation.recall import Recall
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
@@ -48,7 +50,7 @@ from sgpipe.evaluation import inputs
 from sgpipe.evaluation.plugin import Evaluator
 from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.files.locations import location, read_text
+from sgpipe.files.locations import Location, location, read_text
 from sgpipe.files.model_cache import pin_model
 from sgpipe.inference import predictions as inference
 from sgpipe.inference.predictions import InferenceConfig, PredictConfig, RowGroup, Task
@@ -74,6 +76,7 @@ Suppression = Literal["none", "published", "repaired"]
 
 
 Name = TypeVar("Name", str, int)
+_NamedGraph = tuple[str, visual_genome.PredictedGraph]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class PredictionFiles:
     the benchmark's.
     """
 
-    predictions: Path
+    predictions: Location
     annotations: Path
     classes: Path | None = None
 
@@ -93,8 +96,8 @@ class ModelRun(InferenceConfig):
     the data.
     """
 
-    model: Path
-    data: Path
+    model: Location
+    data: Location
     split: str | None = None
     images: ImagePlace | None = None
     annotations: Path | None = None
@@ -108,17 +111,17 @@ class ModelRun(InferenceConfig):
         """Raises UserError: the data has no classes, or a store no such model."""
         schema = self.hoia_schema()
         classes = schema.classes if schema else inputs.data_classes(self.data)
-        how = {field.name: getattr(self, field.name) for field in fields(InferenceConfig)}
+        settings = {field.name: getattr(self, field.name) for field in fields(InferenceConfig)}
         name = named_model(str(self.model), "parseda")
         model = location(pin_model(name))  # one version on all machines
-        return PredictConfig(model, classes, task, **how)
+        return PredictConfig(model, classes, task, **settings)
 
     def row_groups(self) -> list[RowGroup]:
         return inference.list_row_groups(self.data, self.split, self.images)
 
 
 def score_hico(
-    given: PredictionFiles | ModelRun,
+    evaluated: PredictionFiles | ModelRun,
     *,
     setting: Setting = "default",
     known_object: bool = False,
@@ -132,21 +135,28 @@ def score_hico(
     subjects that look like another class.
     """
     scored_images = ScoredImages()
-    classes, images = _pairs(given, "zero-shot hoi" if zero_shot else "hoi", HICO, scored_images)
+    classes, images = _pairs(
+        evaluated, "zero-shot hoi" if zero_shot else "hoi", HICO, scored_images
+    )
     official = classes == HICO.classes
     if not official and setting != "default":
         raise UserError(f"--setting {setting} groups HICO-DET's classes, but these are others")
-    possible = (
-        possible_interactions()
-        if official
-        else np.ones((len(classes.relations), len(classes.objects)))
-    )
+    possible = np.ones((len(classes.relations), len(classes.objects)))
+    if official:
+        possible = possible_interactions()
     settings = HicoSettings(possible, PairSuppression() if pair_nms else None, known_object)
-    with _explained(given):
+    with _explained(evaluated):
         scores = evaluate_hico(scored_images.named(images), settings)
-    parts = split(setting)
-    names = ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
-    groups = dict(zip(names, (parts.rare, parts.non_rare), strict=True)) if official else {}
+    groups = {}
+    if official:
+        parts = split(setting)
+        rare, non_rare = (
+            ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
+        )
+        groups = {rare: parts.rare, non_rare: parts.non_rare}
+    curves = {"all classes": class_curve(scores.per_class)}
+    for name, group in groups.items():
+        curves[name] = class_curve(scores.per_class, group)
 
     def summary(scores: HicoScores) -> dict[str, float]:
         means = {f"mAP {name}": scores.per_class.mean(group) for name, group in groups.items()}
@@ -162,23 +172,20 @@ def score_hico(
         scores,
         summary,
         class_rows(scores.per_class, _triplet_names(scores.per_class, settings.classes, classes)),
-        {
-            name: class_curve(scores.per_class, group)
-            for name, group in {"all classes": None, **groups}.items()
-        },
+        curves,
     )
 
 
 def score_open_images(
-    given: PredictionFiles | ModelRun, suppression: Suppression = "none"
+    evaluated: PredictionFiles | ModelRun, suppression: Suppression = "none"
 ) -> EvaluationResult:
     """Evaluate scene graphs by Open Images' protocol."""
     scored_images = ScoredImages()
-    classes, images = _pairs(given, "scene graph", OPEN_IMAGES, scored_images)
+    classes, images = _pairs(evaluated, "scene graph", OPEN_IMAGES, scored_images)
     order: PhraseOrder = "repaired" if suppression == "repaired" else "published"
     nms = PairSuppression() if suppression != "none" else None
     settings = OpenImagesSettings(len(classes.objects), len(classes.relations), nms, order)
-    with _explained(given):
+    with _explained(evaluated):
         scores = evaluate_open_images(scored_images.named(images), settings)
     relations = scores.relations[100]
     phrases = scores.phrases[100]
@@ -193,7 +200,7 @@ def score_open_images(
 
 
 def score_vcoco(
-    given: PredictionFiles | ModelRun, coco: Path, possible: Path | None = None
+    evaluated: PredictionFiles | ModelRun, coco: Path, possible: Location | None = None
 ) -> EvaluationResult:
     """Evaluate by V-COCO's protocol, with its own vcoco_test.json.
 
@@ -205,18 +212,18 @@ def score_vcoco(
     Raises:
         UserError: a file is malformed, or lacks images.
     """
-    assert given.annotations is not None
+    assert evaluated.annotations is not None
     scored = ScoredImages()
-    actions, people = _read_vcoco(given.annotations, coco)
-    if isinstance(given, PredictionFiles):
-        predicted = _read_predicted_people(given.predictions, actions)
+    actions, people = _read_vcoco(evaluated.annotations, coco)
+    if isinstance(evaluated, PredictionFiles):
+        predicted = _read_predicted_people(evaluated.predictions, actions)
     else:
-        config = given.config("hoi")
+        config = evaluated.config("hoi")
         occurs = None if possible is None else _occurring_pairs(possible, config.classes)
         convert = inference.people_converter(config.classes, actions, occurs)
-        predictions = _predictions(given, config, people, inference.coco_image_id, scored)
+        predictions = _predictions(evaluated, config, people, inference.coco_image_id, scored)
         predicted = {image: convert(pairs) for image, pairs in predictions}
-    with _explained(given):
+    with _explained(evaluated):
         scores = evaluate_vcoco(scored.named(people_images(people, predicted, actions)), actions)
     scored.predicted = {*predicted}
     scored.lack(people, missed=True)
@@ -240,20 +247,20 @@ def _read_vcoco(annotations: Path, coco: Path) -> tuple[Actions, dict[int, Peopl
     verbs = _read_json(annotations)
     instances = _read_json(coco)
     with inputs.naming(f"{annotations} and {coco}"):
-        images = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
+        images = dict.fromkeys(chain.from_iterable(verb["image_id"] for verb in verbs))
         known_images = {image["id"] for image in instances["images"]}
-        missing = [image for image in images if image not in known_images]
-        if missing:
-            raise UserError(
-                f"{coco} lacks image {missing[0]} of {annotations}; use"
-                " instances_vcoco_all_2014.json"
-            )
+        for image in images:
+            if image not in known_images:
+                raise UserError(
+                    f"{coco} lacks image {image} of {annotations}; use"
+                    " instances_vcoco_all_2014.json"
+                )
         actions = read_actions(verbs)
         people = read_people(instances, verbs)
         return actions, {image: people[image] for image in people if image in images}
 
 
-def _read_predicted_people(path: Path, actions: Actions) -> dict[int, PredictedPeople]:
+def _read_predicted_people(path: Location, actions: Actions) -> dict[int, PredictedPeople]:
     detections = _read_json(path)
     if not isinstance(detections, list) or not detections:
         raise UserError(f"{path} contains no predictions: expected a list of detections")
@@ -261,7 +268,7 @@ def _read_predicted_people(path: Path, actions: Actions) -> dict[int, PredictedP
         return read_predicted_people(detections, actions)
 
 
-def _occurring_pairs(run: Path, classes: DatasetClasses) -> NDArray[np.bool_]:
+def _occurring_pairs(run: Location, classes: DatasetClasses) -> NDArray[np.bool_]:
     """Return `[predicates, objects]`: whether a relation of the run has both."""
     pairs: set[tuple[str, str]] = set()
     for table in Run(run).relation_tables():
@@ -294,75 +301,98 @@ def _vcoco_summary(scores: VcocoScores) -> dict[str, float]:
 
 
 def score_graphs(
-    given: PredictionFiles | ModelRun, mode: visual_genome.Mode = "sgdet"
+    evaluated: PredictionFiles | ModelRun, mode: visual_genome.Mode = "sgdet"
 ) -> EvaluationResult:
     """Evaluate scene graphs by Visual Genome's protocol, of VG150 or other classes; those of a
     model in mode sgdet.
     """
     scored_images = ScoredImages()
-    if isinstance(given, PredictionFiles):
-        classes = read_classes(given.classes).classes if given.classes else inputs.VG150_CLASSES
-        annotated = inputs.read_graphs(given.annotations)
-        predictions = inputs.read_predicted_graphs(
-            given.predictions, classes, annotated, scored_images
-        )
-    else:
-        config = given.config("scene graph")
-        classes = config.classes
-        if given.annotations is not None:
-            annotated = inputs.read_graphs(given.annotations)
-        else:
-            shards = inputs.shard_annotations(given.data, classes, given.split, persons_only=False)
-            annotated = {
-                name: visual_genome.GroundTruthGraph(
-                    annotation.boxes, annotation.labels + 1, np.add(annotation.triplets, (0, 0, 1))
-                )
-                for name, annotation in inputs.read_annotations(shards, "image_id").items()
-            }
-        pairs = _predictions(given, config, annotated, lambda row: row.image_id, scored_images)
-        predictions = ((name, inference.predicted_graph(own, MOST_PAIRS)) for name, own in pairs)
+    classes, annotated, predictions = _graphs(evaluated, scored_images)
     images = (
         visual_genome.GraphImage(f"image {name}", annotated[name], predicted)
         for name, predicted in predictions
     )
     names = classes.relations
-    sizes = {"num_objects": len(classes.objects), "num_predicates": len(classes.relations)}
-    official = (len(classes.objects), names) == (
-        len(inputs.VG150_CLASSES.objects),
-        inputs.VG150_CLASSES.relations,
-    )
-    with _explained(given):
-        unseen = visual_genome.vg150_zero_shot() if official else None
+    sizes = (len(classes.objects), names)
+    official = sizes == (len(inputs.VG150_CLASSES.objects), inputs.VG150_CLASSES.relations)
+    with _explained(evaluated):
         scores = visual_genome.evaluate_graphs(
-            scored_images.named(images), mode, zero_shot=unseen, **sizes
+            scored_images.named(images),
+            mode,
+            zero_shot=visual_genome.vg150_zero_shot() if official else None,
+            num_objects=len(classes.objects),
+            num_predicates=len(names),
         )
         scored_images.lack(annotated, missed=False)
     rows: Rows = [{"predicate": name} for name in names]
-    for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
-        for most, shares in recall.per_predicate.items():
-            for row, share in zip(rows, shares.tolist(), strict=True):
-                row[f"{prefix}R@{most}"] = share
+    _add_recalls(rows, "", scores.constrained)
+    _add_recalls(rows, "ng-", scores.unconstrained)
 
     def summary(scores: visual_genome.GraphScores) -> dict[str, float]:
-        return {
-            key: value for key, value in scores.summary().items() if official or "zR@" not in key
-        }
+        measures = scores.summary()
+        if official:
+            return measures
+        return {name: value for name, value in measures.items() if "zR@" not in name}
 
     title = "Visual Genome" if official else "Visual Genome's protocol"
     return scored_images.result(title, {"mode": mode}, scores, summary, rows)
 
 
-def score_plugin(given: PredictionFiles | ModelRun, reference: str) -> EvaluationResult:
+def _graphs(
+    evaluated: PredictionFiles | ModelRun, scored: ScoredImages
+) -> tuple[DatasetClasses, Mapping[str, visual_genome.GroundTruthGraph], Iterator[_NamedGraph]]:
+    """Return the classes, the annotated graphs by image, and the predicted ones."""
+    if isinstance(evaluated, PredictionFiles):
+        classes = inputs.VG150_CLASSES
+        if evaluated.classes:
+            classes = read_classes(evaluated.classes).classes
+        annotated = inputs.read_graphs(evaluated.annotations)
+        return (
+            classes,
+            annotated,
+            inputs.read_predicted_graphs(evaluated.predictions, classes, annotated, scored),
+        )
+    config = evaluated.config("scene graph")
+    if evaluated.annotations is not None:
+        annotated = inputs.read_graphs(evaluated.annotations)
+    else:
+        annotated = _graphs_of_shards(evaluated, config.classes)
+    pairs = _predictions(evaluated, config, annotated, lambda row: row.image_id, scored)
+    graphs = ((name, inference.predicted_graph(pair, MOST_PAIRS)) for name, pair in pairs)
+    return config.classes, annotated, graphs
+
+
+def _graphs_of_shards(
+    run: ModelRun, classes: DatasetClasses
+) -> dict[str, visual_genome.GroundTruthGraph]:
+    """Return what the shards annotate, with numbers from 1, as the evaluator counts classes."""
+    source = inputs.shard_annotations(run.data, classes, run.split, persons_only=False)
+    graphs = {}
+    for name, annotation in inputs.read_annotations(source, "image_id").items():
+        relations = np.add(annotation.triplets, (0, 0, 1))
+        labels = annotation.labels + 1
+        graphs[name] = visual_genome.GroundTruthGraph(annotation.boxes, labels, relations)
+    return graphs
+
+
+def _add_recalls(rows: Rows, prefix: str, recall: Recall) -> None:
+    """Add the recall of each predicate at each number of triplets to the rows of the predicates."""
+    for triplets, shares in recall.per_predicate.items():
+        for row, share in zip(rows, shares.tolist(), strict=True):
+            row[f"{prefix}R@{triplets}"] = share
+
+
+def score_plugin(evaluated: PredictionFiles | ModelRun, reference: str) -> EvaluationResult:
     """Evaluate relations by an `Evaluator` of the user's own."""
     evaluator = load_instance("evaluator", reference, Evaluator)
     scored_images = ScoredImages()
     is_hico = evaluator.form == "hico"
     task: Task = "hoi" if is_hico else "scene graph"
     schema = HICO if is_hico else OPEN_IMAGES
-    classes, read = _pairs(given, task, schema, scored_images)
+    classes, read = _pairs(evaluated, task, schema, scored_images)
     sizes = (len(classes.objects), len(classes.relations))
     images = []
-    with _explained(given):
+    with _explained(evaluated):
         for image in scored_images.named(read):
             image.ground_truth.check(image.name, *sizes)
             image.predicted.check(image.name, *sizes)
@@ -400,7 +430,7 @@ def _triplet_names(
     ]
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Location) -> Any:
     try:
         return json.loads(read_text(path, "file"))  # whole: item by item it takes twice the time
     except (ValueError, RecursionError) as error:
@@ -408,21 +438,21 @@ def _read_json(path: Path) -> Any:
 
 
 @contextmanager
-def _explained(given: PredictionFiles | ModelRun) -> Iterator[None]:
+def _explained(evaluated: PredictionFiles | ModelRun) -> Iterator[None]:
     """Turn errors of an evaluator into UserErrors."""
     try:
         yield
     except EvaluationError as error:
-        name = given.predictions if isinstance(given, PredictionFiles) else given.model
+        name = evaluated.predictions if isinstance(evaluated, PredictionFiles) else evaluated.model
         raise UserError(f"{name}: {error}") from None
 
 
 def _predictions(
-    given: ModelRun,
+    evaluated: ModelRun,
     config: PredictConfig,
     annotated: Collection[Name],
     name_of: Callable[[Record], Name],
-    found: ScoredImages,
+    scored: ScoredImages,
 ) -> Iterator[tuple[Name, PredictedPairs]]:
     """Yield the names and predictions of the images that can be read; the number of others is
     noted.
@@ -430,58 +460,56 @@ def _predictions(
     from sgpipe.inference.predictor import predict  # it imports PyTorch
 
     failed = list[str]()
-    for prediction in predict(config, given.row_groups()):
+    for prediction in predict(config, evaluated.row_groups()):
         if prediction.pairs is None:
             failed.append(prediction.error or "")
             continue
         name = name_of(prediction.row)
-        found.add(name, annotated, f"{given.data} (choose a split with --split)")
+        scored.add(name, annotated, f"{evaluated.data} (choose a split with --split)")
         yield name, prediction.pairs
-    if not found.predicted:
-        raise UserError(
-            f"no image could be read: {failed[0] if failed else 'the data has no images'}"
-        )
+    first = failed[0] if failed else "the data has no images"
+    if not scored.predicted:
+        raise UserError(f"no image could be read: {first}")
     if failed:
-        found.notes.append(
-            f"{count(len(failed), 'image')} could not be read; the first: {failed[0]}"
-        )
+        scored.notes.append(f"{count(len(failed), 'image')} could not be read; the first: {first}")
 
 
 def _pairs(
-    given: PredictionFiles | ModelRun, task: Task, official: HoiaSchema, found: ScoredImages
+    evaluated: PredictionFiles | ModelRun, task: Task, official: HoiaSchema, scored: ScoredImages
 ) -> tuple[DatasetClasses, Iterator[EvaluationImage]]:
     """Return the classes and the annotated images; official: those of HICO-DET or Open Images."""
     is_hico = official is HICO
+    source_of = hico_source if is_hico else open_images_source
     source = None
-    if given.annotations is not None:
-        source = (hico_source if is_hico else open_images_source)(
-            given.annotations, SPLIT, given.classes
-        )
-    if isinstance(given, PredictionFiles):
+    if evaluated.annotations is not None:
+        source = source_of(evaluated.annotations, SPLIT, evaluated.classes)
+    if isinstance(evaluated, PredictionFiles):
         assert source is not None
-        schema = read_classes(given.classes) if given.classes else official
+        schema = read_classes(evaluated.classes) if evaluated.classes else official
         key = "hoi_prediction" if is_hico else "rel_prediction"
-        return schema.classes, inputs.read_pairs(source, given.predictions, key, schema, found)
-    config = given.config(task)
+        return schema.classes, inputs.read_pairs(source, evaluated.predictions, key, schema, scored)
+    config = evaluated.config(task)
     source = source or inputs.shard_annotations(
-        given.data, config.classes, given.split, persons_only=is_hico
+        evaluated.data, config.classes, evaluated.split, persons_only=is_hico
     )
     if source.classes != config.classes:
         hint = "omit --annotations, or list them in --classes"
-        raise UserError(f"{given.data} has other classes than {given.annotations}: {hint}")
-    return config.classes, _predicted_pairs(given, config, source, found)
+        raise UserError(f"{evaluated.data} has other classes than {evaluated.annotations}: {hint}")
+    return config.classes, _predicted_pairs(evaluated, config, source, scored)
 
 
 def _predicted_pairs(
-    given: ModelRun, config: PredictConfig, source: AnnotationSource, found: ScoredImages
+    evaluated: ModelRun, config: PredictConfig, source: AnnotationSource, scored: ScoredImages
 ) -> Iterator[EvaluationImage]:
     """Yield all annotated images; those that the shards lack or that cannot be read have no
     predictions.
     """
     annotated = inputs.read_annotations(source)
-    for name, pairs in _predictions(given, config, annotated, lambda row: row.file_name, found):
+    for name, pairs in _predictions(
+        evaluated, config, annotated, lambda row: row.file_name, scored
+    ):
         yield EvaluationImage(name, annotated[name], pairs)
-    found.lack(annotated, missed=True)
+    scored.lack(annotated, missed=True)
     for name, ground_truth in annotated.items():
-        if name in found.unpredicted:
+        if name in scored.unpredicted:
             yield EvaluationImage(name, ground_truth, inputs.no_pairs(config.classes))

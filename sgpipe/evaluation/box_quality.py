@@ -3,13 +3,16 @@
 Classes are matched by name, images by id or name.
 """
 
+from __future__ import annotations
+
 import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +34,10 @@ from sgpipe.files.locations import Location
 from sgpipe.recipe import DetectConfig
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
 _AVERAGE_PRECISION = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 _AVERAGE_RECALL = ("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large")
@@ -65,7 +72,7 @@ def evaluate_boxes(
     )
     comparison = Comparison.of(read_truth(truth), detected)
     scores = BoxScores(comparison.pairs, comparison.classes)
-    best = scores.at_best_f1()
+    best = scores.at_best_f1(scores.each_image_once())
     at_best = {
         "threshold of best F1": best.threshold,
         "precision there": best.precision,
@@ -121,7 +128,7 @@ class Comparison:
     unmatched: int
 
     @classmethod
-    def of(cls, truth: BoxSet, detected: Location) -> "Comparison":
+    def of(cls, truth: BoxSet, detected: Location) -> Comparison:
         """Raises UserError: the detector found nothing, or has no image or class in common with the
         ground truth.
         """
@@ -147,17 +154,21 @@ class Comparison:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes of the ground truth in these images."""
-        return tuple(sorted({box.name for true_boxes, _ in self.pairs for box in true_boxes}))
+        return tuple(sorted({box.name for box in self.true_boxes}))
+
+    @property
+    def true_boxes(self) -> list[ScoredBox]:
+        return list(chain.from_iterable(true_boxes for true_boxes, _ in self.pairs))
 
     @property
     def detected_boxes(self) -> list[ScoredBox]:
-        return [box for _, detected_boxes in self.pairs for box in detected_boxes]
+        return list(chain.from_iterable(detected_boxes for _, detected_boxes in self.pairs))
 
     def counts(self, true_boxes: int) -> dict[str, int]:
         """Return what was compared and what was not; `true_boxes`: those of the ground truth
         without crowds.
         """
-        crowds = sum(box.crowd for true_boxes, _ in self.pairs for box in true_boxes)
+        crowds = sum(box.crowd for box in self.true_boxes)
         return {
             "images": len(self.images),
             "images failed": self.detections.failed,
@@ -203,7 +214,7 @@ class Comparison:
                 f"left out {boxes} of classes without ground truth here:"
                 f" {list_classes(other_classes)}"
             )
-        missed_classes = [name for name in known if name not in detected]
+        missed_classes = sorted(set(known).difference(detected))
         if missed_classes:
             notes.append(
                 f"nothing was detected of {list_classes(missed_classes)}; classes are matched by"
@@ -215,10 +226,8 @@ class Comparison:
         boxes = self.detected_boxes
         scores = [box.score for box in boxes if box.score is not None]
         if len(scores) < len(boxes) or not scores:
-            return [
-                "the boxes have no scores, so AP has one step; runs that detect boxes keep their"
-                " scores"
-            ]
+            kept_by = "runs that detect boxes keep their scores"
+            return [f"the boxes have no scores, so AP has one step; {kept_by}"]
         lowest = min(scores)
         if lowest < _LOW_SCORE:
             return []
@@ -307,8 +316,11 @@ class BoxScores:
 
     def summary(self, threshold: float) -> dict[str, float]:
         """Return COCO's measures, precision, recall and F1 at the score, and the best F1."""
-        every_image_once = np.ones(len(self.targets), dtype=int)
-        return {**self.measures, **self._f1_measures(threshold, every_image_once)}
+        return {**self.measures, **self._f1_measures(threshold, self.each_image_once())}
+
+    def each_image_once(self) -> Array:
+        """Return how often each image occurs in the dataset as it is: once."""
+        return np.ones(len(self.targets), dtype=int)
 
     def resampled_summary(self, threshold: float, counts: Array) -> dict[str, float]:
         """Return AP, AP50, AP75 and the rest of `summary` of a dataset with each image
@@ -339,19 +351,14 @@ class BoxScores:
         """Return precision and recall of boxes with at least the score; `counts[image]`: how often
         it occurs.
         """
-        min_score = min(
-            threshold, float(np.float32(threshold))
-        )  # shards have float32, other files float64
+        # shards have float32, other files float64
+        min_score = min(threshold, float(np.float32(threshold)))
         boxes = int((self.scores >= min_score).sum())
         totals = self._totals(counts)
         return _point(threshold, boxes, totals, totals.f1())
 
-    def at_best_f1(self, counts: Array | None = None) -> ScorePoint:
-        """Return the score with the highest F1, of equal ones the highest; `counts`: as in `at`,
-        None: once each.
-        """
-        if counts is None:
-            counts = np.ones(len(self.targets), dtype=int)
+    def at_best_f1(self, counts: Array) -> ScorePoint:
+        """Return the score with the highest F1, of equal ones the highest; `counts`: as in `at`."""
         totals = self._totals(counts)
         f1 = totals.f1()
         if not len(self.scores):
@@ -397,7 +404,7 @@ def _point(threshold: float, boxes: int, totals: Totals, f1: Array) -> ScorePoin
     return ScorePoint(threshold, float(precision), float(recall), float(f1[boxes]))
 
 
-def _run_pycocotools(pairs: Sequence[BoxPair], names: Sequence[str]) -> Any:
+def _run_pycocotools(pairs: Sequence[BoxPair], names: Sequence[str]) -> COCOeval:
     """Return a `COCOeval` that has evaluated the boxes."""
     from pycocotools.cocoeval import COCOeval
 
@@ -411,14 +418,14 @@ def _run_pycocotools(pairs: Sequence[BoxPair], names: Sequence[str]) -> Any:
     return evaluation
 
 
-def _coco(images: Sequence[list[ScoredBox]], names: Sequence[str]) -> Any:
+def _coco(images: Sequence[list[ScoredBox]], names: Sequence[str]) -> COCO:
     """Return boxes of known classes as pycocotools' COCO. Ids count from 1, as it takes annotation
     0 for no match.
     """
     from pycocotools.coco import COCO
 
     numbers = {name: number for number, name in enumerate(names, 1)}
-    annotations: list[dict[str, Any]] = []
+    annotations: list[dict[str, object]] = []
     for image, boxes in enumerate(images, 1):
         for box in boxes:
             if box.name not in numbers:
@@ -443,7 +450,7 @@ def _coco(images: Sequence[list[ScoredBox]], names: Sequence[str]) -> Any:
     return coco
 
 
-def _matches(evaluation: Any, classes: int, images: int) -> ClassScores:
+def _matches(evaluation: COCOeval, classes: int, images: int) -> ClassScores:
     """Return the matches that pycocotools made, of boxes of all areas."""
     tally = Tally()
     per_class = len(evaluation.params.areaRng) * images  # the first images are those of all areas
@@ -462,10 +469,9 @@ def _add_matches(tally: Tally, matched: Mapping[str, Any], numbers: Array, image
     ious, places = np.nonzero(counts)
     correct = matched["dtMatches"][ious, places] > 0
     scores = np.array(matched["dtScores"], dtype=np.float64)[places]
-    own_target = np.where(
-        correct, np.cumsum(correct) - 1, -1
-    )  # pycocotools matches no target twice
+    # pycocotools matches no target twice
+    targets_of_boxes = np.where(correct, np.cumsum(correct) - 1, -1)
     number_of_targets = int((~matched["gtIgnore"].astype(bool)).sum())
     targets = np.repeat(numbers, number_of_targets)
     images = (np.full(len(targets), image), np.full(len(ious), image))
-    tally.add(targets, numbers[ious], scores, own_target, images)
+    tally.add(targets, numbers[ious], scores, targets_of_boxes, images)

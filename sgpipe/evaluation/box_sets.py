@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ from sgpipe.sources.fields import FieldError
 from sgpipe.storage.shards import iter_records
 
 UNKNOWN_SIZE = (0, 0)
-
 _RESULT_FORMS = (
     "expected the folder of a run, or a COCO results file: a list of 'image_id', 'category_id',"
     " 'bbox' and 'score'"
@@ -65,10 +65,11 @@ class SizedBoxes(NamedTuple):
         if self.size == size or UNKNOWN_SIZE[0] in (*self.size, *size):
             return self.boxes
         factors = np.divide(size, self.size).tolist() * 2
-        return [
-            box._replace(xywh=np.multiply(box.xywh, factors).tolist(), area=None)
-            for box in self.boxes
-        ]
+        boxes = []
+        for box in self.boxes:
+            xywh = np.multiply(box.xywh, factors).tolist()
+            boxes.append(box._replace(xywh=xywh, area=None))
+        return boxes
 
 
 @dataclass
@@ -98,9 +99,10 @@ class BoxSet:
         Raises:
             UserError: a box or score would falsify the figures.
         """
-        named = [box._replace(name=" ".join(box.name.lower().split())) for box in boxes]
-        for box in named:
+        named = []
+        for box in boxes:
             self._check(image, box)
+            named.append(box._replace(name=" ".join(box.name.lower().split())))
         if image in self.images:
             self.repeated += 1
         else:
@@ -155,9 +157,11 @@ def _read_shards(root: Location) -> BoxSet:
         if not record.ok:
             box_set.failed += 1
             continue
-        objects = [box for box in record.objects if not box.is_nothing]
-        box_set.classes.update((box.category_id, box.category) for box in objects)
-        boxes = [ScoredBox(box.bbox, box.category, box.score, box.iscrowd) for box in objects]
+        boxes = []
+        for box in record.objects:
+            if not box.is_nothing:
+                box_set.classes[box.category_id] = box.category
+                boxes.append(ScoredBox(box.bbox, box.category, box.score, box.iscrowd))
         image = ImageName(record.dataset, record.image_id, image_base_name(record.file_name))
         box_set.add(image, (record.width, record.height), boxes)
     if not box_set.images:
@@ -208,7 +212,7 @@ def _read_instances(path: Location) -> BoxSet:
     return box_set
 
 
-def _annotation(item: Any) -> _CocoBox:
+def _annotation(item: dict[str, Any]) -> _CocoBox:
     category = fields.integer(item, "category_id")
     xywh = fields.numbers(fields.required(item, "bbox"), 4)
     area = float(item.get("area", xywh[2] * xywh[3]))
@@ -226,15 +230,12 @@ def _read_results(path: Location, truth: BoxSet) -> BoxSet:
             boxes[_id(item, "image_id")].append(_CocoBox(category, xywh, score))
         except FieldError as error:
             raise UserError(f"{path}: {error}; {_RESULT_FORMS}") from None
-    images = {
-        name.image_id: (name, UNKNOWN_SIZE) for name in truth.images if name.image_id in boxes
-    }
-    _check_ids(
-        box_set,
-        images,
-        boxes,
-        "is not in the ground truth; pass --truth of the images of the results",
-    )
+    images = {}
+    for name in truth.images:
+        if name.image_id in boxes:
+            images[name.image_id] = (name, UNKNOWN_SIZE)
+    unknown_image = "is not in the ground truth; pass --truth of the images of the results"
+    _check_ids(box_set, images, boxes, unknown_image)
     _add_images(box_set, images, boxes)
     return box_set
 
@@ -246,7 +247,7 @@ def _check_ids(box_set: BoxSet, images: _Images, boxes: _BoxesById, unknown_imag
     other_images = boxes.keys() - images.keys()
     if other_images:
         raise UserError(f"{box_set.path}: image_id {min(other_images)} {unknown_image}")
-    used = {box.category_id for of_image in boxes.values() for box in of_image}
+    used = {box.category_id for box in chain.from_iterable(boxes.values())}
     other_classes = used - box_set.classes.keys()
     if other_classes:
         known = list_classes(box_set.classes.values())
@@ -258,11 +259,11 @@ def _add_images(
     box_set: BoxSet, images: Mapping[str, tuple[ImageName, ImageSize]], boxes: _BoxesById
 ) -> None:
     for image_id, (name, size) in images.items():
-        of_image = boxes.get(image_id, [])
-        box_set.add(
-            name, size, [box.with_class(box_set.classes[box.category_id]) for box in of_image]
-        )
+        named = []
+        for box in boxes[image_id]:
+            named.append(box.with_class(box_set.classes[box.category_id]))
+        box_set.add(name, size, named)
 
 
-def _id(item: Any, key: str) -> str:
+def _id(item: object, key: str) -> str:
     return fields.identifier(fields.required(item, key)) or ""

@@ -5,8 +5,9 @@ the ground truth.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -63,10 +64,9 @@ class Vocabulary:
     def numbers(self, texts: pa.Array) -> Array:
         """`[texts]` int64."""
         encoded = texts.dictionary_encode()
-        own = np.array(
-            [self.number(text or "") for text in encoded.dictionary.to_pylist()], dtype=np.int64
-        )
-        return own[encoded.indices.to_numpy(zero_copy_only=False)]
+        distinct = [self.number(text or "") for text in encoded.dictionary.to_pylist()]
+        numbers = np.array(distinct, dtype=np.int64)
+        return numbers[encoded.indices.to_numpy(zero_copy_only=False)]
 
 
 def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabulary:
@@ -74,6 +74,12 @@ def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabular
     predicates.
     """
     canonical: dict[str, str] = {}
+
+    def meaning(text: str) -> str:
+        lemma = predicate_lemma(text)
+        return canonical.get(lemma, lemma)
+
+    vocabulary = Vocabulary(meaning)
     for name, texts in (synonyms or {}).items():
         for lemma in map(predicate_lemma, (name, *texts)):
             if canonical.setdefault(lemma, predicate_lemma(name)) != predicate_lemma(name):
@@ -81,9 +87,6 @@ def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabular
                     f"synonyms: {lemma!r} stands for both {canonical[lemma]!r} and {name!r};"
                     " remove one"
                 )
-    vocabulary = Vocabulary(
-        lambda text: canonical.get(predicate_lemma(text), predicate_lemma(text))
-    )
     for name in synonyms or {}:
         vocabulary.number(name)
     return vocabulary
@@ -97,9 +100,10 @@ def class_meanings(vocabulary: Vocabulary, predicted: Iterable[str]) -> Callable
     predicted: all class names of the run; if they are COCO's or Objects365's, its synonyms count.
     """
     names = {normalise_predicate(name) for name in predicted}
-    synonyms = packaged_synonyms(
-        next((one for one in _DATASETS if names <= {*category_names(one).values()}), "")
+    datasets = (
+        dataset for dataset in _DATASETS if names.issubset(category_names(dataset).values())
     )
+    synonyms = packaged_synonyms(next(datasets, ""))
     known = {vocabulary.number(name) for name in (*names, *synonyms)}
     matcher = HeadMatcher(synonyms)
 
@@ -166,9 +170,10 @@ def iter_graphs(
     range.
     """
     column = "pairs" if source == "candidates" else "relations"
-    for table in iter_tables(
-        root, (*_COLUMNS, column, *([VLM_SCORE] if source == "vlm_score" else []))
-    ):
+    columns = [*_COLUMNS, column]
+    if source == "vlm_score":
+        columns.append(VLM_SCORE)
+    for table in iter_tables(root, columns):
         if table.num_rows:
             yield _graphs(root, table.combine_chunks(), (classes, predicates), column, calibration)
 
@@ -188,60 +193,57 @@ def _graphs(
     column: str,
     calibration: Calibration | None,
 ) -> Graphs:
-    (image, objects), (owner, relations) = flat(table["objects"]), flat(table[column])
+    image, objects = flat(table["objects"])
+    owner, relations = flat(table[column])
     counts = lengths(table["objects"])
     starts = np.concatenate([[0], np.cumsum(counts)])
-    ends = [np.array(pc.struct_field(relations, end), np.int64) for end in ("subject", "object")]
-    if any(((end < 0) | (end >= counts[owner])).any() for end in ends):
+    subject = np.array(pc.struct_field(relations, "subject"), np.int64)
+    object_ = np.array(pc.struct_field(relations, "object"), np.int64)
+    ends = np.stack([subject, object_])
+    if ((ends < 0) | (ends >= counts[owner])).any():
         raise UserError(
             f"{root}: {column} refer to objects that do not exist; regenerate the shards"
         )
     if column == "relations":
         texts = pc.struct_field(relations, "predicate")
-        confidence = np.array(
-            pc.fill_null(pc.struct_field(relations, "confidence"), 1.0), np.float32
-        )
-        _refuse(
-            root,
-            table,
-            owner,
-            ~((confidence >= 0) & (confidence <= 1)),
-            "a confidence from 0 to 1",
-            confidence,
-        )
-        annotated = np.array(pc.is_null(pc.struct_field(relations, "confidence")), bool)
+        confidences = pc.struct_field(relations, "confidence")
+        confidence = np.array(pc.fill_null(confidences, 1.0), np.float32)
+        is_outside = ~((confidence >= 0) & (confidence <= 1))
+        _refuse(root, table, owner, is_outside, "a confidence from 0 to 1", confidence)
+        annotated = np.array(pc.is_null(confidences), bool)
         if calibration is not None:
-            confidence = np.where(annotated, 1, calibration.probabilities(confidence)).astype(
-                np.float32
-            )
+            probabilities = calibration.probabilities(confidence)
+            confidence = np.where(annotated, 1, probabilities).astype(np.float32)
         if VLM_SCORE in table.column_names:
             scores = flat(table[VLM_SCORE])[1]
             known = np.array(pc.is_valid(scores), bool)
             owner = owner[known]
-            ends = [end[known] for end in ends]
+            subject = subject[known]
+            object_ = object_[known]
             texts = texts.filter(pa.array(known))
             confidence = np.array(scores.drop_null(), np.float32)
             annotated = np.zeros(known.sum(), dtype=bool)
     else:
         lists = pc.struct_field(relations, "predicates")
-        owner, *ends = (np.repeat(each, lengths(lists)) for each in (owner, *ends))
+        predicates = lengths(lists)
+        owner = np.repeat(owner, predicates)
+        subject = np.repeat(subject, predicates)
+        object_ = np.repeat(object_, predicates)
         texts = lists.flatten()
         confidence = np.ones(len(texts), dtype=np.float32)
         annotated = np.zeros(len(texts), dtype=bool)
-    names = (table[name].to_pylist() for name in ("dataset", "image_id", "file_name"))
+    base_names = map(image_base_name, table["file_name"].to_pylist())
+    names = map(ImageName, table["dataset"].to_pylist(), table["image_id"].to_pylist(), base_names)
     return Graphs(
-        names=[
-            ImageName(dataset, id_, image_base_name(file))
-            for dataset, id_, file in zip(*names, strict=True)
-        ],
+        names=list(names),
         ok=np.array(pc.equal(table["status"], "ok"), bool),
         starts=starts,
         image=image,
         category=words[0].numbers(pc.struct_field(objects, "category")),
         crowd=np.array(pc.fill_null(pc.struct_field(objects, "iscrowd"), False), bool),
         boxes=_boxes(root, objects, table, image),
-        subject=starts[owner] + ends[0],
-        object=starts[owner] + ends[1],
+        subject=starts[owner] + subject,
+        object=starts[owner] + object_,
         predicate=words[1].numbers(texts),
         confidence=confidence,
         annotated=annotated,
@@ -261,20 +263,16 @@ def _boxes(root: Location, objects: pa.Array, table: pa.Table, image: Array) -> 
     sizes = lengths(column)
     _refuse(root, table, image, sizes != 4, "the number of values of a bbox, 4", sizes)
     boxes = np.array(column.flatten(), np.float64).reshape(-1, 4)
-    _refuse(
-        root,
-        table,
-        image,
-        ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1),
-        "x, y, width, height",
-        boxes,
-    )
-    sides = np.stack([np.array(table[side], np.float64) for side in ("width", "height")], axis=1)
+    is_wrong = np.logical_or(~np.isfinite(boxes).all(1), (boxes[:, 2:] < 0).any(1))
+    _refuse(root, table, image, is_wrong, "x, y, width, height", boxes)
+    widths = np.array(table["width"], np.float64)
+    heights = np.array(table["height"], np.float64)
+    sides = np.stack([widths, heights], axis=1)
     return xywh_to_xyxy(boxes) / np.maximum(np.tile(sides, 2), 1)[image]
 
 
 def _refuse(
-    root: Location, table: pa.Table, image: Array, wrong: Any, expected: str, values: Array
+    root: Location, table: pa.Table, image: Array, wrong: Array, expected: str, values: Array
 ) -> None:
     if wrong.any():
         row = int(wrong.argmax())
@@ -296,9 +294,8 @@ def best_pairs(first: Array, second: Array, quality: Array, count: int) -> Array
     matches = np.full(count, NO_MATCH)
     while len(first):
         # A pair that is the best for both its members is final, whatever happens to the others.
-        best_of_first, best_of_second = (
-            np.unique(side, return_index=True)[1] for side in (first, second)
-        )
+        best_of_first = np.unique(first, return_index=True)[1]
+        best_of_second = np.unique(second, return_index=True)[1]
         chosen = np.intersect1d(best_of_first, best_of_second)
         matches[first[chosen]] = second[chosen]
         free = ~(np.isin(first, first[chosen]) | np.isin(second, second[chosen]))
@@ -329,9 +326,8 @@ class GroundTruthIndex:
         places = self.graphs.subject * len(self.graphs.image) + self.graphs.object
         self._pairs, pair = np.unique(places, return_inverse=True)
         keys = pair.reshape(-1) * _MOST_PREDICATES + self.graphs.predicate
-        self._keys, self.statements = np.unique(
-            keys, return_index=True
-        )  # one row per distinct relation
+        # one row per distinct relation
+        self._keys, self.statements = np.unique(keys, return_index=True)
 
     def find(self, names: Sequence[ImageName]) -> Array:
         return np.array([self._find(name) for name in names], dtype=np.int64)
@@ -345,17 +341,16 @@ class GroundTruthIndex:
         images: `[images]` of the ground truth, or `NO_IMAGE`. Returns `[objects]` of it, or
         `NO_MATCH`.
         """
-        own = images[images >= 0]
-        objects = _ranges(self.graphs.starts[own], self.graphs.starts[own + 1])
+        known = images[images >= 0]
+        objects = _ranges(self.graphs.starts[known], self.graphs.starts[known + 1])
         objects = objects[~self.graphs.crowd[objects]]
         distinct, kind = np.unique(self.graphs.category[objects], return_inverse=True)
-        meanings = [
-            classes(number) for number in distinct.tolist()
-        ]  # an object may be of several classes
-        counts = np.array([len(meaning) for meaning in meanings], dtype=np.int64)
+        # an object may be of several classes
+        meanings = [classes(number) for number in distinct.tolist()]
+        counts = np.array(list(map(len, meanings)), dtype=np.int64)
         firsts = np.cumsum(counts) - counts
         entries = np.repeat(objects, counts[kind])
-        flat = np.array([number for meaning in meanings for number in meaning], dtype=np.int64)
+        flat = np.array(list(chain.from_iterable(meanings)), dtype=np.int64)
         kinds = flat[_ranges(firsts[kind], (firsts + counts)[kind])]
         usable = np.flatnonzero((images[graphs.image] >= 0) & ~graphs.crowd)
         count = 1 + max(kinds.max(initial=0), graphs.category.max(initial=0))
@@ -366,8 +361,10 @@ class GroundTruthIndex:
         left = usable[left]
         right = entries[right]
         overlap = box_iou(graphs.boxes[left], self.graphs.boxes[right])
-        same = overlap >= iou
-        return best_pairs(left[same], right[same], overlap[same], len(graphs.image))
+        is_match = overlap >= iou
+        left = left[is_match]
+        right = right[is_match]
+        return best_pairs(left, right, overlap[is_match], len(graphs.image))
 
     def has(self, subjects: Array, objects: Array, predicates: Array) -> Array:
         """Return whether the ground truth has relations between its objects, or `NO_MATCH`. All
@@ -397,7 +394,7 @@ def image_finder(
 
     coco_ids: as for `GroundTruthIndex`. Of images that occur twice, the first is found.
     """
-    rows: dict[Any, int] = {}  # by dataset and id, by COCO's id, or by base name
+    rows: dict[object, int] = {}  # by dataset and id, by COCO's id, or by base name
     for row, name in enumerate(names):
         if (name.dataset, name.image_id) in rows:
             continue
@@ -421,6 +418,11 @@ def read_coco_ids(image_data: Location) -> dict[str, str]:
     Raises UserError: the file is missing or is not Visual Genome's image_data.json.
     """
     require_format(image_data, "image data")
-    items = (item for _, item in JsonStream(image_data) if isinstance(item, dict))
-    ids = ([fields.identifier(item.get(key)) for key in ("image_id", "coco_id")] for item in items)
-    return {own: coco for own, coco in ids if own and coco}
+    ids = {}
+    for _, item in JsonStream(image_data):
+        if isinstance(item, dict):
+            image_id = fields.identifier(item.get("image_id"))
+            coco_id = fields.identifier(item.get("coco_id"))
+            if image_id and coco_id:
+                ids[image_id] = coco_id
+    return ids

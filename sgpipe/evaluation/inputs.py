@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GroundTruthGra
 from sgpipe.errors import UserError, os_error_reason
 from sgpipe.evaluation.result import ScoredImages
 from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location, open_shard_file
 from sgpipe.inference.predictions import CLASSES, PERSON, RowGroup
 from sgpipe.records import Record, from_table
 from sgpipe.sources import fields
@@ -45,6 +47,9 @@ _OTHER_CLASS = (
     " import`"
 )
 
+
+_Item = dict[str, Any]  # of a file of predictions
+_Numbers = Mapping[int | str, int]  # of classes, by what a file calls them
 
 # Of an image: boxes `[boxes, 4]` pixel xyxy, labels; ends `[triplets, 2]`, places of boxes,
 # predicates, scores.
@@ -97,36 +102,37 @@ def no_pairs(classes: DatasetClasses) -> PredictedPairs:
 
 
 def read_pairs(
-    source: AnnotationSource, predictions: Path, key: str, schema: HoiaSchema, found: ScoredImages
+    source: AnnotationSource,
+    predictions: Location,
+    key: str,
+    schema: HoiaSchema,
+    scored: ScoredImages,
 ) -> Iterator[EvaluationImage]:
     """Yield all annotated images in the order of the annotations, with the predictions of a file.
 
-    predictions: in HOIA format, with relations by `key`, or of `sgpipe predict --out FILE.parquet`.
-    schema: classes, whose numbers the file has if it does not list its own. found: filled with
-    counts and notes.
+    Args:
+        source: of the annotations.
+        predictions: in HOIA format, or of `sgpipe predict --out FILE.parquet`.
+        key: of the relations in HOIA format.
+        schema: classes, whose numbers the file has if it does not list its own.
+        scored: filled with counts and notes.
 
-    Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
+    Raises:
+        UserError: a file is missing or invalid, or a predicted image is not annotated.
     """
     annotated = read_annotations(source)
     classes = schema.classes
-    is_parquet = predictions.suffix == ".parquet"
-    lists_classes = is_parquet
+    is_parquet = predictions.name.endswith(".parquet")
     numbers = _class_numbers(schema, classes)
+    items: Iterable[_Item] = map(itemgetter(1), JsonStream(predictions))
     if is_parquet:
-        numbers = tuple(
-            {name: index for index, name in enumerate(names)} for names in vars(classes).values()
-        )
+        numbers = _class_names(classes)
+        items = _parquet_rows(predictions)
+    lists_classes = is_parquet
     predicted: dict[str, _Triplets] = {}
-    for item in (
-        _parquet_rows(predictions) if is_parquet else map(itemgetter(1), JsonStream(predictions))
-    ):
-        try:
-            name = fields.text(item, "file_name")
-        except FieldError as error:
-            raise UserError(
-                f"{predictions}: an item: {error}; expected one list with an object per image"
-            ) from None
-        found.add(name, annotated, str(predictions))
+    for item in items:
+        name = _file_name(item, predictions)
+        scored.add(name, annotated, str(predictions))
         with naming(f"{predictions}: image {name!r}"):
             if is_parquet:
                 boxes, relations = _hoia_lists(item["triplets"])
@@ -137,26 +143,33 @@ def read_pairs(
                 lists_classes = True
                 numbers = _class_numbers(HoiaSchema.of_class_list(item[CLASSES]), classes)
             predicted[name] = _triplets(boxes, relations, *numbers)
-    found.lack(annotated, missed=True)
+    scored.lack(annotated, missed=True)
     if not lists_classes:
-        number, name = next(iter(schema.relations.items()))
-        such = (
-            f"such as {number} for the relation {name!r}; a model of other numbers would be scored"
+        number, relation = next(iter(schema.relations.items()))
+        scored.notes.append(
+            f"{predictions} lists no classes: its numbers are taken for the annotations', such as"
+            f" {number} for the relation {relation!r}; a model of other numbers would be scored"
             " wrongly"
         )
-        found.notes.append(
-            f"{predictions} lists no classes: its numbers are taken for the annotations', {such}"
-        )
+    nothing = no_pairs(classes)
     for name, ground_truth in annotated.items():
-        own = _pairs(predicted[name], classes) if name in predicted else no_pairs(classes)
-        yield EvaluationImage(name, ground_truth, own)
+        pairs = _pairs(predicted[name], classes) if name in predicted else nothing
+        yield EvaluationImage(name, ground_truth, pairs)
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _file_name(item: _Item, predictions: Location) -> str:
+    try:
+        return fields.text(item, "file_name")
+    except FieldError as error:
+        expected = "expected one list with an object per image"
+        raise UserError(f"{predictions}: an item: {error}; {expected}") from None
+
+
+def _parquet_rows(path: Location) -> Iterator[_Item]:
     """Yield the rows of a file of `sgpipe predict --out FILE.parquet`, without error rows."""
     columns = ["file_name", "triplets"]
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(open_shard_file(path)) as file:
             for batch in file.iter_batches(512, columns=columns):
                 rows = batch.select(columns).to_pylist()  # KeyError: one is missing
                 yield from (row for row in rows if row["triplets"] is not None)
@@ -170,47 +183,54 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _hoia_lists(
-    triplets: Sequence[Mapping[str, Any]],
+    triplets: Sequence[_Item],
 ) -> tuple[list[Any], list[Any]]:
     """Return the boxes and relations of triplets as a HOIA file has them, with names for numbers.
     Raises FieldError.
     """
-    pairs: dict[int, list[dict[str, Any]]] = {}
-    relations = []
-    for one in sorted(triplets, key=itemgetter("pair")):
-        boxes = [
-            {"bbox": one[f"{side}_box"], "category_id": one[side]} for side in ("subject", "object")
-        ]
-        if pairs.setdefault(one["pair"], boxes) != boxes:
+    pairs: dict[int, list[_Item]] = {}
+    relations: list[_Item] = []
+    for triplet in sorted(triplets, key=itemgetter("pair")):
+        subject = {"bbox": triplet["subject_box"], "category_id": triplet["subject"]}
+        object_ = {"bbox": triplet["object_box"], "category_id": triplet["object"]}
+        boxes = [subject, object_]
+        if pairs.setdefault(triplet["pair"], boxes) != boxes:
             raise FieldError("a pair has more than one subject or object")
-        ends = {"subject_id": 2 * len(pairs) - 2, "object_id": 2 * len(pairs) - 1}
-        relations.append({**ends, "category_id": one["predicate"], "score": one["score"]})
-    return [box for pair in pairs.values() for box in pair], relations
+        relation = {
+            "subject_id": 2 * len(pairs) - 2,
+            "object_id": 2 * len(pairs) - 1,
+            "category_id": triplet["predicate"],
+            "score": triplet["score"],
+        }
+        relations.append(relation)
+    return list(chain.from_iterable(pairs.values())), relations
 
 
-def _class_numbers(listed: HoiaSchema, classes: DatasetClasses) -> tuple[Mapping[Any, int], ...]:
-    """Return the indices of objects and of relations, by what a file calls them."""
-    both = ((listed.objects, classes.objects), (listed.relations, classes.relations))
-    return tuple(
-        {number: known.index(name) for number, name in own.items() if name in known}
-        for own, known in both
-    )
+def _class_numbers(listed: HoiaSchema, classes: DatasetClasses) -> tuple[_Numbers, _Numbers]:
+    """Return the numbers of objects and of relations by those of a file."""
+    objects = _indices(listed.objects, classes.objects)
+    return objects, _indices(listed.relations, classes.relations)
+
+
+def _indices(listed: Mapping[int, str], names: Sequence[str]) -> _Numbers:
+    return {number: names.index(name) for number, name in listed.items() if name in names}
+
+
+def _class_names(classes: DatasetClasses) -> tuple[_Numbers, _Numbers]:
+    """Return the numbers of objects and of relations by their names."""
+    return _numbered(classes.objects), _numbered(classes.relations)
+
+
+def _numbered(names: Iterable[str]) -> dict[int | str, int]:
+    return {name: number for number, name in enumerate(names)}
 
 
 def _triplets(
-    boxes: Sequence[Any],
-    relations: Sequence[Any],
-    objects: Mapping[Any, int],
-    predicates: Mapping[Any, int],
+    boxes: Sequence[_Item],
+    relations: Sequence[_Item],
+    objects: _Numbers,
+    predicates: _Numbers,
 ) -> _Triplets:
-    def numbers(known: Mapping[Any, int], items: Sequence[Any]) -> Array:
-        found = [known.get(item["category_id"], -1) for item in items]
-        if -1 in found:
-            raise FieldError(
-                f"category_id {items[found.index(-1)]['category_id']!r} {_OTHER_CLASS}"
-            )
-        return np.array(found, dtype=int)
-
     ends = table([(item["subject_id"], item["object_id"]) for item in relations], (-1, 2), int)
     check_range("its predictions", "a box of a relation", ends, 0, len(boxes))
     scores = table([item["score"] for item in relations], (-1,), np.float32)
@@ -219,7 +239,21 @@ def _triplets(
             "a 'score' is NaN or infinite; remove the relation or fix the model's output"
         )
     corners = table([box["bbox"] for box in boxes], (-1, 4), np.float32)
-    return corners, numbers(objects, boxes), ends, numbers(predicates, relations), scores
+    return corners, _classes(objects, boxes), ends, _classes(predicates, relations), scores
+
+
+def _classes(numbers: _Numbers, items: Sequence[_Item]) -> Array:
+    """Return the numbers of the classes of items.
+
+    Raises:
+        FieldError: a class is not one of the dataset.
+    """
+    classes = []
+    for item in items:
+        if item["category_id"] not in numbers:
+            raise FieldError(f"category_id {item['category_id']!r} {_OTHER_CLASS}")
+        classes.append(numbers[item["category_id"]])
+    return np.array(classes, dtype=int)
 
 
 def read_annotations(
@@ -234,10 +268,7 @@ def read_annotations(
     `may_be_empty`.
     """
     assert source.classes is not None
-    objects, predicates = (
-        {name: number for number, name in enumerate(names)}
-        for names in vars(source.classes).values()
-    )
+    objects, predicates = _class_names(source.classes)
     path = source.files["annotations"]
     problems = Counter[str]()
     annotated: dict[str, ImageGroundTruth] = {}
@@ -249,18 +280,20 @@ def read_annotations(
         if name in annotated:
             raise UserError(f"{path}: image {name!r} occurs twice")
         annotated[name] = _ground_truth(record, objects, predicates)
-    occurred = +problems  # without those counted as 0
-    if occurred:
-        counts = [f"{number:,} {name.replace('_', ' ')}" for name, number in occurred.items()]
-        raise UserError(f"{path} cannot be used for evaluation: {', '.join(counts)}")
+    _refuse_problems(path, problems)
     if not annotated and not may_be_empty:
         raise UserError(f"{path} contains no images")
     return annotated
 
 
-def _ground_truth(
-    record: Record, objects: Mapping[str, int], predicates: Mapping[str, int]
-) -> ImageGroundTruth:
+def _refuse_problems(path: Location, problems: Counter[str]) -> None:
+    occurred = +problems  # without those counted as 0
+    if occurred:
+        counts = [f"{number:,} {name.replace('_', ' ')}" for name, number in occurred.items()]
+        raise UserError(f"{path} cannot be used for evaluation: {', '.join(counts)}")
+
+
+def _ground_truth(record: Record, objects: _Numbers, predicates: _Numbers) -> ImageGroundTruth:
     """Return the boxes and relations of an image; `objects`, `predicates`: numbers of names."""
     corners = []
     for box in record.objects:
@@ -273,7 +306,7 @@ def _ground_truth(
     return ImageGroundTruth.from_lists(corners, classes, triplets)
 
 
-def data_classes(root: Path) -> DatasetClasses:
+def data_classes(root: Location) -> DatasetClasses:
     """Return all classes of a run: its closed lists, then other names that occur, the most frequent
     first.
 
@@ -285,14 +318,8 @@ def data_classes(root: Path) -> DatasetClasses:
     for rows in iter_tables(
         root, ("objects.list.element.category", "relations.list.element.predicate")
     ):
-        for names, column, key in (
-            (objects, "objects", "category"),
-            (relations, "relations", "predicate"),
-        ):
-            values = pc.struct_field(pc.list_flatten(rows[column]), key)
-            names.update(
-                {item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()}
-            )
+        _count_names(objects, pc.struct_field(pc.list_flatten(rows["objects"]), "category"))
+        _count_names(relations, pc.struct_field(pc.list_flatten(rows["relations"]), "predicate"))
     if not (lists["objects"] or objects) or not (lists["relations"] or relations):
         raise UserError(
             f"{root} has no objects or no relations from which to list the classes; pass --classes"
@@ -300,6 +327,11 @@ def data_classes(root: Path) -> DatasetClasses:
     return DatasetClasses(
         _listed_first(lists["objects"], objects), _listed_first(lists["relations"], relations)
     )
+
+
+def _count_names(counts: Counter[str], names: pa.ChunkedArray) -> None:
+    for item in pc.value_counts(names).to_pylist():
+        counts[item["values"]] += item["counts"]
 
 
 def _listed_first(names: Iterable[str], counts: Mapping[str, int]) -> tuple[str, ...]:
@@ -312,16 +344,15 @@ def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:
     """Return the official numbers of HICO-DET's and Open Images' classes; other classes count from
     1.
     """
-    hoia_schema = HoiaSchema(
-        HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1))
-    )
-    return next(
-        (official for official in (HICO, OPEN_IMAGES) if official.classes == classes), hoia_schema
-    )
+    for official in (HICO, OPEN_IMAGES):
+        if official.classes == classes:
+            return official
+    objects = dict(enumerate(classes.objects, 1))
+    return HoiaSchema(HICO.key, objects, dict(enumerate(classes.relations, 1)))
 
 
 def shard_annotations(
-    root: Path,
+    root: Location,
     classes: DatasetClasses,
     split: str | None = None,
     *,
@@ -347,13 +378,12 @@ def shard_annotations(
             yield read_file(root / shard.file, _COLUMNS)
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        for rows in tables():
-            for record in from_table(rows):
-                if record.ok:
-                    if persons_only:
-                        record = _relations_of_persons(record)
-                    _check_names(root, record, classes)
-                    yield record
+        for record in chain.from_iterable(map(from_table, tables())):
+            if record.ok:
+                if persons_only:
+                    record = _relations_of_persons(record)
+                _check_names(root, record, classes)
+                yield record
 
     return AnnotationSource("shards", split or "all", read, {"annotations": root}, classes=classes)
 
@@ -366,7 +396,7 @@ def _relations_of_persons(record: Record) -> Record:
     return replace(record, relations=relations)
 
 
-def _check_names(root: Path, record: Record, classes: DatasetClasses) -> None:
+def _check_names(root: Location, record: Record, classes: DatasetClasses) -> None:
     """Raises UserError: a name is not a class."""
     unknown = {box.category for box in record.objects} - {*classes.objects}
     unknown |= {relation.predicate for relation in record.relations} - {*classes.relations}
@@ -377,7 +407,7 @@ def _check_names(root: Path, record: Record, classes: DatasetClasses) -> None:
         )
 
 
-def _class_map(content: Any, classes: DatasetClasses) -> tuple[Array, Array]:
+def _class_map(content: object, classes: DatasetClasses) -> tuple[Array, Array]:
     """Return the numbers of objects and predicates by those of a file with a class list, from 1; of
     0 it is 0.
 
@@ -386,35 +416,45 @@ def _class_map(content: Any, classes: DatasetClasses) -> tuple[Array, Array]:
     """
     listed = HoiaSchema.of_class_list(content).classes
     objects = listed.objects if classes == VG150_CLASSES else classes.objects
-    both = ((listed.objects, objects), (listed.relations, classes.relations))
-    unknown = [name for own, known in both for name in own if name not in known]
-    if unknown:
-        raise FieldError(f"{unknown[0]!r} {_OTHER_CLASS}")
+    object_numbers = _places(listed.objects, objects)
+    relation_numbers = _places(listed.relations, classes.relations)
     if len(objects) != len(classes.objects):
         sizes = f"{len(objects)} object classes, the dataset {len(classes.objects)}"
         raise FieldError(f"the file has {sizes}: see --classes")
-    first, second = (np.array([0, *(1 + known.index(each) for each in own)]) for own, known in both)
-    return first, second
+    return object_numbers, relation_numbers
+
+
+def _places(names: Sequence[str], known: Sequence[str]) -> Array:
+    """Return the places of names among those that are known, from 1, after a 0.
+
+    Raises:
+        FieldError: a name is not known.
+    """
+    places = [0]
+    for name in names:
+        if name not in known:
+            raise FieldError(f"{name!r} {_OTHER_CLASS}")
+        places.append(1 + known.index(name))
+    return np.array(places)
 
 
 def read_predicted_graphs(
-    predictions: Path, classes: DatasetClasses, annotated: Collection[str], found: ScoredImages
+    predictions: Location, classes: DatasetClasses, annotated: Collection[str], scored: ScoredImages
 ) -> Iterator[tuple[str, PredictedGraph]]:
-    """Yield predictions by image id, noted in `found`. Raises UserError: as `read_pairs`."""
+    """Yield predictions by image id, noted in `scored`. Raises UserError: as `read_pairs`."""
     objects = np.arange(len(classes.objects) + 1)
     predicates = np.arange(len(classes.relations) + 1)
     for name, item in _graph_items(predictions):
-        found.add(name, annotated, str(predictions))
+        scored.add(name, annotated, str(predictions))
         with naming(f"{predictions}: image {name}"):
             if CLASSES in item:
                 objects, predicates = _class_map(item[CLASSES], classes)
             labels = _field(item, "labels", (-1,), int)
             valid = (labels >= 1) & (labels < len(objects))  # the evaluator refuses others
-            given = _field(item, "predicate_scores", (-1, len(predicates)), np.float32)
-            scores = np.zeros(
-                (len(given), 1 + len(classes.relations)), given.dtype
-            )  # 0 of what is not listed
-            scores[:, predicates] = given
+            listed = _field(item, "predicate_scores", (-1, len(predicates)), np.float32)
+            # 0 of what is not listed
+            scores = np.zeros((len(listed), 1 + len(classes.relations)), listed.dtype)
+            scores[:, predicates] = listed
             predicted = PredictedGraph(
                 _field(item, "boxes", (-1, 4), np.float32),
                 np.where(valid, objects[np.where(valid, labels, 0)], labels),
@@ -444,14 +484,15 @@ def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
     return annotated
 
 
-def _graph_items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _graph_items(path: Location) -> Iterator[tuple[str, _Item]]:
     for _, item in JsonStream(path):
-        if not isinstance(item, dict) or (name := fields.identifier(item.get("image_id"))) is None:
+        name = fields.identifier(item.get("image_id")) if isinstance(item, dict) else None
+        if name is None:
             raise UserError(
                 f"{path}: an item has no 'image_id'; expected a list of objects, one per image"
             )
         yield name, item
 
 
-def _field(item: Mapping[str, Any], key: str, shape: tuple[int, ...], kind: Any) -> Array:
+def _field(item: _Item, key: str, shape: tuple[int, ...], kind: type) -> Array:
     return table(fields.required(item, key), shape, kind)

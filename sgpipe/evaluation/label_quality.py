@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from rich.console import Console
@@ -51,12 +51,8 @@ from sgpipe.utils.console import count, single_line
 
 FrequencyBand = Literal["head", "body", "tail"]
 BANDS: tuple[FrequencyBand, ...] = get_args(FrequencyBand)
-_BAND_ENDS = (
-    0.8,
-    0.95,
-)  # the most frequent predicates with 80% of all targets are the head, up to 95% the body
-
-
+# the most frequent predicates with 80% of all targets are the head, up to 95% the body
+_BAND_ENDS = (0.8, 0.95)
 LABELS = "labels"
 ALL_PAIRS = "all matching pairs"
 _SOURCES: dict[str, Source] = {LABELS: "relations", ALL_PAIRS: "candidates"}
@@ -121,11 +117,8 @@ class Quality:
         """Harmonic mean of precision and recall; 0 if either is 0."""
         precision = self.precision
         recall = self.recall
-        return (
-            2 * precision * recall / (precision + recall)
-            if precision + recall
-            else 0.0 * (precision + recall)
-        )
+        total = precision + recall
+        return 2 * precision * recall / total if total else 0.0
 
 
 def precision_recall(relations: Relations, targets: int) -> tuple[Array, Array]:
@@ -138,9 +131,8 @@ def precision_recall(relations: Relations, targets: int) -> tuple[Array, Array]:
     order = np.argsort(-ranked.confidence, kind="stable")
     confidence = ranked.confidence[order]
     matched = np.cumsum(ranked.matched[order])
-    steps = (
-        np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True)) if len(order) else order
-    )
+    is_last = np.append(confidence[1:] != confidence[:-1], True)[: len(order)]
+    steps = np.flatnonzero(is_last)
     return matched[steps] / max(targets, 1), monotone(matched[steps] / (steps + 1))
 
 
@@ -188,15 +180,13 @@ class LabelQuality:
         """
         occurrences = np.zeros(len(self.images), dtype=int)
         occurrences[self.compared] = counts
-        relations = self.relations[
-            np.repeat(np.arange(len(self.relations)), occurrences[self.relations.image])
-        ]
-        columns = (self.target_predicates, self.target_images)
-        predicates, images = (
-            np.repeat(column, occurrences[self.target_images]) for column in columns
-        )
+        rows = np.repeat(np.arange(len(self.relations)), occurrences[self.relations.image])
+        times = occurrences[self.target_images]
         return replace(
-            self, relations=relations, target_predicates=predicates, target_images=images
+            self,
+            relations=self.relations[rows],
+            target_predicates=np.repeat(self.target_predicates, times),
+            target_images=np.repeat(self.target_images, times),
         )
 
     def at(self, threshold: float) -> Quality:
@@ -220,30 +210,29 @@ class LabelQuality:
         """Every predicate that is predicted or has targets, that with the most targets first."""
         targets = np.bincount(self.target_predicates, minlength=len(self.names))
         order = np.argsort(-targets, kind="stable")
-        before = (
-            np.cumsum(targets[order]) - targets[order]
-        )  # its first target decides the band of a predicate
+        # its first target decides the band of a predicate
+        before = np.cumsum(targets[order]) - targets[order]
         places = (before[:, None] >= np.array(_BAND_ENDS) * targets.sum()).sum(1)
-        bands = {
-            number: BANDS[place]
-            for number, place in zip(order, places, strict=True)
-            if targets[number]
-        }
+        bands = {}
+        for number, place in zip(order, places, strict=True):
+            if targets[number]:
+                bands[number] = BANDS[place]
         by_predicate = self.relations[np.argsort(self.relations.predicate, kind="stable")]
         ends = np.searchsorted(by_predicate.predicate, np.arange(len(self.names) + 1))
         rows = []
         for number in np.lexsort((-np.diff(ends), -targets)).tolist():
-            own = by_predicate[ends[number] : ends[number + 1]]
+            relations = by_predicate[ends[number] : ends[number + 1]]
             count = int(targets[number])
-            if count or len(own):
-                curve = precision_recall(own, count)
-                at_threshold = Quality.of(own.above(self.threshold), count)
-                average = area(*curve, count)
-                rows.append(
-                    PredicateQuality(
-                        self.names[number], bands.get(number), at_threshold, average, curve
-                    )
+            if count or len(relations):
+                curve = precision_recall(relations, count)
+                row = PredicateQuality(
+                    predicate=self.names[number],
+                    band=bands.get(number),
+                    quality=Quality.of(relations.above(self.threshold), count),
+                    average_precision=area(*curve, count),
+                    curve=curve,
                 )
+                rows.append(row)
         return tuple(rows)
 
 
@@ -429,7 +418,7 @@ def _distinct(shard: Graphs, rows: Array) -> Array:
     return rows[np.append(True, (statements[1:] != statements[:-1]).any(1))[: len(rows)]]
 
 
-def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
+def label_report(result: LabelQuality, **settings: object) -> EvaluationResult:
     """Return the full report, with more `settings`."""
     levels = sorted({*(round(0.05 * step, 2) for step in range(20)), result.threshold})
     by_threshold = [{"threshold": f"{level:g}", **_row(result.at(level))} for level in levels]
@@ -467,7 +456,7 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
     )
 
 
-def _band_row(band: FrequencyBand, predicates: Sequence[PredicateQuality]) -> dict[str, Any]:
+def _band_row(band: FrequencyBand, predicates: Sequence[PredicateQuality]) -> dict[str, object]:
     """Return the counts of all predicates of a band, and their mean average precision."""
     qualities = [predicate.quality for predicate in predicates]
     total = Quality(
@@ -493,7 +482,7 @@ def _summary(result: LabelQuality) -> dict[str, float]:
     }
 
 
-def _row(quality: Quality) -> dict[str, Any]:
+def _row(quality: Quality) -> dict[str, object]:
     return {
         **asdict(quality),
         "precision": quality.precision,
@@ -504,23 +493,18 @@ def _row(quality: Quality) -> dict[str, Any]:
 
 def _notes(result: LabelQuality) -> list[str]:
     counts = result.counts
-    notes = [
-        (
-            f"compared {count(counts['relations'], 'relation')} in"
-            f" {count(counts['images compared'], 'image')}; {counts['objects matched']:,} of"
-            f" {count(counts['objects'], 'object')} match the ground truth"
-        ),
-        *count_notes(counts),
-    ]
+    relations = count(counts["relations"], "relation")
+    images = count(counts["images compared"], "image")
+    objects = f"{counts['objects matched']:,} of {count(counts['objects'], 'object')}"
+    compared = f"compared {relations} in {images}; {objects} match the ground truth"
+    notes = [compared, *count_notes(counts)]
     if not counts["relations"]:
         notes.append(f"the run has no {result.source} in these images: precision is undefined")
-    elif (
-        lowest := float(result.relations.confidence.min())
-    ) >= 0.01 and result.source == "relations":
-        notes.append(
-            f"the lowest confidence in the run is {lowest:.3f}: AP counts relations below it as"
-            " missed"
-        )
+        return notes
+    lowest = float(result.relations.confidence.min())
+    if lowest >= 0.01 and result.source == "relations":
+        missed = "AP counts relations below it as missed"
+        notes.append(f"the lowest confidence in the run is {lowest:.3f}: {missed}")
     return notes
 
 
@@ -551,13 +535,12 @@ def print_run_quality(
     first = next(iter(qualities.values()))
     title = f"Relations of confidence {first.threshold:g} or more"
     table = Table("", "relations", "precision", "recall", title=title)
-    rows = [(name, quality.at_threshold) for name, quality in qualities.items()]
+    rows = [(name, result.at_threshold) for name, result in qualities.items()]
     if predicates:
         rows += [(single_line(row.predicate, 48), row.quality) for row in first.predicates]
-    for number, (name, own) in enumerate(rows, 1):
-        precision = f"{own.precision:.1%}" if own.predicted else ""
-        recall = f"{own.recall:.1%}" if own.targets else ""
-        table.add_row(
-            name, f"{own.predicted:,}", precision, recall, end_section=number == len(qualities)
-        )
+    for number, (name, quality) in enumerate(rows, 1):
+        precision = f"{quality.precision:.1%}" if quality.predicted else ""
+        recall = f"{quality.recall:.1%}" if quality.targets else ""
+        is_last = number == len(qualities)
+        table.add_row(name, f"{quality.predicted:,}", precision, recall, end_section=is_last)
     console.print(table)

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -49,6 +49,21 @@ _NOTES = {  # by the count they report: what is counted, and what became of it
 }
 
 
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Resampled(Protocol):
+    """Scores of images, which can be counted any number of times."""
+
+    def resampled(self, counts: Array) -> Self: ...
+
+
+NamedImage = TypeVar("NamedImage", bound=Named)
+Scores = TypeVar("Scores", bound=Resampled)
+
+
 @dataclass(frozen=True)
 class Resampling:
     """The measures of an evaluation, each from 0 to 1, by how often each of the scored images
@@ -60,7 +75,7 @@ class Resampling:
 
     images: Sequence[str]
     summary: Callable[[Array], Mapping[str, float]]
-    unpredicted: frozenset[str] = frozenset()
+    unpredicted: frozenset[str | int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -104,8 +119,11 @@ def compare_paired(
     if not first.images:
         raise UserError("--compare needs images, but none was scored")
     scored = set(first.images)
-    others = set(second.images)
-    only = scored ^ others or (scored - first.unpredicted) ^ (others - second.unpredicted)
+    scored_other = set(second.images)
+    only = scored ^ scored_other
+    if not only:
+        predicted = scored.difference(first.unpredicted)
+        only = predicted ^ scored_other.difference(second.unpredicted)
     if only:
         which = f"{count(len(only), 'image')} on one side only, such as {min(only)!r}"
         need = "--compare needs the same images on both sides, and predictions for the same"
@@ -114,33 +132,48 @@ def compare_paired(
     everything = np.ones(images, dtype=int)
     known = second.summary(everything)
     names = [name for name in first.summary(everything) if name in known]
-    ranks = [np.argsort(np.argsort(np.array(each.images))) for each in (first, second)]
+    first_ranks = np.argsort(np.argsort(np.array(first.images)))
+    second_ranks = np.argsort(np.argsort(np.array(second.images)))
 
-    def measure(kept: Array) -> Array:
+    def measure(ranks: Array) -> Array:
         """`[3, measures]` of images by the rank of their names: first, second, difference."""
-        found = [
-            each.summary(np.isin(rank, kept).astype(int))
-            for each, rank in zip((first, second), ranks, strict=True)
-        ]
-        table = np.array([[values[name] for name in names] for values in found])
-        return np.concatenate((table, table[:1] - table[1:]))
+        measures = first.summary(np.isin(first_ranks, ranks).astype(int))
+        other_measures = second.summary(np.isin(second_ranks, ranks).astype(int))
+        values = np.array([measures[name] for name in names])
+        other_values = np.array([other_measures[name] for name in names])
+        return np.stack((values, other_values, values - other_values))
 
-    whole = measure(np.arange(images))
+    of_all = measure(np.arange(images))
     rng = np.random.default_rng(seed)
-    kept = images - images // 2
-    halves = np.array([measure(rng.permutation(images)[:kept]) for _ in range(resamples)])
-    measures = {}
+    size = images - images // 2
+    halves = np.array([measure(rng.permutation(images)[:size]) for _ in range(resamples)])
+    differences = {}
     for column, name in enumerate(names):
-        value, other_value, difference = whole[:, column].tolist()
-        margins = [_margin(samples, images) for samples in halves[:, :, column].T]
-        own = _share_interval(value, margins[0])
-        of_others = _share_interval(other_value, margins[1])
-        low, high = _difference_interval(difference, margins[2])
-        shown = low > 0 or high < 0
-        measures[name] = Difference(
-            value, own, other_value, of_others, difference, (low, high), shown
-        )
-    return PairedComparison(other, images, resamples, seed, measures)
+        samples = halves[:, :, column]
+        differences[name] = _difference(of_all[:, column].tolist(), samples, images)
+    return PairedComparison(other, images, resamples, seed, differences)
+
+
+def _difference(values: Sequence[float], halves: Array, images: int) -> Difference:
+    """Return a measure of two evaluations.
+
+    Args:
+        values: of the first, of the second, and the difference.
+        halves: the same of halves of the images, `[halves, 3]`.
+        images: how many there are.
+    """
+    value, other, difference = values
+    margin, other_margin, difference_margin = (_margin(samples, images) for samples in halves.T)
+    low, high = _difference_interval(difference, difference_margin)
+    return Difference(
+        value=value,
+        interval=_share_interval(value, margin),
+        other=other,
+        other_interval=_share_interval(other, other_margin),
+        difference=difference,
+        difference_interval=(low, high),
+        shown=low > 0 or high < 0,
+    )
 
 
 def _margin(halves: Array, images: int) -> float:
@@ -177,11 +210,11 @@ def _difference_interval(difference: float, margin: float) -> Interval:
 
 
 def count_notes(counts: Mapping[str, int]) -> list[str]:
-    return [
-        f"{count(counts[name], what)} {rest}"
-        for name, (what, rest) in _NOTES.items()
-        if counts.get(name)
-    ]
+    notes = []
+    for name, (noun, fate) in _NOTES.items():
+        if counts.get(name):
+            notes.append(f"{count(counts[name], noun)} {fate}")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -194,7 +227,7 @@ class EvaluationResult:
     """
 
     benchmark: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     summary: Mapping[str, float]
     per_class: Rows
     notes: Sequence[str]
@@ -230,36 +263,36 @@ class EvaluationResult:
             other = single_line(self.comparison.other)
             images = count(self.comparison.images, "image")
             halves = count(self.comparison.resamples, "random half", "random halves")
-            differences = [
-                {"measure": name, **vars(measure)}
-                for name, measure in self.comparison.measures.items()
-            ]
-            console.print(
-                _table(f"Compared with {other}: {images}, {halves}, 95% intervals", differences)
-            )
+            differences = []
+            for name, measure in self.comparison.measures.items():
+                differences.append({"measure": name, **vars(measure)})
+            title = f"Compared with {other}: {images}, {halves}, 95% intervals"
+            console.print(_table(title, differences))
         for note in self.notes:
             console.print(f"NOTE: {note}", soft_wrap=True)
 
     def as_json(self) -> str:
         """Return the whole result, in lines; NaN becomes null."""
-        content = {
+        content: dict[str, object] = {
             "benchmark": self.benchmark,
-            "settings": dict(self.settings),
+            "settings": self.settings,
             "summary": self.summary,
-            "notes": list(self.notes),
+            "notes": self.notes,
             "per_class": self.per_class,
-            **{title.replace(" ", "_"): rows for title, rows in self.tables.items()},
-            **({"counts": self.counts} if self.counts else {}),
-            **({"comparison": asdict(self.comparison)} if self.comparison else {}),
         }
+        for title, rows in self.tables.items():
+            content[title.replace(" ", "_")] = rows
+        if self.counts:
+            content["counts"] = self.counts
+        if self.comparison:
+            content["comparison"] = asdict(self.comparison)
         return f"{json.dumps(_without_nan(content), indent=1, allow_nan=False)}\n"
 
     def as_csv(self) -> str:
         """Return one row per class; NaN becomes an empty cell."""
         text = io.StringIO()
-        writer = csv.DictWriter(
-            text, list(self.per_class[0]) if self.per_class else [], lineterminator="\n"
-        )
+        columns = list(self.per_class[0]) if self.per_class else []
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(_without_nan(self.per_class))
         return text.getvalue()
@@ -268,13 +301,10 @@ class EvaluationResult:
         """Return precision over recall of the class groups; the legend gives the mean precision of
         each.
         """
-        lines = [
-            Line(
-                list(zip(RECALLS.tolist(), own.tolist(), strict=True)),
-                name=f"{name}: {own.mean():.3f}",
-            )
-            for name, own in self.curves.items()
-        ]
+        lines = []
+        for name, precision in self.curves.items():
+            points = list(zip(RECALLS.tolist(), precision.tolist(), strict=True))
+            lines.append(Line(points, name=f"{name}: {precision.mean():.3f}"))
         return Plot(self.benchmark, "recall", "precision", lines, size=(400, 400)).file()
 
 
@@ -287,26 +317,26 @@ class ScoredImages:
     """
 
     names: list[str] = field(default_factory=list)
-    predicted: set[Any] = field(default_factory=set)
-    unpredicted: frozenset[str] = frozenset()
+    predicted: set[str | int] = field(default_factory=set)
+    unpredicted: frozenset[str | int] = frozenset()
     lacking: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def named(self, images: Iterable[Any]) -> Iterator[Any]:
+    def named(self, images: Iterable[NamedImage]) -> Iterator[NamedImage]:
         for image in images:
             self.names.append(image.name)
             yield image
 
-    def add(self, name: Any, annotated: Collection[Any], place: str) -> None:
+    def add(self, name: str | int, annotated: Collection[str | int], place: str) -> None:
         """Note that an image has predictions. Raises UserError: it is not annotated, or already had
         some.
         """
         if name in self.predicted or name not in annotated:
-            what = "occurs twice" if name in self.predicted else "is not annotated"
-            raise UserError(f"{place}: image {name!r} {what}")
+            problem = "occurs twice" if name in self.predicted else "is not annotated"
+            raise UserError(f"{place}: image {name!r} {problem}")
         self.predicted.add(name)
 
-    def lack(self, annotated: Collection[Any], *, missed: bool) -> None:
+    def lack(self, annotated: Collection[str | int], *, missed: bool) -> None:
         """Note images without predictions, which count as missed or are left out. Raises
         EvaluationError: all are.
         """
@@ -317,18 +347,16 @@ class ScoredImages:
         if missed:
             self.unpredicted = frozenset(annotated).difference(self.predicted)
         if lacking:
-            what = "counted as missed" if missed else "left out (official protocol)"
-            self.notes.append(
-                f"no predictions for {lacking:,} of {count(len(annotated), 'annotated image')}:"
-                f" {what}"
-            )
+            fate = "counted as missed" if missed else "left out (official protocol)"
+            images = f"{lacking:,} of {count(len(annotated), 'annotated image')}"
+            self.notes.append(f"no predictions for {images}: {fate}")
 
     def result(
         self,
         benchmark: str,
-        settings: Mapping[str, Any],
-        scores: Any,
-        summary: Callable[[Any], Mapping[str, float]],
+        settings: Mapping[str, object],
+        scores: Scores,
+        summary: Callable[[Scores], Mapping[str, float]],
         per_class: Rows,
         curves: Mapping[str, Array] | None = None,
     ) -> EvaluationResult:
@@ -374,19 +402,17 @@ def class_curve(scores: ClassScores, classes: Array | None = None) -> Array:
 
 def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
     """Return one row per class; `names` are the columns that identify it."""
-    counts = (
-        scores.targets,
-        scores.detections,
-        scores.true_positives,
-        scores.average_precision,
-        scores.max_recall,
-    )
-    keys = ("ground_truth", "detections", "hits", "average_precision", "max_recall")
-    values = zip(*(column.tolist() for column in counts), strict=True)
-    return [
-        {**name, **dict(zip(keys, value, strict=True))}
-        for name, value in zip(names, values, strict=True)
-    ]
+    columns = {
+        "ground_truth": scores.targets.tolist(),
+        "detections": scores.detections.tolist(),
+        "hits": scores.true_positives.tolist(),
+        "average_precision": scores.average_precision.tolist(),
+        "max_recall": scores.max_recall.tolist(),
+    }
+    rows = []
+    for name, *values in zip(names, *columns.values(), strict=True):
+        rows.append({**name, **dict(zip(columns, values, strict=True))})
+    return rows
 
 
 def _table(title: str, rows: Rows) -> Table:
@@ -400,7 +426,7 @@ def _table(title: str, rows: Rows) -> Table:
     return table
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, tuple):  # an interval
         return "–" if math.isnan(value[0]) else " to ".join(map(_cell, value))
     if isinstance(value, float):

@@ -91,7 +91,7 @@ class RowGroup:
     shard.
     """
 
-    file: Path
+    file: Location
     group: int
     images: ImagePlace | None
     rows: int
@@ -119,7 +119,7 @@ def coco_image_id(row: Record) -> int:
 
 
 def list_row_groups(
-    root: Path, split: str | None = None, images: ImagePlace | None = None
+    root: Location, split: str | None = None, images: ImagePlace | None = None
 ) -> list[RowGroup]:
     """Return the row groups of a folder of shards, by split and position; `images`: where they are,
     if they moved.

@@ -10,7 +10,6 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -122,7 +121,7 @@ def locate_images(detections: Detections, root: ImagePlace) -> bool:
 
 
 def coco_relations_source(
-    annotations: Path, relations: Path | None, split: str
+    annotations: Location, relations: Location | None, split: str
 ) -> AnnotationSource:
     """Return the images of an instances file, including those without relations, with the relations
     of their boxes.
@@ -174,7 +173,7 @@ def coco_relations_source(
     return AnnotationSource("coco_rel", split, read, files, classes=classes, boxes="xywh")
 
 
-def _read_triplets(path: Path, split: str) -> tuple[dict[int, str], JsonObject]:
+def _read_triplets(path: Location, split: str) -> tuple[dict[int, str], JsonObject]:
     """Return the predicates of rel.json by number, and the triplets of a split by image id."""
     require_format(path, "triplets")
     names: list[str] = []
@@ -190,7 +189,9 @@ def _read_triplets(path: Path, split: str) -> tuple[dict[int, str], JsonObject]:
     return dict(enumerate(names)), splits[split]
 
 
-def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
+def coco_source(
+    annotations: Location, split: str, captions: Location | None = None
+) -> AnnotationSource:
     """Return COCO's objects and captions, without relations."""
     require_format(annotations, "coco", "coco-rel")
     files = {"annotations": annotations}
@@ -335,7 +336,7 @@ class CocoInstances(Detections):
         return annotated.relations_of(rows, predicates, ends)
 
 
-def load_coco_instances(path: Path) -> CocoInstances:
+def load_coco_instances(path: Location) -> CocoInstances:
     """Read an instances file. Raises UserError, also if an id has two names."""
     instances = CocoInstances("", "")
     further = {"rel_annotations": instances.add_relation, "rel_categories": instances.add_predicate}

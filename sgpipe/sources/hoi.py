@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.locations import read_text
+from sgpipe.files.locations import Location, read_text
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import (
@@ -125,7 +125,7 @@ def read_classes(path: Path) -> HoiaSchema:
 
 
 def check_classes(
-    annotations: Path, schema: HoiaSchema, dataset: str, classes: Path | None = None
+    annotations: Location, schema: HoiaSchema, dataset: str, classes: Path | None = None
 ) -> None:
     """Raises UserError: most relations of a HOIA file are impossible with these classes."""
     title = classes or _TITLES[dataset]
@@ -173,20 +173,22 @@ def _is_possible(
     return thing in schema.objects and (possible is None or (verb, thing) in possible)
 
 
-def hico_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
+def hico_source(annotations: Location, split: str, classes: Path | None = None) -> AnnotationSource:
     """Return HICO-DET in HOIA format or as box pairs, or a file in HOIA format with the classes of
     another file.
     """
     return _source(annotations, split, classes, "hico", HICO)
 
 
-def vcoco_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
+def vcoco_source(
+    annotations: Location, split: str, classes: Path | None = None
+) -> AnnotationSource:
     """Return V-COCO in HOIA format or as box pairs; otherwise as `hico_source`."""
     return _source(annotations, split, classes, "vcoco", VCOCO)
 
 
 def _source(
-    annotations: Path, split: str, classes: Path | None, dataset: str, schema: HoiaSchema
+    annotations: Location, split: str, classes: Path | None, dataset: str, schema: HoiaSchema
 ) -> AnnotationSource:
     files = {"annotations": annotations}
     pairs = f"{dataset} pairs"
@@ -250,7 +252,7 @@ def _fill(schema: HoiaSchema, record: Record, item: object) -> None:
     record.relations = annotated.relations_of(rows, schema.relations, indices)
 
 
-def _read_pairs(annotations: Path, dataset: str) -> tuple[Iterable[object], _Fill]:
+def _read_pairs(annotations: Location, dataset: str) -> tuple[Iterable[object], _Fill]:
     """Return the images of HICO-DET's instances_train2015.json or V-COCO's
     instances_vcoco_train.json.
     """
@@ -281,7 +283,7 @@ def _pairs_with_name(item: object, file_name: object, size: object) -> object:
 
 
 def _listed_names(
-    annotations: Path, arrays: Mapping[str, list[object]], key: str, known: Mapping[str, str]
+    annotations: Location, arrays: Mapping[str, list[object]], key: str, known: Mapping[str, str]
 ) -> list[str]:
     """Return our names of those that a file lists."""
     listed = [str(name).replace(" ", "_") for name in arrays[key]]
@@ -327,7 +329,7 @@ def _name_of(key: str, names: Sequence[str], index: object) -> str:
 
 
 def open_images_source(
-    annotations: Path, split: str, categories: Path | None = None
+    annotations: Location, split: str, categories: Path | None = None
 ) -> AnnotationSource:
     """Return the relations of a split of Open Images.
 

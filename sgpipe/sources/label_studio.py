@@ -8,13 +8,13 @@ displayed image.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location
 from sgpipe.images import image_exists, read_size
 from sgpipe.recipe import WHOLE
 from sgpipe.records import LABEL_STUDIO_DATASET, Box, Caption, Record, Relation, deduplicate
@@ -47,7 +47,7 @@ class _Choice:
 
 
 def label_studio_source(
-    annotations: Path,
+    annotations: Location,
     images: ImagePlace,
     split: str | None = None,
     predictions: bool = False,
@@ -106,7 +106,7 @@ def label_studio_source(
     return AnnotationSource(LABEL_STUDIO_DATASET, chosen_split, read, files, options)
 
 
-def _choose_split(annotations: Path, split: str | None) -> str | None:
+def _choose_split(annotations: Location, split: str | None) -> str | None:
     """Return the split that is asked for, or the only one that the tasks name, if they do.
 
     Raises:

@@ -1,11 +1,11 @@
 """RLIPv2's pseudo-labels of COCO and Objects365, which are scene graphs in Visual Genome's format."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location
 from sgpipe.images import image_exists
 from sgpipe.records import Record
 from sgpipe.sources import annotated, fields
@@ -17,7 +17,7 @@ _OBJECTS365 = ("o365", "objects365")
 
 
 def pseudo_label_source(
-    annotations: Path, images: ImagePlace, split: str, image_paths: Path | None = None
+    annotations: Location, images: ImagePlace, split: str, image_paths: Location | None = None
 ) -> AnnotationSource:
     """Return a file of pseudo-labels, with unchanged relations.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.locations import read_text
+from sgpipe.files.locations import Location, read_text
 from sgpipe.images import image_exists
 from sgpipe.records import Attribute, Box, Record, Relation
 from sgpipe.sources import annotated, fields
@@ -27,10 +27,10 @@ _SAME_BOX_IOU = 0.7
 
 
 def visual_genome_source(
-    annotations: Path,
+    annotations: Location,
     images: ImagePlace,
     split: str,
-    image_data: Path | None = None,
+    image_data: Location | None = None,
     aliases: tuple[Path | None, Path | None] = (None, None),
     preprocess: bool = True,
 ) -> AnnotationSource:
@@ -83,7 +83,7 @@ def visual_genome_source(
     return AnnotationSource("visual_genome", split, read, present, {"preprocess": preprocess})
 
 
-def _image_sizes(image_data: Path | None) -> dict[str, tuple[int, int]]:
+def _image_sizes(image_data: Location | None) -> dict[str, tuple[int, int]]:
     sizes: dict[str, tuple[int, int]] = {}
     if image_data is None:
         return sizes
@@ -99,7 +99,7 @@ def locate_image(images: ImagePlace, name: str) -> str:
     return next((candidate for candidate in names if image_exists(images, candidate)), name)
 
 
-def iter_graphs(path: Path) -> Iterator[object]:
+def iter_graphs(path: Location) -> Iterator[object]:
     """Yield the scene graphs of a file, which may also consist of a single one."""
     stream = JsonStream(path)
     single: dict[str, object] = {}
