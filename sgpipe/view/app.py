@@ -20,7 +20,6 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 from urllib.parse import urlsplit
 
 import h11
@@ -100,17 +99,13 @@ class Guard:
         # A page of this server, or a program, which sends neither header.
         origin = request.headers.get("origin")
         site = request.headers.get("sec-fetch-site", "none")
-        own = (
-            site in ("same-origin", "none")
-            if origin is None
-            else origin in (f"http://{host}", f"https://{host}")
-        )
-        if not own:
+        is_own_page = site in ("same-origin", "none")
+        if origin is not None:
+            is_own_page = origin in (f"http://{host}", f"https://{host}")
+        if not is_own_page:
             return HTTPStatus.FORBIDDEN, "writes are only accepted from the pages of this server"
-        if (
-            request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            != "application/json"
-        ):
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
             return HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json"
         return None
 
@@ -118,15 +113,12 @@ class Guard:
         """Return whether a host is an address or a name of this machine: DNS rebinding needs
         another name.
         """
+        known = {"localhost", *map(str.lower, self.names)}
         try:
             parts = urlsplit(f"//{host}")
             name = parts.hostname or ""
             _ = parts.port
-            if (
-                name == "localhost"
-                or name.endswith(".localhost")
-                or name in (known.lower() for known in self.names)
-            ):
+            if name in known or name.endswith(".localhost"):
                 return True
             return bool(ipaddress.ip_address(name))
         except ValueError:  # of any of them
@@ -134,9 +126,9 @@ class Guard:
 
     def is_token(self, shown: str | None) -> bool:
         """Return whether this is the token, compared in constant time."""
-        return bool(shown and self.token) and hmac.compare_digest(
-            str(shown).encode(), str(self.token).encode()
-        )
+        if not shown or not self.token:
+            return False
+        return hmac.compare_digest(shown.encode(), self.token.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -226,14 +218,11 @@ def _refuse(request: Request, error: Exception) -> Response:
         message = f"internal error: {type(error).__name__}; the terminal of `sgpipe view` says more"
     is_api = request.url.path.startswith("/api/")
     values = {"message": message, "status": status}
-    response = (
-        JSONResponse({"error": message}, status)
-        if is_api
-        else render(request, "error", values, status)
-    )
-    response.headers.update(
-        HEADERS
-    )  # Starlette answers unexpected errors outside of all middleware
+    response: Response = JSONResponse({"error": message}, status)
+    if not is_api:
+        response = render(request, "error", values, status)
+    # Starlette answers unexpected errors outside of all middleware
+    response.headers.update(HEADERS)
     return response
 
 
@@ -258,14 +247,13 @@ def listen(host: str, port: int) -> Address:
     port is free.
     """
     try:
-        family, _, _, _, found = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
         raise UserError(f"--host {host} is not an address of this machine") from None
+    family, _, _, _, address = addresses[0]
     for number in range(port, min(port + _PORTS, 65536) if port else 1):
         try:
-            listener = socket.create_server((found[0], number), family=family, backlog=128)
+            listener = socket.create_server((address[0], number), family=family, backlog=128)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise UserError(
@@ -273,9 +261,8 @@ def listen(host: str, port: int) -> Address:
                 ) from None
             continue
         with suppress(ValueError):  # a name
-            if ipaddress.ip_address(
-                host
-            ).is_unspecified:  # 0.0.0.0 and :: are all addresses; browsers accept a name
+            # 0.0.0.0 and :: are all addresses; browsers accept a name
+            if ipaddress.ip_address(host).is_unspecified:
                 host = socket.gethostname()
         return Address(listener, host, listener.getsockname()[1])
     raise UserError(
@@ -318,18 +305,18 @@ class _Protocol(H11Protocol):
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
     """Return the server of the application, which says itself what goes wrong."""
-    quiet: dict[str, Any] = {
-        "log_config": None,
-        "log_level": "critical",
-        "access_log": False,
-        "server_header": False,
-    }
-    plain: dict[str, Any] = {
-        "ws": "none",
-        "lifespan": "off",
-        "timeout_graceful_shutdown": _GRACE_SECONDS,
-    }
-    return uvicorn.Server(uvicorn.Config(app, http=_Protocol, **quiet, **plain))
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    return uvicorn.Server(config)
 
 
 def serve(app: ASGIApp, address: Address) -> None:

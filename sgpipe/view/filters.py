@@ -6,9 +6,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import QueryParams
 
 from sgpipe.errors import UserError
 from sgpipe.records import ORIGINS, origins_pattern
@@ -22,8 +24,6 @@ Names = tuple[str, ...] | None  # one of these; None: any
 _LONGEST = 500  # characters of a query
 _FORM = "a relation is SUBJECT PREDICATE OBJECT, such as person riding *"
 _ORIGINS = {f"origin:{name}": name for name in ORIGINS}
-
-
 _TOKEN = re.compile(
     r"""\s*(?:(?P<quoted>["“”]) (?P<caption>[^"“”]*) (?P<closed>["“”]?)
     | '(?P<name>[^']+)'(?=[\s|,]|$)
@@ -266,7 +266,7 @@ class Queue:
     advice: str
 
 
-def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
+def queue_condition(key: str) -> tuple[Marked, str, list[object]]:
     """Return what hits are, their condition on `hit`, and the values of its `?`.
 
     Raises:
@@ -318,23 +318,22 @@ class Filters(BaseModel):
             raise UserError(
                 f"a search has at most {_MOST_VALUES} values and {_MOST_CHARACTERS:,} characters"
             )
-        values: dict[str, Any] = dict.fromkeys(FIELDS, ())
-        for name, value in params:
-            if name in _SINGLE and value:
-                values[name] = value
-            elif name in FIELDS and value and value not in values[name]:
-                values[name] += (value,)
+        known = QueryParams([(name, value) for name, value in params if value])
+        values: dict[str, Any] = {name: known[name] for name in _SINGLE if name in known}
+        for name in FIELDS:
+            values[name] = tuple(dict.fromkeys(known.getlist(name)))
         try:
-            return cls(query=parse(dict(params).get("q", ""), vocabulary), **values)
+            return cls(query=parse(known.get("q", ""), vocabulary), **values)
         except ValidationError as error:
             raise UserError(describe_invalid(error)) from None
 
     def to_params(self) -> list[tuple[str, str]]:
         """Return the parameters that `from_params` reads; defaults are left out."""
         params = [("q", self.query.text)] if self.query.text else []
-        params += [(name, value) for name in FIELDS for value in getattr(self, name)]
+        for name in FIELDS:
+            params += product([name], getattr(self, name))
         changed = self.model_dump(include={*_SINGLE}, exclude_defaults=True)
-        return [*params, *((name, str(value)) for name, value in changed.items())]
+        return [*params, *zip(changed, map(str, changed.values()), strict=True)]
 
     @property
     def finds_images(self) -> bool:
@@ -347,15 +346,10 @@ class Filters(BaseModel):
             UserError: there is no such queue.
         """
         query = self.query
-        of_relations = (
-            query.patterns,
-            query.mentions,
-            query.without,
-            query.origins,
-            query.without_origins,
-        )
-        named = (self.subject, self.predicate, self.object, self.origin, self.judged)
-        if any((*of_relations, *named)) or (self.low, self.high) != (None, None):
+        asked = (query.patterns, query.mentions, query.without)
+        origins = (query.origins, query.without_origins, self.origin)
+        named = (self.subject, self.predicate, self.object, self.judged)
+        if any(asked + origins + named) or (self.low, self.high) != (None, None):
             return False
         if self.queue is not None:
             return queue_condition(self.queue)[0] == "images"
@@ -368,7 +362,8 @@ class Filters(BaseModel):
         """
         if name == "confidence":
             return self.model_copy(update={"low": None, "high": None})
-        return self.model_copy(update=dict.fromkeys(_TRIPLET if name == "triplet" else (name,), ()))
+        names = _TRIPLET if name == "triplet" else (name,)
+        return self.model_copy(update=dict.fromkeys(names, ()))
 
 
 class Where:
@@ -384,7 +379,7 @@ class Where:
             UserError: there is no such queue.
         """
         self._clauses: list[str] = []
-        self.values: list[Any] = []
+        self.values: list[object] = []
         if not of_images:
             self._add_query(filters.query)
             self._add_confidence_and_origin(filters)
@@ -442,7 +437,7 @@ class Where:
     def sql(self) -> str:
         return " and ".join(self._clauses) or "true"
 
-    def add(self, clause: str, values: Sequence[Any] = ()) -> None:
+    def add(self, clause: str, values: Sequence[object] = ()) -> None:
         self._clauses.append(f"({clause})")
         self.values += values
 
@@ -461,5 +456,5 @@ class Where:
         self.add(form.format(" or ".join(alternatives)), values)
 
 
-def _marks(values: Sequence[Any]) -> str:
+def _marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))

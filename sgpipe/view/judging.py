@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from math import isfinite
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.stats.certificate_progress import measure, rounds_of
+from sgpipe.stats.certificate_progress import GroupValues, measure, rounds_of
 from sgpipe.stats.certificate_rounds import extend
 from sgpipe.stats.plans import (
     PlanProgress,
@@ -42,7 +42,8 @@ from sgpipe.stats.plans import (
     states_of,
 )
 from sgpipe.stats.population import settings_for, usual_prediction
-from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_left
+from sgpipe.stats.recall import BOXES, Bar, draw_recall, measure_recall, questions_left
+from sgpipe.stats.report import Values
 from sgpipe.storage import judgements as stored
 from sgpipe.storage.index import read_record
 from sgpipe.utils import LARGEST_SEED
@@ -59,7 +60,7 @@ _OF_RELATION = ("subject_category", "object_category", "confidence")
 
 
 def _writing(
-    handler: Callable[[Request, dict[str, Any]], Response],
+    handler: Callable[[Request, Values], Response],
 ) -> Callable[[Request], Awaitable[Response]]:
     """Return a handler of writes, which runs in a thread.
 
@@ -91,7 +92,7 @@ def _reloaded(request: Request) -> tuple[Viewer, stored.JudgementLog]:
     return viewer, viewer.judgements
 
 
-def judge(request: Request, values: dict[str, Any]) -> Response:
+def judge(request: Request, values: Values) -> Response:
     """Write a judgement into the file of the run before it is acknowledged.
 
     A repeated one is not written again.
@@ -112,23 +113,25 @@ def judge(request: Request, values: dict[str, Any]) -> Response:
     return JSONResponse(log.append(line).model_dump(mode="json"))
 
 
-def _blind_answer(log: stored.JudgementLog, values: dict[str, Any]) -> stored.BlindAnswer:
+def _blind_answer(log: stored.JudgementLog, values: Values) -> stored.BlindAnswer:
     """Return an answer to a question of a recall plan."""
     answer = _valid(stored.BlindAnswer, values, "an answer")
     plan = log.recall_plans.get(answer.plan)
+    boxes: dict[tuple[str, str], list[int]] = {}
+    for question in plan.questions if plan else ():
+        boxes[question.place] = question.boxes
     place = (answer.split, answer.image_id)
-    boxes = {question.place: set(question.boxes) for question in plan.questions} if plan else {}
     if place not in boxes:
         raise HTTPException(404, "there is no such plan, or it does not ask about this image")
     for relation in answer.relations or ():
         ends = {relation.subject, relation.object}
-        if len(ends) != 2 or not ends <= boxes[place]:
+        if len(ends) != 2 or not ends.issubset(boxes[place]):
             raise HTTPException(400, "a relation is one between two boxes of the question")
         _check_predicate(relation.predicate)
     return answer
 
 
-def _undo(log: stored.JudgementLog, values: dict[str, Any]) -> stored.Judgement:
+def _undo(log: stored.JudgementLog, values: Values) -> stored.Judgement:
     """Return a line that takes a judgement back; it repeats what that one is about."""
     undone = log.lines.get(str(values["undoes"]))
     if not isinstance(undone, stored.Judgement) or undone.undoes is not None:
@@ -139,12 +142,12 @@ def _undo(log: stored.JudgementLog, values: dict[str, Any]) -> stored.Judgement:
     return _valid(stored.Judgement, values | about, "a judgement")
 
 
-def _valid(kind: type[Model], values: dict[str, Any], what: str) -> Model:
+def _valid(kind: type[Model], values: Values, noun: str) -> Model:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise HTTPException(
-            400, f"not {what}: {single_line(stored.describe_invalid(error), 200)}"
+            400, f"not {noun}: {single_line(stored.describe_invalid(error), 200)}"
         ) from None
 
 
@@ -166,21 +169,19 @@ def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
     subject = view.record.objects[line.subject]
     object_ = view.record.objects[line.object]
     relations = _relations_of(view.record, line)
-    plan = _plan(viewer, line.plan) if line.plan else None
-    strata = {} if plan is None else _strata(plan)
-    is_known = bool(relations)
-    is_proposed = plan is not None and plan.kind == "doubts" and line.key in strata
-    if is_proposed and not is_known:
+    plan, stratum = _asked_by(viewer, line)
+    is_proposed = plan is not None and plan.kind == "doubts"
+    if is_proposed and not relations:
         line = _answer_to_proposal(line)
     if line.is_addition:
-        _check_addition(line, is_known, subject)
-    elif not (is_known or is_proposed or viewer.judgements.was_added(line.key)):
+        _check_addition(line, bool(relations), subject)
+    elif not (relations or is_proposed or viewer.judgements.was_added(line.key)):
         raise HTTPException(404, "the run has no such relation")
     if line.change:
         _check_change(line.change, object_)
     known = {
-        "plan": plan.plan if plan and line.key in strata else None,
-        "stratum": strata.get(line.key),
+        "plan": plan.plan if plan else None,
+        "stratum": stratum,
         "subject_category": subject.category,
         "object_category": object_.category,
         "confidence": _highest_confidence(relations),
@@ -197,12 +198,19 @@ def _relations_of(record: Record, line: stored.Judgement) -> list[Relation]:
     return relations
 
 
-def _strata(plan: stored.SamplingPlan) -> dict[stored.RelationKey, int]:
-    """Return the stratum of each relation that a plan asks about; of repeated ones, the first."""
-    strata: dict[stored.RelationKey, int] = {}
-    for question in plan.questions:
-        strata.setdefault(question.key, question.stratum)
-    return strata
+def _asked_by(
+    viewer: Viewer, line: stored.Judgement
+) -> tuple[stored.SamplingPlan | None, int | None]:
+    """Return the plan that asks about a relation, and the stratum; (None, None): nobody asked.
+
+    Of a repeated question, it is the first one's.
+    """
+    if line.plan:
+        plan = _plan(viewer, line.plan)
+        for question in plan.questions:
+            if question.key == line.key:
+                return plan, question.stratum
+    return None, None
 
 
 def _highest_confidence(relations: Sequence[Relation]) -> float | None:
@@ -272,7 +280,7 @@ class _NewPlan(BaseModel):
     run: str = ""
 
 
-def draw_plan(request: Request, values: dict[str, Any]) -> Response:
+def draw_plan(request: Request, values: Values) -> Response:
     """Draw a stratified sample and write it into the file of judgements."""
     viewer, log = _reloaded(request)
     options = _valid(_NewPlan, values, "a plan")
@@ -291,7 +299,7 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
                 409, f"{options.id} is a plan of another kind ({existing.kind}): give another id"
             )
         return JSONResponse(_summary(existing), 201)
-    common: dict[str, Any] = {
+    common: Values = {
         "plan": options.id,
         "at": stored.utc_now(),
         "by": who,
@@ -327,7 +335,7 @@ def _doubts_plan(viewer: Viewer, options: _NewPlan, who: str) -> stored.Sampling
     return plan_doubts(doubts, viewer.judgements.fingerprint, who, options.id)
 
 
-def _summary(plan: Any) -> dict[str, Any]:
+def _summary(plan: stored.Line) -> Values:
     return plan.model_dump(mode="json", exclude={"questions"})
 
 
@@ -364,14 +372,14 @@ def _recall_progress(viewer: Viewer, plan: stored.RecallPlan, who: str) -> Respo
         line = (
             f"{answered:,} of {count(questions, 'question')} answered; figures follow the last one."
         )
-        groups = [{"share": 1 - len(left) / questions, "lines": [line]}]
+        groups: list[Bar] = [{"share": 1 - len(left) / questions, "lines": [line]}]
     else:
         groups = measure_recall(plan, log, viewer.index.rows).as_groups()
     values = {"plan": plan.plan, "groups": groups, "open": len(left), "question": bool(left)}
     return JSONResponse(values)
 
 
-def _groups(viewer: Viewer, plan: stored.SamplingPlan) -> list[dict[str, Any]]:
+def _groups(viewer: Viewer, plan: stored.SamplingPlan) -> list[GroupValues]:
     """Return how far the groups of a certificate are, as values for a page."""
     log = viewer.judgements
     progress = viewer.index.remember(
@@ -438,7 +446,7 @@ def recall_question(request: Request) -> Response:
     position = request.query_params.get("at", "")
     if re.fullmatch(r"[0-9]{1,5}", position):
         number = int(position)
-    values: dict[str, Any] = {
+    values: Values = {
         "number": number,
         "of": len(plan.questions),
         "left": len(left),
@@ -451,8 +459,8 @@ def recall_question(request: Request) -> Response:
     if view is None or max(question.boxes) >= len(view.record.objects):
         raise HTTPException(404, "the run has changed: it lacks this image or its boxes")
     image = {name: getattr(view.record, name) for name in _OF_IMAGE}
-    answers = viewer.judgements.blind_answers(plan.plan).get(question.place, {})
-    relations = answers[who].relations if who in answers else None
+    answer = viewer.judgements.blind_answers(plan.plan).get(question.place, {}).get(who)
+    relations = answer.relations if answer else None
     values["question"] = {
         "image": image | {"photo": photo_url(*question.place)},
         "objects": _numbered_boxes(view.record, question.boxes),
@@ -461,7 +469,7 @@ def recall_question(request: Request) -> Response:
     return JSONResponse(values)
 
 
-def _numbered_boxes(record: Record, boxes: Sequence[int]) -> list[dict[str, Any]]:
+def _numbered_boxes(record: Record, boxes: Sequence[int]) -> list[Values]:
     """Return boxes of a question as values for its page, numbered from 1."""
     values = []
     for number, index in enumerate(boxes, 1):
@@ -487,12 +495,15 @@ def plans_page(request: Request) -> Response:
     viewer, log = _reloaded(request)
     filters = Filters.from_params(request.query_params.multi_items(), viewer.index.vocabulary)
     states = list(log.current())
-    plans = list(log.plans.values())
-    certificates = {plan.certificate.settings: plan for plan in plans if plan.certificate}
+    samples = []
+    certificates = {}
+    for plan in log.plans.values():
+        if plan.certificate:
+            certificates[plan.certificate.settings] = plan
+        else:
+            samples.append((plan, PlanProgress(plan, log)))
     values = {
-        "plans": [
-            (plan, PlanProgress(plan, log)) for plan in reversed(plans) if not plan.certificate
-        ],
+        "plans": samples[::-1],
         "certificates": [(plan, _groups(viewer, plan)) for plan in certificates.values()],
         "usual": stored.CertificateSettings(precision=1, prediction=usual_prediction(viewer.index)),
         "recalls": list(log.recall_plans.values()),

@@ -14,14 +14,13 @@ import re
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from html import escape
 from io import BytesIO
-from operator import itemgetter
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Protocol
 from urllib.parse import quote, urlencode
 
 import jinja2
@@ -39,6 +38,7 @@ from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.images import decode, image_file, is_upright
 from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.stats.report import Values, make_card, templates
+from sgpipe.storage.header import RunHeader
 from sgpipe.storage.index import (
     Index,
     IndexedImage,
@@ -57,9 +57,6 @@ from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search
 from sgpipe.viz import arrow_head, colour_of, curve, object_names, polyline
 
 FOLDER = Path(__file__).parent
-_place: Callable[[Mapping[str, Any]], tuple[str, str]] = itemgetter(
-    "split", "image_id"
-)  # of a path
 Params = Iterable[tuple[str, str]]
 # between two looks for new shards, at least;
 _SECONDS_LOCAL = 2.0
@@ -97,6 +94,19 @@ _SUGGESTIONS = 20
 
 
 _PLACE = "/{split}/{image_id:path}"
+
+
+class Related(Protocol):
+    """A relation, a question, a judgement or a hit: what has two ends and a predicate."""
+
+    @property
+    def subject(self) -> int | None: ...
+
+    @property
+    def object(self) -> int | None: ...
+
+    @property
+    def predicate(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,7 @@ def viewer_of(request: Request) -> Viewer:
 
 
 def render(
-    request: Request, template: str, values: Mapping[str, Any], status: int = 200
+    request: Request, template: str, values: Mapping[str, object], status: int = 200
 ) -> HTMLResponse:
     """Return a page; its template also sees `viewer`, `params` (of the address), `path` and what
     `_environment` has.
@@ -197,21 +207,19 @@ def gallery_url(params: Params = (), **changes: str | None) -> str:
     """Return the gallery with these parameters; `changes` replace parameters of the same name, None
     removes them.
     """
-    return _with_params(
-        "/", [*(pair for pair in params if pair[0] not in changes), *changes.items()]
-    )
+    unchanged = [pair for pair in params if pair[0] not in changes]
+    return _with_params("/", [*unchanged, *changes.items()])
 
 
 def image_url(split: str, image_id: str, params: Params = (), relation: str | None = None) -> str:
     """Return the page of an image within a search; `relation`: the key of the chosen one."""
-    others = [(name, value) for name, value in params if name not in ("relation", "after")]
-    return _with_params(f"/image/{_path(split, image_id)}", [*others, ("relation", relation)])
+    search = [(name, value) for name, value in params if name not in ("relation", "after")]
+    return _with_params(f"/image/{_path(split, image_id)}", [*search, ("relation", relation)])
 
 
 def hit_url(hit: Hit, params: Params) -> str:
-    return image_url(
-        hit.split, hit.image_id, params, None if hit.predicate is None else relation_key(hit)
-    )
+    relation = None if hit.predicate is None else relation_key(hit)
+    return image_url(hit.split, hit.image_id, params, relation)
 
 
 def photo_url(split: str, image_id: str, width: int | None = None) -> str:
@@ -221,9 +229,14 @@ def photo_url(split: str, image_id: str, width: int | None = None) -> str:
     )
 
 
-def relation_key(found: Any) -> str:
-    """Return a relation of an image, or what is said of one, as one string: "0-3-riding"."""
-    return f"{found.subject}-{found.object}-{found.predicate}"
+def relation_key(relation: Related) -> str:
+    """Return a relation of an image as one string: "0-3-riding"."""
+    return f"{relation.subject}-{relation.object}-{relation.predicate}"
+
+
+def _place(request: Request) -> tuple[str, str]:
+    """Return the split and the id of the image that an address names."""
+    return request.path_params["split"], request.path_params["image_id"]
 
 
 def _path(split: str, image_id: str) -> str:
@@ -238,16 +251,17 @@ def _with_params(path: str, params: Iterable[tuple[str, str | None]]) -> str:
 @cache
 def _environment() -> jinja2.Environment:
     environment = templates(jinja2.FileSystemLoader(FOLDER / "templates"))
-    environment.filters |= {"single_line": single_line}
     environment.filters |= {
-        "json": lambda value: json.dumps(value, allow_nan=False)
-    }  # for attributes of HTML
+        "single_line": single_line,
+        "json": lambda value: json.dumps(value, allow_nan=False),  # for attributes of HTML
+    }
     environment.globals |= {
         "gallery_url": gallery_url,
         "image_url": image_url,
         "photo_url": photo_url,
+        "relation_key": relation_key,
+        "with_params": _with_params,
     }
-    environment.globals |= {"relation_key": relation_key, "with_params": _with_params}
     return environment
 
 
@@ -278,10 +292,12 @@ def gallery(request: Request) -> Response:
             "after": text[error.position :],
             "message": str(error),
         }
-        others = [pair for pair in pairs if pair[0] not in ("q", "after")]
-        return render(
-            request, "gallery", {**values, "failed": failed, "state": others, "filters": Filters()}
-        )
+        values |= {
+            "failed": failed,
+            "filters": Filters(),
+            "state": [pair for pair in pairs if pair[0] not in ("q", "after")],
+        }
+        return render(request, "gallery", values)
     hits, after = search(viewer.index, filters, request.query_params.get("after"), PAGE)
     state = filters.to_params()
     values |= {
@@ -289,11 +305,11 @@ def gallery(request: Request) -> Response:
         "filters": filters,
         "state": state,
         "found": facets(viewer.index, filters),
+        "cards": [_card(hit, state) for hit in hits],
+        "after": after,
+        "toggled": _toggled,
     }
-    cards = [_card(hit, state) for hit in hits]
-    return render(
-        request, "gallery", {**values, "cards": cards, "after": after, "toggled": _toggled}
-    )
+    return render(request, "gallery", values)
 
 
 def status(request: Request) -> Response:
@@ -311,28 +327,34 @@ def _card(hit: Hit, state: Pairs) -> Values:
     """Return a hit, the page that it leads to, and an arrow between two boxes as polylines of
     SVG.
     """
-    arrow = head = ""
+    arrow = ""
+    head = ""
     if hit.subject_box and hit.object_box and hit.subject != hit.object and any(hit.object_box):
         size = max(hit.width, hit.height)
-        first, second = ((x, y, x + w, y + h) for x, y, w, h in (hit.subject_box, hit.object_box))
-        points = curve(first, second, size / 12)
+        points = curve(_xyxy(hit.subject_box), _xyxy(hit.object_box), size / 12)
         arrow = polyline(points)
         head = polyline(arrow_head(points, size / 22))
     return {"hit": hit, "url": hit_url(hit, state), "arrow": arrow, "head": head}
 
 
+def _xyxy(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x, y, width, height = box
+    return x, y, x + width, y + height
+
+
 def _toggled(state: Pairs, params: Pairs) -> str:
     """Return the address with these parameters added, or removed if all are there."""
-    if all(pair in state for pair in params):
+    if set(params).issubset(state):
         return gallery_url([pair for pair in state if pair not in params])
-    return gallery_url([*state, *(pair for pair in params if pair not in state)])
+    return gallery_url(dict.fromkeys([*state, *params]))
 
 
 def photo(request: Request) -> Response:
     """Return an image as annotated, at most `width` pixels wide (of `_WIDTHS`), or a placeholder
     that says why not.
     """
-    viewer, (split, image_id) = viewer_of(request), _place(request.path_params)
+    viewer = viewer_of(request)
+    split, image_id = _place(request)
     row = find_image(viewer.index, split, image_id)
     if row is None:
         raise HTTPException(
@@ -341,20 +363,14 @@ def photo(request: Request) -> Response:
         )
     wanted = request.query_params.get("width", "")
     try:
-        embedded = (
-            read_embedded(viewer.index, split, image_id)
-            if row.embedded and not viewer.images
-            else None
-        )
+        embedded = None
+        if row.embedded and not viewer.images:
+            embedded = read_embedded(viewer.index, split, image_id)
         file, name = image_file(
             viewer.index.image_roots, split, row.file_name, embedded, viewer.images
         )
         data = _jpeg(file, name, row, int(wanted) if wanted in _WIDTHS else row.width)
-    except (
-        UserError,
-        StoreError,
-        EngineError,
-    ) as error:  # of the image, or of the shard that holds it
+    except (UserError, StoreError, EngineError) as error:  # also of the shard that holds it
         return _placeholder(row, str(error))
     return Response(data, media_type="image/jpeg", headers=_KEPT)
 
@@ -419,7 +435,8 @@ def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]
     """
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = (index.ravel() for index in np.indices((len(first), len(second))))
+    rows = np.repeat(np.arange(len(first)), len(second))
+    columns = np.tile(np.arange(len(second)), len(first))
     overlaps = iou(_corners(first)[rows], _corners(second)[columns])
     overlaps = overlaps.reshape(len(first), len(second))
     classes = np.array([box.category for box in first], object)
@@ -445,7 +462,7 @@ def _values(request: Request) -> Values:
     """Return what the page of an image shows. Status 404: the run does not have it."""
     viewer = viewer_of(request)
     params = request.query_params
-    split, image_id = _place(request.path_params)
+    split, image_id = _place(request)
     view = read_record(viewer.index, split, image_id)
     if view is None:
         raise HTTPException(
@@ -474,16 +491,20 @@ def _proposed(viewer: Viewer, record: Record, plan: str | None) -> list[Values]:
     doubts = viewer.judgements.plans.get(plan or "")
     if doubts is None or doubts.kind != "doubts":
         return []
-    present = {relation_key(relation) for relation in record.relations}
+    present = set(map(relation_key, record.relations))
     proposed = []
     for question in doubts.questions:
         key = relation_key(question)
-        in_image = (question.split, question.image_id) == (record.split, record.image_id)
-        exists = max(question.subject, question.object) < len(record.objects)
-        if in_image and exists and key not in present:
-            names = ("subject", "object", "predicate", "confidence")
-            values = {name: getattr(question, name) for name in names}
-            proposed.append({"key": key, "probability": values.pop("confidence"), **values})
+        is_of_image = (question.split, question.image_id) == (record.split, record.image_id)
+        if is_of_image and key not in present:
+            relation = {
+                "key": key,
+                "probability": question.confidence,
+                "subject": question.subject,
+                "object": question.object,
+                "predicate": question.predicate,
+            }
+            proposed.append(relation)
     return proposed
 
 
@@ -499,7 +520,7 @@ def _neighbours(request: Request) -> Values:
             raise HTTPException(400, f"not a relation: {single_line(key, 80)}")
         relation = int(parts[1]), int(parts[2]), parts[3]
     filters = Filters.from_params(params.multi_items(), index.vocabulary)
-    before, after = neighbours(index, filters, *_place(request.path_params), relation)
+    before, after = neighbours(index, filters, *_place(request), relation)
     search = params.multi_items()
     return {
         "previous": before and hit_url(before, search),
@@ -507,7 +528,7 @@ def _neighbours(request: Request) -> Values:
     }
 
 
-def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None) -> Values:
+def image_values(view: RecordView, run: RunHeader, chosen: str | None = None) -> Values:
     """Return everything that the page shows of an image, as JSON-able values.
 
     Of `total` relations, they are the most confident `MOST_RELATIONS`, and the chosen one.
@@ -568,7 +589,7 @@ def _relation_values(
     view: RecordView, provenance: Provenance, relations: Sequence[Relation]
 ) -> list[Values]:
     # of a repeated relation, the last score counts
-    keys = [relation_key(relation) for relation in view.record.relations]
+    keys = list(map(relation_key, view.record.relations))
     scores = {name: dict(zip(keys, view.scores.get(name) or (), strict=False)) for name in SCORES}
     values = []
     for relation in relations:
@@ -639,8 +660,8 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
         "lacks": None,
         **{name: values[name] for name in ("image", "objects", "relations", "total", "why")},
         "both": [[relation_key(first), relation_key(second)] for first, second in both],
-        "here": [relation_key(relation) for relation in only_this],
-        "there": [relation_key(relation) for relation in only_other],
+        "here": list(map(relation_key, only_this)),
+        "there": list(map(relation_key, only_other)),
     }
 
 

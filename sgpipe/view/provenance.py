@@ -9,6 +9,7 @@ from sgpipe.records import Record, Relation, deduplicate
 from sgpipe.stages.matching import normalise_predicate
 from sgpipe.stages.pair import told_triplets
 from sgpipe.stats.report import Values
+from sgpipe.storage.header import RunHeader
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
 
@@ -30,7 +31,7 @@ _SOURCES = {
 _UNEXPLAINED = "The run does not say where this predicate comes from."
 
 
-def _pair_settings(run: Mapping[str, Any]) -> Mapping[str, Any]:
+def _pair_settings(run: RunHeader) -> Mapping[str, Any]:
     """Return the last settings of a pair stage in the header of a manifest."""
     for identity in reversed(Manifest.identities(run)):
         settings = identity.get("pair") if isinstance(identity, Mapping) else None
@@ -48,7 +49,7 @@ class Provenance:
             `own`: it is the pair's, and not what an annotation or another pair brought in.
     """
 
-    def __init__(self, record: Record, run: Mapping[str, Any]) -> None:
+    def __init__(self, record: Record, run: RunHeader) -> None:
         """`run`: the header of the run's manifest."""
         self._settings = _pair_settings(run)
         match = self._settings.get("match")

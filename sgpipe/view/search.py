@@ -23,9 +23,8 @@ _TABLE = {True: "images", False: "relations"}  # of hits
 
 Box = tuple[float, float, float, float]  # xywh in pixels
 Row = tuple[Any, ...]  # a hit: the first three are its place
-Place = tuple[
-    Any, int, int
-]  # in an order: the value that is ordered by, the image, and the number in the image
+# in an order: the value that is ordered by, the image, and the number in the image
+Place = tuple[object, int, int]
 
 _NUMBER = r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]?\d{1,2})?"
 _CURSOR = re.compile(rf"({_NUMBER})_(\d{{1,9}})_(\d{{1,9}})", re.ASCII)
@@ -80,32 +79,30 @@ def facets(index: Index, filters: Filters, limit: int = 12) -> Facets:
 
 def _facets(index: Index, filters: Filters, limit: int) -> Facets:
     images = filters.finds_images
-    searches: dict[tuple[Filters, bool], list[str]] = defaultdict(
-        list
-    )  # what is counted over the hits of which search
-    for part in (
-        *FACETS,
-        "triplet",
-        "confidence",
-        *(["judged"] if index.rows("from judged limit 1") else []),
-    ):
+    parts = [*FACETS, "triplet", "confidence"]
+    if index.rows("from judged limit 1"):
+        parts.append("judged")
+    # what is counted over the hits of which search
+    searches: dict[tuple[Filters, bool], list[str]] = defaultdict(list)
+    for part in parts:
         searches[filters.without(part), images and part in _OF_IMAGES].append(part)
     searches[filters, images].append("total")
     counts: dict[str, dict[str, int]] = {}
-    for (variant, of_images), parts in searches.items():
-        counts |= _count(index, variant, of_images, parts, filters, limit)
+    for (variant, of_images), counted in searches.items():
+        counts |= _count(index, variant, of_images, counted, filters, limit)
     values = {}
     for part in FIELDS:
         chosen = getattr(filters, part)
-        found = {
-            **counts.get(part, {}),
-            **{value: counts.get(part, {}).get(value, 0) for value in chosen},
-        }
+        times_of = dict(counts.get(part, {}))
+        for value in chosen:
+            times_of.setdefault(value, 0)
         values[part] = [
-            FacetValue(value, n, value in chosen, ((part, value),)) for value, n in found.items()
+            FacetValue(value, times, value in chosen, ((part, value),))
+            for value, times in times_of.items()
         ]
+    values["triplet"] = _triplets(index, counts["triplet"], filters)
     return Facets(
-        values={**values, "triplet": _triplets(index, counts["triplet"], filters)},
+        values=values,
         total=counts["total"]["hits"],
         total_images=counts["total"]["images"],
         histogram=tuple(counts["confidence"].get(str(number), 0) for number in range(BINS)),
@@ -135,15 +132,16 @@ def _count(
     for part in parts:
         chosen = getattr(filters, part) if part in FACETS else ()
         first = f"value in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
-        most = limit + len(chosen) if part in (*FACETS, "triplet") else 100
+        rows = limit + len(chosen) if part in (*FACETS, "triplet") else 100
         source = _values_of(part, everything)
         selects.append(
-            f"(select '{part}', * from ({source}) order by {first}times desc, value limit {most})"
+            f"(select '{part}', * from ({source}) order by {first}times desc, value limit {rows})"
         )
         values += chosen
     counts: dict[str, dict[str, int]] = {part: {} for part in parts}
-    found = index.rows(f"{'' if everything else hits} {' union all '.join(selects)}", values)
-    for part, value, times in sorted(found, key=lambda row: (-row[2], row[1] or "")):
+    query = f"{'' if everything else hits} {' union all '.join(selects)}"
+    by_times = sorted(index.rows(query, values), key=lambda row: (-row[2], row[1] or ""))
+    for part, value, times in by_times:
         if value is not None:
             counts[part][value] = times
     return counts
@@ -182,13 +180,12 @@ def _triplets(index: Index, counts: Mapping[str, int], filters: Filters) -> list
     )
     names = {number: words for number, *words in rows if None not in words}
     values = []
-    for words, times in (
-        (names[number], times) for number, times in counts.items() if number in names
-    ):
-        params = tuple(zip(("subject", "predicate", "object"), words, strict=True))
-        values.append(
-            FacetValue(" ".join(words), times, tuple((word,) for word in words) == chosen, params)
-        )
+    for number, times in counts.items():
+        if number in names:
+            words = names[number]
+            params = tuple(zip(("subject", "predicate", "object"), words, strict=True))
+            is_chosen = chosen == tuple((word,) for word in words)
+            values.append(FacetValue(" ".join(words), times, is_chosen, params))
     return values
 
 
@@ -209,20 +206,19 @@ def _count_queues(index: Index) -> list[Queue]:
             count(*) filter (state = 'conflict'), count(*) from judged"""
     )
     bare = "images without relations"
-    found = [
-        *(
-            Queue(mark.name, mark.title, hits.get(1 << n, 0), mark.advice)
-            for n, mark in enumerate(MARKS)
-        ),
-        Queue(WITHOUT, bare, sum(n for _, n in reasons) if len(reasons) > 1 else 0, ""),
-        *(Queue(f"{WITHOUT}: {why}", f"{bare}: {why}", n, "") for why, n in reasons),
-        Queue(
-            "errors", "error rows", errors, "`sgpipe generate --retry-failed` processes them again."
-        ),
-        Queue("conflicts", "relations on which people disagree", conflicts, ""),
-        Queue("not_judged", "relations that nobody has judged", index.relations - judged, ""),
-    ]
-    return [queue for queue in found if queue.count]
+    queues = []
+    for bit, mark in enumerate(MARKS):
+        queues.append(Queue(mark.name, mark.title, hits.get(1 << bit, 0), mark.advice))
+    if len(reasons) > 1:
+        queues.append(Queue(WITHOUT, bare, sum(images for _, images in reasons), ""))
+    for why, images in reasons:
+        queues.append(Queue(f"{WITHOUT}: {why}", f"{bare}: {why}", images, ""))
+    retry = "`sgpipe generate --retry-failed` processes them again."
+    unjudged = index.relations - judged
+    queues.append(Queue("errors", "error rows", errors, retry))
+    queues.append(Queue("conflicts", "relations on which people disagree", conflicts, ""))
+    queues.append(Queue("not_judged", "relations that nobody has judged", unjudged, ""))
+    return [queue for queue in queues if queue.count]
 
 
 @dataclass(frozen=True)
@@ -270,9 +266,9 @@ def search(
                 f"after={single_line(after, 60)}: not a page of this search; leave it out"
             )
         start = cursor[1], int(cursor[2]), int(cursor[3])
-    found = _found(index, filters, start, limit + 1)
-    last = "_".join(map(str, found[limit - 1][:3])) if len(found) > limit else None
-    return _hits(index, filters, found[:limit]), last
+    rows = _found(index, filters, start, limit + 1)
+    last = "_".join(map(str, rows[limit - 1][:3])) if len(rows) > limit else None
+    return _hits(index, filters, rows[:limit]), last
 
 
 def neighbours(
@@ -296,7 +292,7 @@ def neighbours(
     return next(hits) if before else None, next(hits) if later else None
 
 
-def select_relations(index: Index, filters: Filters) -> tuple[str, list[Any]]:
+def select_relations(index: Index, filters: Filters) -> tuple[str, list[object]]:
     """Return the relations as SQL, with the values of its `?`. Raises UserError: hits are images,
     or no such queue.
     """
@@ -342,20 +338,22 @@ def _place(
     hit.
     """
     of_images = filters.finds_images
-    image = index.rows(
-        "select image from run.images where image_id = ? and split = ?", [image_id, split]
-    )
-    tries = [(Where(filters, of_images), False)]
+    query = "select image from run.images where image_id = ? and split = ?"
+    image = next(iter(index.rows(query, [image_id, split])), None)
+    if image is None:
+        return None
+    rows: list[Row] = []
     if relation is not None or of_images:
-        tries.insert(0, (Where(Filters(), of_images), last))
+        where = Where(Filters(), of_images)
+        where.add("image = ?", image)
         if relation is not None and not of_images:
-            tries[0][0].add("subject = ? and object = ? and predicate = ?", relation)
-    for where, backwards in tries if image else []:
-        where.add("image = ?", image[0])
-        rows = _ordered(index, filters, where, 1, backwards)
-        if rows:
-            return rows[0][:3]
-    return None
+            where.add("subject = ? and object = ? and predicate = ?", relation)
+        rows = _ordered(index, filters, where, 1, last)
+    if not rows:
+        where = Where(filters, of_images)
+        where.add("image = ?", image)
+        rows = _ordered(index, filters, where, 1, back=False)
+    return rows[0][:3] if rows else None
 
 
 def _found(
@@ -364,13 +362,14 @@ def _found(
     """Return the hits after a place, or before it, the nearest first."""
     where = Where(filters, filters.finds_images)
     if start is not None:
-        (value, image, number), (key, kind, falling) = start, _order(filters)
+        value, image, number = start
+        key, kind, falling = _order(filters)
         column = "0" if filters.finds_images else "number"
-        less, least = ("<", "<=") if falling != back else (">", ">=")
+        after = "<" if falling != back else ">"
         later = "<" if back else ">"
         at = f"try_cast(? as {kind})"
         where.add(
-            f"{key} {least} {at} and ({key} {less} {at} or image {later} ? or (image = ? and"
+            f"{key} {after}= {at} and ({key} {after} {at} or image {later} ? or (image = ? and"
             f" {column} {later} ?))",
             [value, value, image, image, number],
         )
