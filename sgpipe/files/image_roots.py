@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from threading import Lock
 
@@ -118,13 +119,8 @@ def has_images(location: ImagePlace) -> bool:
 
     Of anything but a folder on this machine, True: it is not looked into.
     """
-    text = located(location)
-    if is_uri(text) or not Path(text).is_dir():
-        return True
-    for _, _, names in os.walk(text, followlinks=True):
-        if any(is_image(name) or is_archive(name) for name in names):
-            return True
-    return False
+    names = _file_names(location)
+    return names is None or any(is_image(name) or is_archive(name) for name in names)
 
 
 def lacks_images(location: ImagePlace, file_names: Iterable[str]) -> bool:
@@ -133,18 +129,21 @@ def lacks_images(location: ImagePlace, file_names: Iterable[str]) -> bool:
 
     Of anything but a folder on this machine, False: it is not looked into.
     """
-    text = located(location)
     base_names: set[str] = set()
     for name in file_names:  # backslashes belong to a name, or stand for slashes
         base_names |= {PurePosixPath(name).name, PureWindowsPath(name).name}
+    names = _file_names(location)
+    if names is None or any("#" in name for name in base_names):  # rows of Parquet files
+        return False
+    return not any(name in base_names or is_archive(name) for name in names)
+
+
+def _file_names(location: ImagePlace) -> Iterator[str] | None:
+    """Return the last names of all files below a folder; None: it is no folder of this machine."""
+    text = located(location)
     if is_uri(text) or not Path(text).is_dir():
-        return False
-    if any("#" in name for name in base_names):  # rows of Parquet files
-        return False
-    for _, _, names in os.walk(text, followlinks=True):
-        if not base_names.isdisjoint(names) or any(map(is_archive, names)):
-            return False
-    return True
+        return None
+    return chain.from_iterable(names for _, _, names in os.walk(text, followlinks=True))
 
 
 def absolute(location: ImagePlace) -> str:
