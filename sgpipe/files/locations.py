@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from obstore import GetOptions, UpdateVersion
     from obstore.store import ObjectStore as Connection
 
-
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hf")
 _EXPECTED = "expected s3://, gs:// or abfs:// and a bucket"
 _CONNECT_SECONDS = 5

@@ -56,7 +56,6 @@ _OPEN_FILES = 8
 _OPEN_GROUPS = 8
 _BUFFER = 1 << 20
 
-
 ImageFile = Path | BinaryIO
 SUFFIXES = (  # of images that Pillow opens without a plug-in
     ".jpg",

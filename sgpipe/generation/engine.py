@@ -242,18 +242,15 @@ def stages_sharing_gpus(
     """
     if engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
         return frozenset()
-    models = {
-        name: section
-        for name, section in sections.items()
-        if section.loaded_model is not None and section.shares_gpus
-    }
-    if any(section.resources.gpus for section in models.values()):
-        return frozenset()
-    sharing = {
-        name
-        for name, section in models.items()
-        if section.resources.gpus is None and section.device in ("auto", "cuda")
-    }
+    sharing: set[str] = set()
+    for name, section in sections.items():
+        gpus = section.resources.gpus
+        if section.loaded_model is None or not section.shares_gpus:
+            continue
+        if gpus:
+            return frozenset()
+        if gpus is None and section.device in ("auto", "cuda"):
+            sharing.add(name)
     if any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in sharing):
         return frozenset()
     return frozenset(sharing)

@@ -38,7 +38,6 @@ _SIDES = {text: claim for claim, texts in CLAIMS.items() if claim[1] for text in
 _SYNONYM_TABLES = ("coco", "objects365")
 _CACHED_CLASS_PAIRS = 1 << 16
 
-
 Ends = TypeVar("Ends", Pair, Relation)
 
 

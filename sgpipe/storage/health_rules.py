@@ -25,7 +25,6 @@ _POSTURES = (
     "riding",
 )
 
-
 LEFT = ("left of", "to left of", "to the left of", "on the left of", "on left of", "left to")
 RIGHT = ("right of", "to right of", "to the right of", "on the right of", "on right of", "right to")
 RIDING = ("riding", "ride", "rides", "riding on", "sitting on", "sits on", "standing on", "stands on", "lying on",
@@ -48,7 +47,6 @@ _MANY_PREDICATE_WORDS = 5
 _UNEVEN = 10
 _ENOUGH = 50
 
-
 _TRIPLET = "concat_ws(' ', subject_category, predicate, object_category)"
 _RELATION = ("subject", "object", "predicate")
 _WORDS = r"regexp_extract_all(lower(caption), '[\p{L}\p{M}\p{N}]+')"
@@ -65,7 +63,6 @@ PLACED = """
     join objects o on o.image = kept.image and o.number = kept.object
     where sign = 0
 """
-
 
 _CONFIDENT = 0.5
 _RARE = 3

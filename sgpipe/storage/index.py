@@ -54,11 +54,9 @@ _RESOLVED = """
         and r.predicate = given.predicate
 """
 
-
 # An index that is open: its file; a connection that has it as `run`, and a table `judged` in
 # memory; what ends both.
 _Opened = tuple[Path, duckdb.DuckDBPyConnection, Callable[[], None]]
-
 
 _RELATIONS = """create or replace view relations as
     select image, number, subject, object, predicate, subject_category, object_category, confidence,

@@ -33,7 +33,6 @@ _PARTS = frozenset(
     {"marks", "segmentations", "triplets"}
 )  # what is lost of them is still counted among what is kept
 
-
 _NEAREST = {  # what is counted in place of these
     "annotations": ("boxes", "relations", "captions"),
     "segmentations": ("boxes",),

@@ -64,7 +64,6 @@ _IMAGES_METADATA = {
     "huggingface": json.dumps({"info": {"features": {IMAGE_COLUMN: {"_type": "Image"}}}})
 }
 
-
 _IMAGE_COLUMNS = ("image_id", "split", "file_name")
 _RELATION_COLUMNS = (
     *_IMAGE_COLUMNS,
@@ -73,9 +72,7 @@ _RELATION_COLUMNS = (
     "relations",
 )
 
-
 _VERSION_KEY = b"sgpipe.schema_version"
-
 
 _POINTERS = (
     ("pairs", "subject", "objects"),

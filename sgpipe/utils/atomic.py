@@ -19,7 +19,6 @@ from sgpipe.errors import StoreError, UserError, add_filename
 
 FAULT_VARIABLE = "SGPIPE_FAULT"
 
-
 _OWNER = "process "
 _PATIENCE = 0.5  # seconds: `is_locked` takes the lock for a moment
 # seconds

@@ -18,16 +18,13 @@ from sgpipe.utils.lemmas import lemmas
 Numbers: TypeAlias = NDArray[Any]  # of whatever type they are given in
 Boxes: TypeAlias = Numbers  # `[boxes, 4]`
 
-
 FORMS: tuple[BoxForm, ...] = get_args(BoxForm)
 
 _PARTS = "n"  # the end of the forms in parts of the image
 _LARGEST_PART = 1.5  # boxes may reach over the edge; boxes in pixels are larger
 _TOLERANCE = 0.01  # of the side of an image, for boxes that are rounded
 
-
 _WORD = re.compile(r"[^\W_]+")
-
 
 # Of human captions of COCO 0.8, of V-COCO, which has boxes only of what people use, 0.6; shuffled
 # at most 0.1.

@@ -29,9 +29,7 @@ _FILE_WIDTH = 120  # columns
 # those of no width.
 _INSTEAD = {"Cc": " ", "Zl": " ", "Zp": " ", "Cs": "?", "Cf": ""}
 
-
 _SECONDS_BETWEEN_LINES = 10.0
-
 
 Advance: TypeAlias = Callable[
     [int, Mapping[str, int]], None
