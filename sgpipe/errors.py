@@ -17,6 +17,21 @@ class UserError(Exception):
     """
 
 
+class CodeError(UserError):
+    """Code that the user wrote failed, and the message says where.
+
+    Attributes:
+        trace: the lines of its traceback, which `--verbose` shows.
+    """
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message, trace)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class ImageError(UserError):
     """An image cannot be used: missing, broken, too large, or not of the annotated size; the
     message says why.

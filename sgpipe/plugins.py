@@ -9,19 +9,23 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sgpipe.errors import UserError
+from sgpipe.errors import CodeError, EngineError, StoreError, UserError
 
 Kind = Literal["captioner", "evaluator", "format", "source", "tagger"]
 Plugin = TypeVar("Plugin")
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+_IDENTITY = re.compile(rf"{_REFERENCE.pattern} .* sha256:[0-9a-f]{{64}}")
 
 
 def is_reference(name: str) -> bool:
@@ -32,8 +36,8 @@ def is_reference(name: str) -> bool:
 @cache
 def installed(kind: Kind) -> Mapping[str, str]:
     """Return the references that installed packages state for a kind, by name."""
-    found = entry_points(group=f"sgpipe.{kind}s")
-    return {entry.name: entry.value for entry in found if is_reference(entry.value)}
+    stated = entry_points(group=f"sgpipe.{kind}s")
+    return {entry.name: entry.value for entry in stated if is_reference(entry.value)}
 
 
 def reference_of(kind: Kind, name: str) -> str | None:
@@ -47,9 +51,12 @@ def load(kind: Kind, reference: str) -> Any:
     try:
         module = import_module(module_name)
     except Exception as error:
-        raise UserError(
-            f"{kind} {reference}: {module_name} cannot be imported ({_described(error)}); install its"
-            " package, or name its folder in PYTHONPATH"
+        is_missing = isinstance(error, ModuleNotFoundError)
+        advice = "; install its package, or name its folder in PYTHONPATH" if is_missing else ""
+        raise CodeError(
+            f"{kind} {reference}: {module_name} cannot be imported"
+            f" ({_described(error)}){_own_line(error, module_name)}{advice}",
+            _trace(error),
         ) from error
     try:
         return getattr(module, attribute)
@@ -77,17 +84,21 @@ def load_instance(kind: Kind, reference: str, expected: type[Plugin]) -> Plugin:
 
 @contextmanager
 def failures_told(kind: Kind, reference: str) -> Iterator[None]:
-    """Run code of others in the body of a `with` statement.
+    """Run code of the user's own in the body of a `with` statement.
 
     Raises:
-        UserError: it failed, with the kind of the error.
+        CodeError: it failed; the message has the error, and the line of that code.
     """
     try:
         yield
-    except (UserError, OSError):
+    except (UserError, EngineError, StoreError):
         raise
     except Exception as error:
-        raise UserError(f"{kind} {reference} failed: {_described(error)}") from error
+        module_name = reference.partition(":")[0]
+        raise CodeError(
+            f"{kind} {reference} failed: {_described(error)}{_own_line(error, module_name)}",
+            _trace(error),
+        ) from error
 
 
 def code_identity(kind: Kind, reference: str) -> str:
@@ -112,6 +123,11 @@ def code_identity(kind: Kind, reference: str) -> str:
     return f"{name} {_version_of(module.__name__)} sha256:{digest}"
 
 
+def is_code_identity(text: object) -> bool:
+    """Return whether a text is what `code_identity` returns of some code."""
+    return isinstance(text, str) and _IDENTITY.fullmatch(text) is not None
+
+
 def _version_of(module: str) -> str:
     """Return the version of the package that a module is installed from, or else that it states."""
     package = module.partition(".")[0]
@@ -127,3 +143,22 @@ def _described(error: Exception) -> str:
     """Return an error in one line."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _own_line(error: Exception, module_name: str) -> str:
+    """Return the innermost line of the user's package that an error passed, in brackets; ""
+    without one.
+    """
+    package = module_name.partition(".")[0]
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+        if module.partition(".")[0] == package:
+            file = Path(frame.f_code.co_filename)
+            depth = module.count(".") + (file.name == "__init__.py")
+            place = f" ({'/'.join(file.parts[-1 - depth :])}:{line})"
+    return place
+
+
+def _trace(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from reprlib import repr as shortened
 from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
@@ -52,6 +54,16 @@ _ARROW = {
     "tuple[float, float, float, float]": pa.list_(pa.float64()),
     "dict[str, int]": pa.struct([(name, pa.int64()) for name in LEFT_OUT]),
 }  # fmt: skip
+
+# The same for values of code that others wrote: what they must be, and how this is called.
+_VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("str", "Scope", "Status", "BoxOrigin"), (str, "a str")),
+    "int": (Integral, "an int"),
+    "float": (Real, "a number"),
+    "bool": (bool, "a bool"),
+    "dict[str, int]": (dict, "a dict"),
+    "tuple[float, float, float, float]": ((list, tuple), "four numbers"),
+}
 
 _REQUIRED = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
@@ -213,17 +225,23 @@ class Record:
         self.error = f"{stage}: {reason}"
 
 
+def _declared(noun: type) -> dict[str, str]:
+    """Return the types of the fields of a noun that are stored, by name."""
+    return {column.name: str(column.type) for column in fields(noun) if column.name != "mentions"}
+
+
 def list_of(**columns: pa.DataType) -> pa.DataType:
     return pa.list_(pa.struct(list(columns.items())))
 
 
 def _columns(noun: type) -> dict[str, pa.DataType]:
-    kinds = {each.name: str(each.type).removesuffix(" | None") for each in fields(noun)}
-    return {name: _ARROW[kind] for name, kind in kinds.items() if name != "mentions"}
+    kinds = _declared(noun)
+    return {name: _ARROW[kind.removesuffix(" | None")] for name, kind in kinds.items()}
 
 
-for _noun in (Attribute, Box, Caption, Triplet, Pair, Relation):
-    _ARROW[f"list[{_noun.__name__}]"] = list_of(**_columns(_noun))
+_NOUNS = {noun.__name__: noun for noun in (Attribute, Box, Caption, Triplet, Pair, Relation)}
+for _name, _noun in _NOUNS.items():
+    _ARROW[f"list[{_name}]"] = list_of(**_columns(_noun))
 SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=name not in _REQUIRED)
@@ -282,6 +300,43 @@ def from_table(table: pa.Table) -> list[Record]:
         }
         records.append(Record(**values))
     return records
+
+
+def type_fault(noun: object, place: str = "") -> str | None:
+    """Return which value of a record or another noun is not of its type, if one is not.
+
+    Args:
+        place: where the noun is, before the names of its fields.
+    """
+    for name, kind in _declared(type(noun)).items():
+        fault = _value_fault(getattr(noun, name), kind, f"{place}{name}")
+        if fault is not None:
+            return fault
+    return None
+
+
+def _value_fault(value: object, declared: str, place: str) -> str | None:
+    """Return what is wrong with a value of a declared type, if something is."""
+    kind, _, optional = declared.partition(" | ")
+    if optional and value is None:
+        return None
+    if kind.startswith("list["):
+        if not isinstance(value, list):
+            return f"{place} is {shortened(value)}, expected a list"
+        faults = (
+            _value_fault(item, kind[len("list[") : -1], f"{place}[{number}]")
+            for number, item in enumerate(value)
+        )
+        return next(filter(None, faults), None)
+    if kind in _NOUNS:
+        if not isinstance(value, _NOUNS[kind]):
+            return f"{place} is {shortened(value)}, expected a sgpipe.{kind}"
+        return type_fault(value, f"{place}.")
+    accepted, words = _VALUES[kind]
+    is_accepted = isinstance(value, accepted)
+    if is_accepted and isinstance(value, list | tuple):
+        is_accepted = len(value) == 4 and all(isinstance(number, Real) for number in value)
+    return None if is_accepted else f"{place} is {shortened(value)}, expected {words}"
 
 
 def origins_pattern(origins: Iterable[str]) -> str:

@@ -352,6 +352,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="""Evaluate predictions as the official evaluators do.
 
+By an Evaluator of your own: package.module:NAME in place of a command.
+
 Examples:
 
   sgpipe eval hico --predictions predictions.json --annotations test_hico.json

@@ -43,7 +43,7 @@ class WrittenOptions:
 def export(
     *,
     run: cli.StoredRun,
-    to: Annotated[str, declare.option(f"Format: {', '.join(BUILT_IN)}.")],
+    to: Annotated[str, declare.option(f"Format: {', '.join(BUILT_IN)}; or package.module:NAME.")],
     out: Annotated[Path, declare.writes_folder("New folder for the files.")],
     origin: Annotated[
         str | None, declare.option("Only these, such as person,tagger. Default: all.")

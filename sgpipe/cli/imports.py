@@ -45,6 +45,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="""Import human annotations as shards.
 
+Of another form, by a Source of your own: package.module:NAME in place of a command.
+
 Examples:
 
   sgpipe import vg --annotations scene_graphs.json --images VG --out vg/

@@ -38,7 +38,14 @@ from sgpipe.cli.stats import stats
 from sgpipe.cli.train import train
 from sgpipe.cli.verify import fetch, verify
 from sgpipe.cli.view import view
-from sgpipe.errors import DivergedError, EngineError, StoreError, UserError, format_os_error
+from sgpipe.errors import (
+    CodeError,
+    DivergedError,
+    EngineError,
+    StoreError,
+    UserError,
+    format_os_error,
+)
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
@@ -89,6 +96,8 @@ class _Group(GroupOfSingleValues):
         except USAGE_ERROR as error:
             _fail_usage(error)
         except UserError as error:
+            if isinstance(error, CodeError) and ctx.params["verbose"]:
+                sys.stderr.write(error.trace)
             _fail(f"error: {error}", EXIT_BAD_INPUT)
         except EngineError as error:
             advice = "" if isinstance(error, DivergedError) else f"\n{_advice(ctx)}"
@@ -130,7 +139,7 @@ def root(
         bool, typer.Option("--quiet", "-q", help="Print only results: no progress, no notes.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print tracebacks of internal errors.")
+        bool, typer.Option("--verbose", "-v", help="Print tracebacks of your code and of bugs.")
     ] = False,
 ) -> None:
     """Turn any object-detection dataset into a scene-graph dataset.

@@ -49,7 +49,10 @@ Captioner = Annotated[
 ]
 Tagger = Annotated[
     str | None,
-    reads_model("R-Tagger, by `sgpipe convert` or `train`, or miniworld; clip, vlm: their model."),
+    reads_model(
+        "R-Tagger, by `sgpipe convert` or `train`, or miniworld; clip, vlm: their model; or a class"
+        " of your own: package.module:Class."
+    ),
 ]
 CalibrationFile = Annotated[
     Place | None, reads_stored("File of `sgpipe calibrate`: thresholds are probabilities.")

@@ -8,12 +8,13 @@ EngineError as `predict`.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, SupportsFloat, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -400,11 +401,31 @@ def score_plugin(evaluated: PredictionFiles | ModelRun, reference: str) -> Evalu
 
     def measured(scores: _Images) -> Mapping[str, float]:
         with failures_told("evaluator", reference):
-            measures = evaluator.measure(scores.images, classes)
-            return {name: float(value) for name, value in measures.items()}
+            return _checked_measures(evaluator.measure(scores.images, classes), reference)
 
     settings = {"code": code_identity("evaluator", reference)}
     return scored_images.result(evaluator.name, settings, _Images(images), measured, [])
+
+
+def _checked_measures(measures: object, evaluator: str) -> dict[str, float]:
+    """Return what an evaluator of the user's own measures.
+
+    Raises:
+        UserError: it is something else than numbers by name.
+    """
+    if not isinstance(measures, Mapping):
+        raise UserError(
+            f"evaluator {evaluator} returns {reprlib.repr(measures)}: expected numbers by their"
+            ' names, such as {"recall": 0.5}'
+        )
+    checked: dict[str, float] = {}
+    for name, value in measures.items():
+        if not isinstance(value, SupportsFloat):
+            raise UserError(
+                f"evaluator {evaluator} returns {name!r}: {reprlib.repr(value)}, expected a number"
+            )
+        checked[str(name)] = float(value)
+    return checked
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ class Evaluator:
     Args:
         name: that the result states.
         measure: gets images, each with its ground truth and what was predicted, and the names of
-            their classes, and returns measures from 0 to 1 by their names. With `--compare` it is
-            called for many random halves of the images.
+            their classes, and returns numbers by their names. With `--compare` it is called for many
+            random halves of the images; intervals are those of shares, from 0 to 1.
         form: of the files that are read: as of Open Images, or of HICO-DET, where persons are the
             subjects.
     """

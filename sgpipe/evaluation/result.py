@@ -66,7 +66,7 @@ Scores = TypeVar("Scores", bound=Resampled)
 
 @dataclass(frozen=True)
 class Resampling:
-    """The measures of an evaluation, each from 0 to 1, by how often each of the scored images
+    """The measures of an evaluation, most from 0 to 1, by how often each of the scored images
     occurs, `[images]`.
 
     unpredicted: images without predictions, where a file can tell them from images in which nothing
@@ -164,6 +164,8 @@ def _difference(values: Sequence[float], halves: Array, images: int) -> Differen
     """
     value, other, difference = values
     margin, other_margin, difference_margin = (_margin(samples, images) for samples in halves.T)
+    if min(value, other) < 0 or max(value, other) > 1:  # no share, such as a count
+        difference_margin = math.nan
     low, high = _difference_interval(difference, difference_margin)
     return Difference(
         value=value,

@@ -22,6 +22,7 @@ from sgpipe.evaluation.label_quality import LABELS, run_quality
 from sgpipe.export.formats import BUILT_IN, Format
 from sgpipe.export.rows import COORDINATES, IMAGE_FIELDS, ExportRows, iter_groups, new_file
 from sgpipe.images import open_header
+from sgpipe.plugins import is_code_identity
 from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE, from_table
 from sgpipe.sources.fields import single_line
 from sgpipe.sources.hub import CLASSES_KEY, ORIGIN_KEY
@@ -245,6 +246,7 @@ def card_template(
     environment = jinja2.Environment(
         loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=undefined
     )
+    environment.tests["code"] = is_code_identity
     environment.filters |= {
         "code": lambda name: f"`{single_line(name).replace('`', chr(39)) or ' '}`",
         "counted": count,

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, check_share
-from sgpipe.export.formats import Format, formats_with, load_format
+from sgpipe.export.formats import BUILT_IN, Format, formats_with, load_format
 from sgpipe.export.hugging_face import exported_relations, write_readme
 from sgpipe.export.rows import ExportRows, FormatOptions
 from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location
+from sgpipe.plugins import failures_told
 from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
 from sgpipe.storage.certificate import Certificate
 from sgpipe.storage.run_folder import check_output
@@ -74,12 +75,27 @@ def export_run(
     threshold = _choose_threshold(form, threshold, calibration, precision, certificate)
     rows = ExportRows(location(root), threshold, calibration, certificate, origins, options)
     with new_folder(out if inside else check_output(out)) as folder:
-        form.write(rows, folder)
+        write_rows(form, to, rows, folder)
         if not form.own_readme:
             rows.left_out["error rows"] += rows.totals["errors"]
             write_readme(rows, folder, form)
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     return Exported(out, written, dict(+rows.left_out), exported_relations(rows), rows.note)
+
+
+def write_rows(form: Format, to: str, rows: ExportRows, folder: Path) -> None:
+    """Write what a format makes of the rows.
+
+    Raises:
+        UserError: it is not one of sgpipe's, and fails or writes nothing.
+    """
+    if to in BUILT_IN:
+        form.write(rows, folder)
+        return
+    with failures_told("format", to):
+        form.write(rows, folder)
+    if not any(path.is_file() for path in folder.rglob("*")):
+        raise UserError(f"format {to} writes no file: expected some in the folder that write gets")
 
 
 def _check_choice(

@@ -10,11 +10,14 @@ from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_model
 from sgpipe.files.image_roots import check_images
 from sgpipe.files.locations import content_id
+from sgpipe.plugins import load_class
 from sgpipe.recipe import STAGES, EngineConfig, Recipe, SourceConfig, StageConfig, models_of
 from sgpipe.sources.extended_run import check_run
 from sgpipe.sources.hub import check_hub
+from sgpipe.stages.caption.captioner import Captioner
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
+from sgpipe.stages.tag.tagger import Tagger
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
 
@@ -46,6 +49,7 @@ def check_recipe(recipe: Recipe, stages: Collection[str] = STAGES) -> None:
     check_ground_truth(recipe.source)
     for model in models_of(recipe, {*STAGES} - {*stages}).values():
         existing_model(model)
+    check_code(recipe, stages)
 
 
 def check_data(recipe: Recipe) -> None:
@@ -103,6 +107,14 @@ def check_boxes(recipe: Recipe) -> None:
     detectors = (recipe.detect.detector, recipe.ground.detector)
     if recipe.source.format == "folder" and detectors == (None, None):
         raise UserError("detect.detector is not set (--detector)")
+
+
+def check_code(recipe: Recipe, stages: Collection[str]) -> None:
+    """What is named as a captioner or tagger of the user's own is one."""
+    if recipe.caption.plugin is not None and "caption" in stages:
+        load_class("captioner", recipe.caption.plugin, Captioner)
+    if recipe.tag.plugin is not None and "tag" in stages:
+        load_class("tagger", recipe.tag.plugin, Tagger)
 
 
 def check_captions(recipe: Recipe) -> None:

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgpipe.errors import EngineError, UserError, first_line, format_os_error
+from sgpipe.errors import CodeError, EngineError, UserError, first_line, format_os_error
 from sgpipe.files.image_roots import ImageRoot
 from sgpipe.files.locations import Location, open_file
 from sgpipe.recipe import AUTO_ON_CPU, STAGES, EngineConfig, Resources, StageConfig, StagePlan
@@ -209,6 +209,8 @@ def plain_error(error: Exception) -> UserError | EngineError:
     """Return an error that can be sent to the driver: other classes may need more than a
     message.
     """
+    if isinstance(error, CodeError):
+        return error
     if isinstance(error, UserError | EngineError):
         return (UserError if isinstance(error, UserError) else EngineError)(str(error))
     failed = f"a worker failed: {type(error).__name__}: {first_line(error)}"

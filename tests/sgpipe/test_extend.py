@@ -25,6 +25,7 @@ from sgpipe.plugins import Kind, code_identity, installed
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
+from tests.sgpipe.evaluation.own_predictions import write_predictions
 from tests.sgpipe.generation.in_process import without_ray
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -130,7 +131,7 @@ def test_the_source_of_the_page_is_imported_and_labelled(extension, yolo, tmp_pa
         ("", "nowhere.at:SOURCE", "nowhere.at cannot be imported"),
         ("SOURCE = 1", "wrong:SOURCE", "is not a sgpipe.Source"),
         ("yield 1 / 0", "wrong:SOURCE", "failed: ZeroDivisionError: division by zero"),
-        ("yield 1", "wrong:SOURCE", "yields something else than sgpipe.Record"),
+        ("yield 1", "wrong:SOURCE", "yields 1: expected a sgpipe.Record"),
         ("yield from ()", "wrong:SOURCE", "contains no image to import"),
     ],
 )
@@ -209,28 +210,15 @@ SOURCE = Source("own", read)
     assert second.error == "import: object 2 of a relation is not among the image's 2 objects"
 
 
-def predictions(folder: Path, verbs: list[int]) -> Path:
-    """Write predictions of two images, whose relations have these verbs of HICO-DET."""
-    person = {"bbox": [0, 0, 9, 9], "category_id": 1}
-    bike = {"bbox": [50, 50, 59, 59], "category_id": 2}
-    relation = {"subject_id": 0, "object_id": 1}
-    annotated = []
-    predicted = []
-    for number, verb in enumerate(verbs):
-        name = {"file_name": f"HICO_test2015_0000000{number}.jpg"}
-        truth = [relation | {"category_id": 77}]
-        annotated.append(name | {"annotations": [person, bike], "hoi_annotation": truth})
-        found = [relation | {"category_id": verb, "score": 0.9}]
-        predicted.append(name | {"predictions": [person, bike], "hoi_prediction": found})
-    (folder / "annotations.json").write_text(json.dumps(annotated))
-    (folder / f"{verbs}.json").write_text(json.dumps(predicted))
-    return folder / f"{verbs}.json"
-
-
 def test_the_evaluator_of_the_page_measures_and_compares(extension, tmp_path):
     command = ["eval", "own.predicates:PREDICATES", "--annotations", tmp_path / "annotations.json"]
-    command += ["--predictions", predictions(tmp_path, [77, 37])]
-    command += ["--compare", predictions(tmp_path, [77, 77]), "--json-file", tmp_path / "out.json"]
+    command += ["--predictions", write_predictions(tmp_path, [77, 37])]
+    command += [
+        "--compare",
+        write_predictions(tmp_path, [77, 77]),
+        "--json-file",
+        tmp_path / "out.json",
+    ]
     run(*command)
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["benchmark"] == "Predicates"
@@ -244,9 +232,8 @@ def test_the_evaluator_of_the_page_measures_and_compares(extension, tmp_path):
     words = ["eval", "own.bad:BAD", *map(str, command[2:4]), "--predictions", str(command[5])]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
-    assert (
-        done.stderr == "error: evaluator own.bad:BAD failed: ZeroDivisionError: division by zero\n"
-    )
+    reason = "ZeroDivisionError: division by zero (own/bad.py:2)"
+    assert done.stderr == f"error: evaluator own.bad:BAD failed: {reason}\n"
 
 
 @without_ray()

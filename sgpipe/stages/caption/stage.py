@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.model_cache import local_model
-from sgpipe.plugins import failures_told, load_class
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import ImageStage
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput, ServedCaptioner, settings_of
+from sgpipe.stages.caption.own_captioner import OwnCaptioner
 from sgpipe.stages.checkpoint import read_config
 from sgpipe.stages.endpoint import CacheFolder, Refusal
 from sgpipe.utils.gpu import gpu_use
@@ -110,9 +110,7 @@ def load_captioner(
     if config.endpoint is not None:
         return ServedCaptioner(settings_of(config), cache_folder)
     if config.plugin is not None and role == "captioner":
-        own_class = load_class("captioner", config.plugin, Captioner)
-        with failures_told("captioner", config.plugin):
-            return own_class(config)
+        return OwnCaptioner(config, config.plugin)
     config = config.model_copy(update={"captioner": local_model(str(config.captioner))})
     if read_config(str(config.captioner), role).get("model_type") == "blip" and role == "captioner":
         from sgpipe.stages.caption.blip import BlipCaptioner

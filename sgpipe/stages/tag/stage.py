@@ -28,7 +28,6 @@ from sgpipe.calibration import threshold_of_recipe
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.files.model_cache import local_model
-from sgpipe.plugins import failures_told
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.sources.vocabulary import packaged_synonyms
@@ -39,7 +38,7 @@ from sgpipe.stages.matching import HeadMatcher
 from sgpipe.stages.score.scorer import NO_AREA
 from sgpipe.stages.tag.layout.prior import LayoutPrior
 from sgpipe.stages.tag.methods import candidates
-from sgpipe.stages.tag.tagger import checked_scores, load_tagger
+from sgpipe.stages.tag.tagger import load_tagger
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.gpu import (
     GPU_THREADS,
@@ -462,7 +461,7 @@ class ScoredStage(ImageStage):
         asked = [record for record in records if any(pair.predicates for pair in record.pairs)]
         for record, image in self.opened(asked):
             relations = candidates(record.pairs, None, self.tagger.origin)
-            scores = self._scores(image, record, relations)
+            scores = self.tagger.scores(image, record, relations)
             refusals = [
                 score for score in scores if isinstance(score, Refusal) and score is not NO_AREA
             ]
@@ -482,15 +481,6 @@ class ScoredStage(ImageStage):
             kept = [relation for relation in relations if self._keeps(relation.confidence or 0.0)]
             record.relations += deduplicate(kept)
         return records
-
-    def _scores(
-        self, image: Image.Image, record: Record, relations: Sequence[Relation]
-    ) -> Sequence[float | Refusal]:
-        if self.config.plugin is None:
-            return self.tagger.scores(image, record, relations)
-        with failures_told("tagger", self.config.plugin):
-            scores = self.tagger.scores(image, record, relations)
-            return checked_scores(scores, relations, self.config.plugin)
 
     def _keeps(self, confidence: float) -> bool:
         return confidence >= self.threshold and confidence > 0

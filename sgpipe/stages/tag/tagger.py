@@ -4,7 +4,9 @@ score an image by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import SupportsFloat
 
 from PIL import Image
 
@@ -104,34 +106,80 @@ class VlmTagger(Tagger):
         return self.scorer.scores(image, record.objects, candidates)
 
 
+class OwnTagger(Tagger):
+    """A tagger that `package.module:Class` names: what it raises names it, and its scores are
+    checked.
+
+    Args:
+        config: of the recipe, which the class gets.
+        reference: the name.
+        cache_folder: as of `Tagger`.
+
+    Raises:
+        UserError: there is no such class, or it cannot be made.
+    """
+
+    def __init__(self, config: TagConfig, reference: str, cache_folder: CacheFolder | None) -> None:
+        super().__init__(config)
+        self.reference = reference
+        tagger_class = load_class("tagger", reference, Tagger)
+        with failures_told("tagger", reference):
+            self._tagger = tagger_class(config)
+        self._tagger.cache_folder = cache_folder
+        self.origin = self._tagger.origin
+
+    def check(self) -> None:
+        with failures_told("tagger", self.reference):
+            self._tagger.check()
+
+    def setup(self) -> None:
+        with failures_told("tagger", self.reference):
+            self._tagger.setup()
+
+    def scores(
+        self, image: Image.Image, record: Record, candidates: Sequence[Relation]
+    ) -> Sequence[float | Refusal]:
+        with failures_told("tagger", self.reference):
+            scores: object = self._tagger.scores(image, record, candidates)
+            return self.checked(scores, len(candidates))
+
+    def checked(self, scores: object, candidates: int) -> list[float | Refusal]:
+        """Return what the tagger scored.
+
+        Raises:
+            UserError: not each candidate has a score from 0 to 1.
+        """
+        if isinstance(scores, str) or not isinstance(scores, Iterable):
+            raise UserError(
+                f"tagger {self.reference} returns {reprlib.repr(scores)}:"
+                " expected a list with a score from 0 to 1 for each candidate"
+            )
+        checked = [self._checked_score(score) for score in scores]
+        if len(checked) != candidates:
+            raise UserError(
+                f"tagger {self.reference} returns {count(len(checked), 'score')} for"
+                f" {count(candidates, 'candidate')}"
+            )
+        return checked
+
+    def _checked_score(self, score: object) -> float | Refusal:
+        if isinstance(score, Refusal):
+            return score
+        if isinstance(score, SupportsFloat) and 0 <= float(score) <= 1:
+            return float(score)
+        raise UserError(
+            f"tagger {self.reference} returns the score {reprlib.repr(score)}: expected 0 to 1"
+        )
+
+
 def load_tagger(config: TagConfig, cache_folder: CacheFolder | None = None) -> Tagger:
     """Return the tagger of a recipe, which is not set up yet.
 
     Raises:
         UserError: there is no such class, or it cannot be made.
     """
-    reference = config.plugin or BUILT_IN[config.method]
-    tagger_class = load_class("tagger", reference, Tagger)
-    with failures_told("tagger", reference):
-        tagger = tagger_class(config)
+    if config.plugin is not None:
+        return OwnTagger(config, config.plugin, cache_folder)
+    tagger = load_class("tagger", BUILT_IN[config.method], Tagger)(config)
     tagger.cache_folder = cache_folder
     return tagger
-
-
-def checked_scores(
-    scores: Sequence[float | Refusal], candidates: Sequence[Relation], tagger: str | None
-) -> Sequence[float | Refusal]:
-    """Return what a tagger scored.
-
-    Raises:
-        UserError: not each candidate has a score from 0 to 1.
-    """
-    if len(scores) != len(candidates):
-        raise UserError(
-            f"tagger {tagger} returns {count(len(scores), 'score')} for"
-            f" {count(len(candidates), 'candidate')}"
-        )
-    for score in scores:
-        if not isinstance(score, Refusal) and not 0 <= score <= 1:
-            raise UserError(f"tagger {tagger} returns the score {score}: expected 0 to 1")
-    return scores
