@@ -4,12 +4,16 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from sgpipe.export.formats import Format
 from sgpipe.export.rows import ExportRows, Members, as_number, plain, write_json
 from sgpipe.records import Record
 from sgpipe.sources.vocabulary import category_names
+
+Entry: TypeAlias = dict[str, object]
+
+_OFFICIAL = ("coco", "objects365", "open_images")
 
 
 def write_coco(rows: ExportRows, out: Path) -> None:
@@ -18,78 +22,80 @@ def write_coco(rows: ExportRows, out: Path) -> None:
     """
     numbers = category_ids(rows, with_nothing=False)
     rows.left_out["relations that the format cannot hold"] += rows.totals["relations"]
-
-    def captions(split: str) -> Iterator[dict[str, Any]]:
-        ids = count(1)
-        for image, record in coco_images(rows, split, "captions"):
-            texts = [caption.text for caption in record.captions if caption.scope == "image"]
-            rows.left_out["captions that the format cannot hold"] += len(record.captions) - len(
-                texts
-            )
-            yield from (
-                {"id": next(ids), "image_id": image["id"], "caption": text} for text in texts
-            )
-
     for split in rows.splits:
         members = instances(rows, split, numbers, with_nothing=False)
         write_json(out / f"instances_{split}.json", Members(members))
-        written = captions(split)
-        first = next(written, None)
+        captions = _captions(rows, split)
+        first = next(captions, None)
         if first is not None:
             images = (image for image, _ in coco_images(rows, split))
-            members = [("images", images), ("annotations", chain([first], written))]
+            members = [("images", images), ("annotations", chain([first], captions))]
             write_json(out / f"captions_{split}.json", Members(members))
 
 
+def _captions(rows: ExportRows, split: str) -> Iterator[Entry]:
+    ids = count(1)
+    for image, record in coco_images(rows, split, "captions"):
+        for caption in record.captions:
+            if caption.scope == "image":
+                yield {"id": next(ids), "image_id": image["id"], "caption": caption.text}
+            else:
+                rows.left_out["captions that the format cannot hold"] += 1
+
+
 def category_ids(rows: ExportRows, *, with_nothing: bool, positive: bool = False) -> dict[str, int]:
-    """Return the ids of all classes; `with_nothing`: also of the placeholder for the missing object
-    of a relation.
+    """Return the ids of all classes.
+
+    Args:
+        with_nothing: also of the placeholder for the missing object of a relation.
+        positive: the format has no ids below 1.
     """
-    names = rows.manifest.run.get("labels")
+    labels = rows.manifest.run.get("labels")
     seen = rows.census.categories
     if not with_nothing:
         rows.left_out["objects that the format cannot hold"] += rows.census.nothing.total()
         seen = seen - rows.census.nothing
-    return number_categories(seen, names and names["objects"], positive=positive)
+    return number_categories(seen, labels and labels["objects"], positive=positive)
 
 
 def instances(
     rows: ExportRows, split: str, numbers: Mapping[str, int], *, with_nothing: bool
-) -> list[tuple[str, Any]]:
-    ids = count(1)
-    annotations = (
-        {
-            "id": next(ids),
-            "image_id": image["id"],
-            "category_id": numbers[box.category],
-            "bbox": [plain(value) for value in box.bbox],
-            "area": plain(box.bbox[2] * box.bbox[3]),
-            "iscrowd": int(box.iscrowd),
-            "segmentation": json.loads(box.segmentation or "[]"),
-        }
-        for image, record in coco_images(rows, split, "objects")
-        for box in record.objects
-        if with_nothing or not box.is_nothing
-    )
+) -> list[tuple[str, object]]:
     images = (image for image, _ in coco_images(rows, split))
+    annotations = _annotations(rows, split, numbers, with_nothing)
     categories = [{"id": number, "name": name} for name, number in numbers.items()]
     return [("images", images), ("annotations", annotations), ("categories", categories)]
 
 
-def coco_images(
-    rows: ExportRows, split: str, *columns: str
-) -> Iterator[tuple[dict[str, Any], Record]]:
+def _annotations(
+    rows: ExportRows, split: str, numbers: Mapping[str, int], with_nothing: bool
+) -> Iterator[Entry]:
+    ids = count(1)
+    for image, record in coco_images(rows, split, "objects"):
+        for box in record.objects:
+            if box.is_nothing and not with_nothing:
+                continue
+            yield {
+                "id": next(ids),
+                "image_id": image["id"],
+                "category_id": numbers[box.category],
+                "bbox": list(map(plain, box.bbox)),
+                "area": plain(box.bbox[2] * box.bbox[3]),
+                "iscrowd": int(box.iscrowd),
+                "segmentation": json.loads(box.segmentation or "[]"),
+            }
+
+
+def coco_images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[Entry, Record]]:
     """Yield COCO's entry of each image, and its record. Ids that are not numbers become `image_id`,
     `id` a count.
     """
     for number, record in enumerate(rows.records(split, *columns), 1):
-        image: dict[str, Any] = {"id": as_number(record.image_id)}
+        image: Entry = {"id": as_number(record.image_id)}
         if not rows.census.numbered:
             image = {"id": number, "image_id": record.image_id}
-        yield (
-            image | {"file_name": record.file_name, "width": record.width, "height": record.height},
-            record,
-        )
+        image |= {"file_name": record.file_name, "width": record.width, "height": record.height}
+        yield image, record
 
 
 def number_categories(
@@ -98,20 +104,22 @@ def number_categories(
     """Return an id for each class: that of the run if ids are unambiguous and known of all classes,
     or else that of the dataset that the classes belong to, or else a number from 1.
 
-    `seen`: id and name of the class of every object; `names`: all classes in order, if the run
-    knows them; `positive`: the form has no ids below 1.
+    Args:
+        seen: id and name of the class of every object.
+        names: all classes in order, if the run knows them.
+        positive: the format has no ids below 1.
     """
-    own_ids = {name: number for number, name in sorted(seen)}
-    classes = list(dict.fromkeys([*(names or ()), *own_ids]))
-    is_unambiguous = len({number for number, _ in seen}) == len(own_ids) == len(seen)
-    if is_unambiguous:
-        for ids in (own_ids, *map(_official_ids, ("coco", "objects365", "open_images"))):
+    ids_of_run = {name: number for number, name in sorted(seen)}
+    classes = list(dict.fromkeys([*(names or ()), *ids_of_run]))
+    distinct_ids = set(ids_of_run.values())
+    if len(distinct_ids) == len(ids_of_run) == len(seen):
+        for ids in (ids_of_run, *map(_official_ids, _OFFICIAL)):
+            is_complete = set(classes) <= ids.keys() and ids_of_run.items() <= ids.items()
             chosen = {name: number for name, number in ids.items() if name in classes}
-            is_complete = len(chosen) == len(classes) and own_ids.items() <= chosen.items()
             if is_complete and (not positive or min(chosen.values(), default=1) > 0):
                 return chosen
     ordered = classes if names else sorted(classes)
-    return {name: number for number, name in enumerate(ordered, 1)}
+    return dict(zip(ordered, count(1), strict=False))
 
 
 def _official_ids(dataset: str) -> dict[str, int]:

@@ -21,16 +21,16 @@ def write_coco_relations(rows: ExportRows, out: Path) -> None:
     def triplets(split: str) -> Iterator[tuple[str, list[list[int]]]]:
         for image, record in coco_images(rows, split, "objects", "relations"):
             counted = (index for index, box in enumerate(record.objects) if not box.iscrowd)
-            relations = rows.relations(record, {index: new for new, index in enumerate(counted)})
-            yield (
-                str(image["id"]),
-                [[item.subject, item.object, predicates[item.predicate]] for item in relations],
-            )
+            indices = dict(zip(counted, count(), strict=False))
+            triplets_of_image = []
+            for relation in rows.relations(record, indices):
+                label = predicates[relation.predicate]
+                triplets_of_image.append([relation.subject, relation.object, label])
+            yield str(image["id"]), triplets_of_image
 
     for split in rows.splits:
-        write_json(
-            out / f"{split}.json", Members(instances(rows, split, numbers, with_nothing=True))
-        )
+        members = instances(rows, split, numbers, with_nothing=True)
+        write_json(out / f"{split}.json", Members(members))
     splits = [(split, Members(triplets(split))) for split in rows.splits]
     write_json(out / "rel.json", Members([*splits, ("rel_categories", [NO_RELATION, *predicates])]))
 

@@ -1,14 +1,16 @@
 """What several formats write of an image, a box or a relation."""
 
-from typing import Any
-
 from sgpipe.export.rows import as_number, plain
 from sgpipe.records import Box, Record, Relation
 
 
-def image_fields(record: Record) -> dict[str, Any]:
-    size = {"width": record.width, "height": record.height}
-    return {"image_id": as_number(record.image_id), "file_name": record.file_name, **size}
+def image_fields(record: Record) -> dict[str, object]:
+    return {
+        "image_id": as_number(record.image_id),
+        "file_name": record.file_name,
+        "width": record.width,
+        "height": record.height,
+    }
 
 
 def corners(box: Box) -> list[float | int]:

@@ -43,21 +43,22 @@ def write_hico(rows: ExportRows, out: Path) -> None:
         return {**ends, "category_id": verb, "hoi_category_id": number}
 
     def item(record: Record) -> dict[str, object]:
-        indices = rows.renumber(
-            record, [box.category in categories and not box.iscrowd for box in record.objects]
-        )
+        usable = [box.category in categories and not box.iscrowd for box in record.objects]
+        indices = rows.renumber(record, usable)
         boxes = [record.objects[index] for index in indices]
-        interactions_or_none = [
-            interaction(relation, boxes[relation.subject].category, boxes[relation.object].category)
-            for relation in rows.relations(record, indices)
-        ]
+        triplets = []
+        for relation in rows.relations(record, indices):
+            subject = boxes[relation.subject].category
+            object_ = boxes[relation.object].category
+            triplets.append(interaction(relation, subject, object_))
+        annotations = []
+        for box in boxes:
+            annotations.append({"bbox": corners(box), "category_id": categories[box.category]})
         return {
             **image_fields(record),
             "image_id": record.image_id,  # also where it is a number
-            "annotations": [
-                {"bbox": corners(box), "category_id": categories[box.category]} for box in boxes
-            ],
-            "hoi_annotation": [triplet for triplet in interactions_or_none if triplet is not None],
+            "annotations": annotations,
+            "hoi_annotation": list(filter(None, triplets)),
         }
 
     for split in rows.splits:

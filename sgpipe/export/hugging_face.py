@@ -7,7 +7,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from io import BytesIO
-from itertools import chain, compress
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,15 @@ from sgpipe.stats.measures import measure_database
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFiles
-from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, SOURCES, open_shard, with_images
+from sgpipe.storage.shards import (
+    DATA,
+    IMAGE_COLUMN,
+    SCORES,
+    SOURCES,
+    open_shard,
+    replace_column,
+    with_images,
+)
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count
 
@@ -73,53 +81,51 @@ _IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
 def describe_origin(
     run: Mapping[str, Any], reviewed: bool
 ) -> tuple[bool | None, list[str], list[dict[str, Any]]]:
-    """Return how rows came to be, by the header of their manifest: whether models chose the
-    relations (None: unknown), sentences in order, and the identities that they come from.
-    `reviewed`: whether people judged some relations.
+    """Return how rows came to be, by the header of their manifest.
+
+    Args:
+        reviewed: whether people judged some relations.
+
+    Returns:
+        Whether models chose the relations (None: unknown), sentences in order, and the identities
+        that the rows come from.
     """
     identities = [identity for identity in Manifest.identities(run) if identity]
-    steps = []
+    steps: list[str] = []
     for identity in identities:
         try:
             steps += _sentences(
                 "steps.md.jinja", identity=identity, identities=identities, reviewed=reviewed
             )
-        except (
-            jinja2.UndefinedError,
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ):  # changed by others
+        # changed by others
+        except (jinja2.UndefinedError, AttributeError, KeyError, TypeError, ValueError):
             steps.append("One step is recorded in a form that sgpipe does not know; see below.")
-    first = identities[0] if identities else {}
-    is_annotated = first.get("import") not in (None, "hf", "rlipv2") and not first.get(
-        "options", {}
-    ).get("predictions")
-    generated = (
-        True
-        if any("tag" in identity for identity in identities)
-        else False
-        if is_annotated
-        else None
-    )
+    generated = None
+    if any("tag" in identity for identity in identities):
+        generated = True
+    elif identities and _is_annotated(identities[0]):
+        generated = False
     return generated, steps or ["How the rows were made is not recorded."], identities
+
+
+def _is_annotated(identity: Mapping[str, Any]) -> bool:
+    """Return whether rows were imported from what people annotated."""
+    is_predicted = identity.get("options", {}).get("predictions")
+    return identity.get("import") not in (None, "hf", "rlipv2") and not is_predicted
 
 
 def certified_text(certificate: Mapping[str, Any]) -> str:
     """Return what a certificate promises, and its limits, in a sentence."""
-    which = "of each predicate" if certificate["by"] else "of these relations"
-    begun = certificate.get("plans_begun", 1)
-    plans = (
-        f"; {begun} such plans were begun, each with this chance to be wrong" if begun > 1 else ""
-    )
+    which = "of these relations"
     scope = ""
     if certificate["by"]:
-        scope = (
-            ", of each by itself"
-            if certificate.get("family") is None
-            else ", of all of them together"
-        )
+        which = "of each predicate"
+        is_single = certificate.get("family") is None
+        scope = ", of each by itself" if is_single else ", of all of them together"
+    begun = certificate.get("plans_begun", 1)
+    plans = ""
+    if begun > 1:
+        plans = f"; {begun} such plans were begun, each with this chance to be wrong"
     return (
         f"People's answers to a random sample certify a precision {which} of at least"
         f" {certificate['precision']:g} (confidence {certificate['confidence']:g}{scope}; of"
@@ -155,8 +161,10 @@ def write_readme(rows: ExportRows, out: Path, form: Format) -> None:
 
 
 def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
-    """Write the dataset card of the hub, after the data; `embedded`: whether the rows hold the
-    images.
+    """Write the dataset card of the hub, after the data.
+
+    Args:
+        embedded: whether the rows hold the images.
     """
     with open_run(rows.root) as database:
         measures = measure_database(database, calibration=rows.calibration)
@@ -165,12 +173,12 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
     before = rows.totals
     census = rows.census
     files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in rows.splits]
-    licences = {
-        dataset: _LICENCES.get(_SHORT.get(dataset, dataset), _UNKNOWN)
-        for dataset in measures.datasets
-    }
+    licences: dict[str, str] = {}
+    names: set[str] = set()
+    for dataset in measures.datasets:
+        name, licences[dataset] = _LICENCES.get(_SHORT.get(dataset, dataset), _UNKNOWN)
+        names.add(name)
     quality = run_quality(rows.root, max(TRAINING_CONFIDENCE, rows.threshold), rows.calibration)
-    names = {name for name, _ in licences.values()}
     header = {
         "license": names.pop() if len(names) == 1 else "other",
         "pretty_name": f"{rows.manifest.run.get('name', 'sgpipe')} relations",
@@ -186,7 +194,7 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
             ("images with relations", before["images_with_relations"], related),
             ("relations", before["relations"], census.predicates.total()),
         ],
-        licences={dataset: sentence for dataset, (_, sentence) in licences.items()},
+        licences=licences,
         measures=measures,
         levels=[
             level for level in measures.thresholds if np.float32(level.threshold) > rows.threshold
@@ -202,25 +210,23 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
 
 def exported_relations(rows: ExportRows) -> int:
     """Return how many relations an export has, once its files are written."""
-    left_out = sum(
-        number for kind, number in rows.left_out.items() if kind.startswith("relations ")
-    )
-    return rows.totals["relations"] - left_out
+    kinds = [kind for kind in rows.left_out if kind.startswith("relations ")]
+    return rows.totals["relations"] - sum(map(rows.left_out.__getitem__, kinds))
 
 
 def _common(rows: ExportRows) -> dict[str, Any]:
+    """Return what the templates of both READMEs take."""
     run = rows.manifest.run
     problems = {key: n for key, n in rows.totals.items() if key.startswith("problem.")}
     reviewed = bool(rows.certificate) or RunFiles(rows.root).judgements.is_file()
     generated, steps, identities = describe_origin(run, reviewed)
+    if rows.certificate:
+        steps = [*steps, certified_text(rows.certificate.as_json())]
     return {
         "name": run.get("name", "sgpipe"),
         "version": __version__,
         "generated": generated,
-        "steps": [
-            *steps,
-            *([certified_text(rows.certificate.as_json())] if rows.certificate else []),
-        ],
+        "steps": steps,
         "identities": [
             yaml.safe_dump(dict(identity), sort_keys=False, allow_unicode=True)
             for identity in identities
@@ -232,7 +238,7 @@ def _common(rows: ExportRows) -> dict[str, Any]:
     }
 
 
-def _sentences(name: str, **values: Any) -> list[str]:
+def _sentences(name: str, **values: object) -> list[str]:
     """Return the lines of a template; a missing value is empty."""
     text = card_template(name, jinja2.ChainableUndefined).render(values)
     return [line for line in text.splitlines() if line.strip()]
@@ -259,28 +265,35 @@ def write_hugging_face(rows: ExportRows, out: Path) -> None:
     """Write all rows and columns, including error rows, one file per shard.
 
     An object also has the number of its class as `label`, a `ClassLabel` of `datasets`. Images that
-    the shards hold are always kept. Raises UserError: the image folder is unknown.
+    the shards hold are always kept.
+
+    Raises:
+        UserError: the image folder is unknown.
     """
     (out / DATA).mkdir()
     names = _class_names(rows)
+    has_images = False
     for split in rows.splits:
         shards = rows.shards(split)
         for number, shard in enumerate(shards):
-            tables = (
-                _with_labels(table, names)
-                for table in _tables(rows, shard, embed=rows.options.embed)
-            )
-            first = next(tables)
-            schema = first.schema.with_metadata(_metadata(first.schema, rows, names))
-            group_size = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
             path = out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
-            with (
-                new_file(path) as file,
-                pq.ParquetWriter(file, schema, compression="zstd") as writer,
-            ):
-                for table in chain([first], tables):
-                    writer.write_table(table.cast(schema), row_group_size=group_size)
-    write_card(rows, out, embedded=IMAGE_COLUMN in schema.names)
+            has_images = _write_shard(rows, shard, path, names)
+    write_card(rows, out, embedded=has_images)
+
+
+def _write_shard(rows: ExportRows, shard: ShardEntry, path: Path, names: list[str]) -> bool:
+    """Write the file of a shard; return whether it has images."""
+    tables = _tables(rows, shard, embed=rows.options.embed)
+    first = _with_labels(next(tables), names)
+    schema = first.schema.with_metadata(_metadata(first.schema, rows, names))
+    has_images = IMAGE_COLUMN in schema.names
+    group_size = _IMAGES_PER_GROUP if has_images else _ROWS_PER_GROUP
+    with new_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        writer.write_table(first.cast(schema), row_group_size=group_size)
+        for table in tables:
+            labelled = _with_labels(table, names)
+            writer.write_table(labelled.cast(schema), row_group_size=group_size)
+    return has_images
 
 
 def _class_names(rows: ExportRows) -> list[str]:
@@ -295,22 +308,26 @@ def _class_names(rows: ExportRows) -> list[str]:
 
 
 def write_webdataset(rows: ExportRows, out: Path) -> None:
-    """Write a SPLIT-000000.tar per shard: images, KEY.jpeg or so, and rows, KEY.json. Raises
-    UserError: no images.
+    """Write a SPLIT-000000.tar per shard: images, KEY.jpeg or so, and rows, KEY.json.
+
+    Raises:
+        UserError: there are no images.
     """
     for split in rows.splits:
         for number, shard in enumerate(rows.shards(split)):
-            with (
-                new_file(out / f"{split}-{number:06d}.tar") as file,
-                tarfile.open(fileobj=file, mode="w") as tar,
-            ):
+            path = out / f"{split}-{number:06d}.tar"
+            with new_file(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
                 for key, row in enumerate(_rows_with_images(rows, shard)):
-                    image = row.pop(IMAGE_COLUMN)["bytes"]
-                    with open_header(BytesIO(image), row["file_name"]) as header:
-                        # MPO is a JPEG with further images.
-                        suffix = str(header.format).lower().replace("mpo", "jpeg")
-                    _add_member(tar, f"{key:06d}.{suffix}", image)
-                    _add_member(tar, f"{key:06d}.json", json.dumps(row).encode())
+                    _add_row(tar, f"{key:06d}", row)
+
+
+def _add_row(tar: tarfile.TarFile, key: str, row: dict[str, Any]) -> None:
+    image = row.pop(IMAGE_COLUMN)["bytes"]
+    with open_header(BytesIO(image), row["file_name"]) as header:
+        # MPO is a JPEG with further images.
+        suffix = str(header.format).lower().replace("mpo", "jpeg")
+    _add_member(tar, f"{key}.{suffix}", image)
+    _add_member(tar, f"{key}.json", json.dumps(row).encode())
 
 
 def _rows_with_images(rows: ExportRows, shard: ShardEntry) -> Iterator[dict[str, Any]]:
@@ -366,14 +383,10 @@ def _tables(rows: ExportRows, shard: ShardEntry, *, embed: bool) -> Iterator[pa.
 def _with_chosen(table: pa.Table, rows: ExportRows) -> pa.Table:
     """Return a table with only the relations that are exported, and their scores."""
     chosen = [rows.choose(record) for record in from_table(table.select(_RELATIONS))]
-    for place, name in enumerate(table.column_names):
-        if name in ("relations", *SCORES):
-            field = table.field(name)
-            values = [
-                list(compress(items, is_chosen))
-                for items, is_chosen in zip(table[name].to_pylist(), chosen, strict=True)
-            ]
-            table = table.set_column(place, field, pa.array(values, field.type))
+    for name in ("relations", *SCORES):
+        if name in table.column_names:
+            values = map(compress, table[name].to_pylist(), chosen)
+            table = replace_column(table, name, list(map(list, values)))
     return table
 
 
@@ -383,19 +396,17 @@ def _metadata(
     """Return the metadata of the shard, a description for `datasets`, and the class lists and
     origin of the run.
     """
-    features: dict[str, Any] = {
-        field.name: {"_type": "Image"} if field.name == IMAGE_COLUMN else feature_of(field.type)
-        for field in schema
-    }
+    features: dict[str, Any] = {field.name: feature_of(field.type) for field in schema}
+    if IMAGE_COLUMN in features:
+        features[IMAGE_COLUMN] = {"_type": "Image"}
     features["objects"][0][_LABEL] = {"names": names, "_type": "ClassLabel"}
-    described = {
-        "huggingface": json.dumps({"info": {"features": features}}),
-        CLASSES_KEY: json.dumps(rows.manifest.run.get("labels")),
-        ORIGIN_KEY: json.dumps(
-            [*filter(None, Manifest.identities(rows.manifest.run)), rows.identity]
-        ),
+    identities = [*filter(None, Manifest.identities(rows.manifest.run)), rows.identity]
+    return {
+        **(schema.metadata or {}),
+        b"huggingface": json.dumps({"info": {"features": features}}),
+        CLASSES_KEY.encode(): json.dumps(rows.manifest.run.get("labels")),
+        ORIGIN_KEY.encode(): json.dumps(identities),
     }
-    return {**(schema.metadata or {}), **{key.encode(): value for key, value in described.items()}}
 
 
 def feature_of(kind: pa.DataType) -> Any:

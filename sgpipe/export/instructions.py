@@ -12,7 +12,7 @@ import random
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -105,39 +105,35 @@ class Instructions:
         self._waiting: dict[Stratum, tuple[Item, dict[str, str], _Row]] = {}
 
     def _absent(self) -> float:
+        """Return the highest probability of a candidate that is not a relation of the run."""
         if self.run.calibration is None:
             return 1.0
         confidence = 0.0
         is_tagged = False
         for identity in Manifest.identities(self.run.manifest.run):
-            for name in ("tag", "exported"):
-                step = identity.get(name)
-                if not isinstance(step, Mapping):
-                    continue
-                threshold = step.get("threshold") or 0.0
-                if step.get("calibration") is not None or not isinstance(threshold, int | float):
-                    return 1.0  # the threshold is a probability, by a curve that may be another
+            for step in (identity.get("tag"), identity.get("exported")):
+                threshold = _threshold_of(step)
+                if threshold is None:
+                    return 1.0
                 confidence = max(confidence, threshold)
-                is_tagged = is_tagged or name == "tag"
+            is_tagged = is_tagged or isinstance(identity.get("tag"), Mapping)
         return self._probabilities([confidence])[0] if is_tagged else 1.0
 
     def items(self, record: Record) -> Iterator[Item]:
         """Yield what an image can be asked with answers that are probable enough."""
         facts = self._facts(record)
-        is_incomplete = record.dataset in _UNKNOWN or any(
-            box.origin == "detector" for box in record.objects
-        )
+        is_detected = any(box.origin == "detector" for box in record.objects)
+        is_incomplete = is_detected or record.dataset in _UNKNOWN
         certain = facts._replace(counted={}) if is_incomplete else facts
-        items = [
-            *relation_items(certain),
-            *choice_items(certain),
-            *description_items(certain, self.least, record),
-            *existence_items(certain),
-        ]
-        yield from (item for item in items if self._is_sure(item.probability))
-        probability = (
-            math.nan if is_incomplete else 1.0
-        )  # how many objects are missed is not calibrated
+        items = chain(
+            relation_items(certain),
+            choice_items(certain),
+            description_items(certain, self.least, record),
+            existence_items(certain),
+        )
+        yield from filter(lambda item: self._is_sure(item.probability), items)
+        # How many objects are missed is not calibrated.
+        probability = math.nan if is_incomplete else 1.0
         if self._is_sure(probability):
             countable = [name for name in facts.counted if self._english.noun(name)[1]]
             yield from counting_items(facts, countable, probability)
@@ -155,8 +151,7 @@ class Instructions:
         facts = Facts(names, boxes, {}, {}, {}, counted)
         exported, unchosen, known = self._known_relations(record)
         for key, probability in known.items():
-            is_asked = key[0] != key[2] and all(facts.classes(key))
-            if not is_asked or not self._english.predicate(key[1]):
+            if not self._is_asked(key, facts):
                 continue
             if key in exported:
                 facts.held[key] = probability
@@ -165,6 +160,12 @@ class Instructions:
             else:
                 facts.unclear[key] = probability
         return facts
+
+    def _is_asked(self, key: Key, facts: Facts) -> bool:
+        """Return whether sentences can name a relation."""
+        subject, predicate, object_ = key
+        is_named = subject != object_ and all(facts.classes(key))
+        return is_named and bool(self._english.predicate(predicate))
 
     def _known_relations(
         self, record: Record
@@ -363,6 +364,19 @@ class Instructions:
         if self._coordinates == "0-1000":
             return str([round(1000 * share) for share in shares])
         return f"[{', '.join(f'{share:.3f}' for share in shares)}]"
+
+
+def _threshold_of(step: object) -> float | None:
+    """Return the least confidence that a step kept.
+
+    None: it is a probability, by a curve that may be another.
+    """
+    if not isinstance(step, Mapping):
+        return 0.0
+    threshold = step.get("threshold") or 0.0
+    if step.get("calibration") is not None or not isinstance(threshold, int | float):
+        return None
+    return threshold
 
 
 def _object_names(record: Record) -> tuple[list[str], set[str]]:

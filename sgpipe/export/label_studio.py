@@ -3,7 +3,7 @@
 import base64
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -39,30 +39,41 @@ def write_label_studio(rows: ExportRows, out: Path) -> None:
     Studio serves local files below the parent of the image folders. Raises UserError: these are not
     folders.
     """
-    prefixes = dict.fromkeys(rows.splits, rows.options.images_url)
-    if rows.options.images_url is None and not rows.options.embed:
-        options = "--embed or --images-url"
-        folders = {
-            split: os.path.abspath(rows.image_folder(split, options)) for split in rows.splits
-        }
-        root = os.path.commonpath([os.path.dirname(folder) for folder in folders.values()])
-        rows.note = (
-            "start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and"
-            f" LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and add"
-            f" {' and '.join(sorted(set(folders.values())))} to the project as a source storage of"
-            " local files"
-        )
-        for split, folder in folders.items():
-            prefixes[split] = f"{LOCAL_FILES}?d={quote(os.path.relpath(folder, root))}/"
+    options = rows.options
+    prefixes = dict.fromkeys(rows.splits, options.images_url or "")
+    if options.images_url is None and not options.embed:
+        prefixes = _local_prefixes(rows)
     for split, prefix in prefixes.items():
         images = rows.records_with_images(split, "objects", "captions", "relations")
-        tasks = (_task(rows, record, content, prefix or "") for record, content in images)
+        tasks = (_task(rows, record, content, prefix) for record, content in images)
         write_json(out / f"{split}.json", tasks)
     classes, predicates = rows.names
     text = _CONFIGURATION.format(
         classes=_tags("Label", classes), predicates=_tags("Relation", predicates)
     )
     (out / CONFIGURATION).write_text(text, encoding="utf-8")
+
+
+def _local_prefixes(rows: ExportRows) -> dict[str, str]:
+    """Return what addresses begin with where Label Studio serves the image folders, and note how.
+
+    Raises:
+        UserError: the images are not in folders.
+    """
+    folders: dict[str, str] = {}
+    for split in rows.splits:
+        folders[split] = os.path.abspath(rows.image_folder(split, "--embed or --images-url"))
+    root = os.path.commonpath(list(map(os.path.dirname, folders.values())))
+    rows.note = (
+        "start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and"
+        f" LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and add"
+        f" {' and '.join(sorted(set(folders.values())))} to the project as a source storage of"
+        " local files"
+    )
+    prefixes: dict[str, str] = {}
+    for split, folder in folders.items():
+        prefixes[split] = f"{LOCAL_FILES}?d={quote(os.path.relpath(folder, root))}/"
+    return prefixes
 
 
 def _tags(tag: str, names: Iterable[str]) -> str:
@@ -82,15 +93,22 @@ def _task(
         data[key] = getattr(record, key)
     captions = [caption.text for caption in record.captions if caption.scope == "image"]
     rows.left_out["captions that the format cannot hold"] += len(record.captions) - len(captions)
+    if captions:
+        data["captions"] = captions
     usable = [_is_name(box.category) and not box.is_nothing for box in record.objects]
     indices = rows.renumber(record, usable)
     relations = _relations(rows, record, indices)
     boxes = [record.objects[index] for index in indices]
     numbers = _class_numbers(rows, boxes)
-    if captions:
-        data["captions"] = captions
     if any(numbers.values()):
         data["category_ids"] = numbers
+    return {"data": data, "predictions": [_prediction(rows, record, boxes, relations)]}
+
+
+def _prediction(
+    rows: ExportRows, record: Record, boxes: Sequence[Box], relations: Sequence[Relation]
+) -> dict[str, object]:
+    """Return the objects and relations of an image; its score is their mean confidence."""
     run = rows.manifest.run
     version = f"{run.get('name', 'sgpipe')} {run.get('fingerprint', '')[:12]}".strip()
     prediction: dict[str, object] = {"model_version": version}
@@ -99,7 +117,7 @@ def _task(
         prediction["score"] = sum(confidences) / len(confidences)
     regions = [_region(record, box, number) for number, box in enumerate(boxes)]
     prediction["result"] = [*regions, *_links(relations)]
-    return {"data": data, "predictions": [prediction]}
+    return prediction
 
 
 def _address(rows: ExportRows, record: Record, content: bytes | None, prefix: str) -> str:

@@ -1,7 +1,8 @@
 """`sgpipe export --to psg`: panoptic scene graphs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ from sgpipe.sources.annotated import base_split
 from sgpipe.sources.psg import STUFF
 from sgpipe.storage.manifest import Manifest
 
+_Entry: TypeAlias = dict[str, object]
 _Mask: TypeAlias = NDArray[np.bool_]
 
 
@@ -25,48 +27,74 @@ def write_psg(rows: ExportRows, out: Path) -> None:
     """Write psg.json, and panoptic_SPLIT/NUMBER.png of images with segmentations; test images: not
     of train or all.
     """
-    known = {
-        name
-        for identity in Manifest.identities(rows.manifest.run)
-        for name in identity.get("options", {}).get(STUFF, ())
-    }
+    stuff_of_sources: set[str] = set()
+    for identity in Manifest.identities(rows.manifest.run):
+        stuff_of_sources.update(identity.get("options", {}).get(STUFF, ()))
     names, predicates = rows.names
-    things = [name for name in names if name not in known]
-    stuff = [name for name in names if name in known]
-    numbers = {name: number for number, name in enumerate(things + stuff)}
-    verbs = {name: number for number, name in enumerate(predicates)}
-    seen = set[str]()
-    test = list[int | str]()
+    things = [name for name in names if name not in stuff_of_sources]
+    stuff = [name for name in names if name in stuff_of_sources]
+    graphs = _Graphs(
+        rows=rows,
+        out=out,
+        stuff=stuff,
+        classes=_indices(things + stuff),
+        predicates=_indices(predicates),
+    )
+    for split in rows.splits:
+        (out / f"panoptic_{split}").mkdir()
+    members = [
+        ("data", graphs.items()),
+        ("thing_classes", things),
+        (STUFF, stuff),
+        ("predicate_classes", predicates),
+        ("test_image_ids", iter(graphs.test_images)),
+    ]
+    write_json(out / "psg.json", Members(members))
 
-    def item(number: int, record: Record) -> dict[str, object]:
-        indices = rows.renumber(record, [not box.is_nothing for box in record.objects])
+
+def _indices(names: Sequence[str]) -> dict[str, int]:
+    return dict(zip(names, range(len(names)), strict=True))
+
+
+@dataclass
+class _Graphs:
+    """The panoptic scene graphs of a run.
+
+    Attributes:
+        stuff: classes that are not things.
+        classes, predicates: indices by name.
+        test_images: ids of the images that were yielded and are not of train or all.
+    """
+
+    rows: ExportRows
+    out: Path
+    stuff: Collection[str]
+    classes: Mapping[str, int]
+    predicates: Mapping[str, int]
+    test_images: list[int | str] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set)
+
+    def items(self) -> Iterator[_Entry]:
+        for split in self.rows.splits:
+            for number, record in enumerate(self.rows.records(split, "objects", "relations")):
+                yield self._item(record, f"panoptic_{split}/{number:08d}.png")
+
+    def _item(self, record: Record, png: str) -> _Entry:
+        """Return a scene graph, after writing the panoptic PNG if it has segmentations."""
+        indices = self.rows.renumber(record, [not box.is_nothing for box in record.objects])
         boxes = [record.objects[index] for index in indices]
         masks = [_mask_of(box, record) for box in boxes]
-        segments = []
-        annotations = []
-        for box, mask in zip(boxes, masks, strict=True):
-            annotation = {"category_id": numbers[box.category], "bbox": corners(box)}
-            area = plain(box.bbox[2] * box.bbox[3])
-            if mask is not None:
-                annotation["segmentation"] = json.loads(str(box.segmentation))
-                area = int(mask.sum())
-            annotations.append(annotation)
-            segment = {
-                "id": len(annotations),
-                "category_id": numbers[box.category],
-                "iscrowd": int(box.iscrowd),
-                "isthing": int(box.category not in known),
-                "area": area,
-            }
-            segments.append(segment)
-        png = f"panoptic_{record.split}/{number:08d}.png"
         if any(mask is not None for mask in masks):
-            _write_panoptic(out / png, record, masks)
-        elif segments:
-            rows.left_out["panoptic PNGs of images without segmentations"] += 1
-        image_id = as_number(unique_id(record, seen))
+            _write_panoptic(self.out / png, record, masks)
+        elif boxes:
+            self.rows.left_out["panoptic PNGs of images without segmentations"] += 1
+        image_id = as_number(unique_id(record, self._seen))
         if base_split(record.split) not in ("train", WHOLE):
-            test.append(image_id)
+            self.test_images.append(image_id)
+        relations = []
+        for relation in self.rows.relations(record, indices):
+            predicate = self.predicates[relation.predicate]
+            relations.append([relation.subject, relation.object, predicate])
         return {
             "file_name": record.file_name,
             "height": record.height,
@@ -74,23 +102,26 @@ def write_psg(rows: ExportRows, out: Path) -> None:
             "image_id": image_id,
             "split": record.split,
             "pan_seg_file_name": png,
-            "segments_info": segments,
-            "annotations": annotations,
-            "relations": [
-                [relation.subject, relation.object, verbs[relation.predicate]]
-                for relation in rows.relations(record, indices)
-            ],
+            "segments_info": list(map(self._segment, range(1, len(boxes) + 1), boxes, masks)),
+            "annotations": list(map(self._annotation, boxes, masks)),
+            "relations": relations,
         }
 
-    for split in rows.splits:
-        (out / f"panoptic_{split}").mkdir()
-    data = (
-        item(number, record)
-        for split in rows.splits
-        for number, record in enumerate(rows.records(split, "objects", "relations"))
-    )
-    lists = (("thing_classes", things), (STUFF, stuff), ("predicate_classes", predicates))
-    write_json(out / "psg.json", Members([("data", data), *lists, ("test_image_ids", iter(test))]))
+    def _segment(self, number: int, box: Box, mask: _Mask | None) -> _Entry:
+        area = plain(box.bbox[2] * box.bbox[3]) if mask is None else int(mask.sum())
+        return {
+            "id": number,
+            "category_id": self.classes[box.category],
+            "iscrowd": int(box.iscrowd),
+            "isthing": int(box.category not in self.stuff),
+            "area": area,
+        }
+
+    def _annotation(self, box: Box, mask: _Mask | None) -> _Entry:
+        annotation: _Entry = {"category_id": self.classes[box.category], "bbox": corners(box)}
+        if mask is not None:
+            annotation["segmentation"] = json.loads(str(box.segmentation))
+        return annotation
 
 
 def _write_panoptic(path: Path, record: Record, masks: Sequence[_Mask | None]) -> None:
@@ -105,8 +136,9 @@ def _write_panoptic(path: Path, record: Record, masks: Sequence[_Mask | None]) -
 
 
 def _mask_of(box: Box, record: Record) -> _Mask | None:
-    """Return the pixels of a box's polygons or run lengths, `[height, width]`; None: it has none,
-    or some of another size.
+    """Return the pixels of a box's polygons or run lengths, `[height, width]`.
+
+    None: it has none, or some of another size.
     """
     from pycocotools import mask as coco
 
@@ -115,7 +147,7 @@ def _mask_of(box: Box, record: Record) -> _Mask | None:
         return None
     size = record.height, record.width
     if isinstance(outline, list):
-        inside = [[min(max(x, 0), max(size)) for x in polygon] for polygon in outline]
+        inside = [np.clip(polygon, 0, max(size)).tolist() for polygon in outline]
         run_lengths = coco.merge(coco.frPyObjects(inside, *size))
     elif tuple(outline["size"]) != size:
         return None

@@ -7,7 +7,8 @@ have.
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,22 +30,20 @@ from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.config_file import dump_yaml, parse_yaml, read_yaml
 from sgpipe.utils.console import count
 
-TAG = "sgpipe"  # in the card of everything that sgpipe pushes
-_OURS = re.compile(
-    r"\n## (Training|Evaluation|Licence)\n.*?(?=\n## |\Z)", re.DOTALL
-)  # of cards that are pushed again
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_SHARD = re.compile(
-    r"data/\w+-\d+-of-\d+\.parquet"
-)  # the files of an export, and of other datasets of the hub
-_OF_MODEL = re.compile(r"[^/]+\.(json|txt|model|jinja)|model(-\d+-of-\d+)?\.safetensors")
-_WEIGHTS = re.compile(
-    r"model[^/]*\.safetensors|[^/]+\.index\.json"
-)  # of a model: what is deleted if it is gone
-_STATE = ("training.json", "optimizer.safetensors")  # of a checkpoint, for resuming
-_Figures: TypeAlias = tuple[str, dict[str, Any]]  # of an evaluation, by its title
+_Figures: TypeAlias = tuple[str, Mapping[str, object]]  # of an evaluation, by its title
 
-_ITS_OWN = (".gitattributes", README)
+TAG = "sgpipe"  # in the card of everything that sgpipe pushes
+# of cards that are pushed again
+_OURS = re.compile(r"\n## (Training|Evaluation|Licence)\n.*?(?=\n## |\Z)", re.DOTALL)
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# the files of an export, and of other datasets of the hub
+_SHARD = re.compile(r"data/\w+-\d+-of-\d+\.parquet")
+_OF_MODEL = re.compile(r"[^/]+\.(json|txt|model|jinja)|model(-\d+-of-\d+)?\.safetensors")
+# of a model: what is deleted if it is gone
+_WEIGHTS = re.compile(r"model[^/]*\.safetensors|[^/]+\.index\.json")
+_STATE = ("training.json", "optimizer.safetensors")  # of a checkpoint, for resuming
+_OF_HUB = ".gitattributes"
+_ITS_OWN = (_OF_HUB, README)
 
 
 @dataclass
@@ -65,8 +64,11 @@ class _Training:
 def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence[Path]) -> str:
     """Return the README.md of a model in `folder`, for the hub, where its id is `to`.
 
-    `evaluations`: files that `sgpipe eval --json-file` wrote. Raises UserError: one of the files is
-    damaged.
+    Args:
+        evaluations: files that `sgpipe eval --json-file` wrote.
+
+    Raises:
+        UserError: one of the files is damaged.
     """
     settings = _read_json(folder / "config.json")
     metadata, body = _read_card(folder / README)
@@ -155,16 +157,16 @@ def _part(place: str) -> tuple[str, list[str]]:
         return place.rstrip("/").rpartition("/")[2], [
             "It was not there when this card was written."
         ]
-    images, relations = (
-        sum(s.counts.get(name, 0) for s in run.manifest.shards) for name in ("images", "relations")
-    )
+    totals = Counter[str]()
+    for shard in run.manifest.shards:
+        totals.update(shard.counts)
     reviewed = False
     certified = []
     with suppress(UserError, OSError):
         reviewed = run.judgements.is_file()
         certified = [certified_text(check(place, run.judgements).as_json())]
     steps = [
-        f"{images:,} images, {relations:,} relations.",
+        f"{totals['images']:,} images, {totals['relations']:,} relations.",
         *describe_origin(run.manifest.run, reviewed)[1],
     ]
     return str(run.manifest.run.get("name", "sgpipe")), [*steps, *certified]
@@ -197,8 +199,8 @@ class Pushed:
     files: Sequence[str]
     exported: Exported | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        content: dict[str, Any] = {
+    def as_json(self) -> dict[str, object]:
+        content: dict[str, object] = {
             "url": self.url,
             "private": self.private,
             "files": len(self.files),
@@ -249,13 +251,16 @@ class _Repository:
         self._check_files(is_ours=TAG in {*(info.tags or ()), *tags_of_card})
 
     def _check_files(self, *, is_ours: bool) -> None:
-        form = _SHARD if self.kind == "dataset" else _OF_MODEL
-        allowed = _ITS_OWN if is_ours or not self._before.get(README) else _ITS_OWN[:1]
-        foreign = [file for file in self._before if file not in allowed]
+        """Raises UserError: it has files that sgpipe did not push."""
+        foreign = self._before.keys() - {_OF_HUB}
         if is_ours:
-            foreign = [file for file in foreign if not form.fullmatch(file)]
+            form = _SHARD if self.kind == "dataset" else _OF_MODEL
+            foreign = {file for file in foreign - {README} if not form.fullmatch(file)}
+        elif not self._before.get(README):  # an empty one, which the hub made
+            foreign -= {README}
         if foreign:
-            named = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+            listed = [file for file in self._before if file in foreign]
+            named = ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")
             raise UserError(
                 f"{self._what} has files that sgpipe did not push ({named}); choose another name"
                 " for --to"
@@ -267,31 +272,37 @@ class _Repository:
         """
         gone = sorted(self._before.keys() - {*files, *_ITS_OWN})
         if self.kind == "model":  # the others may be its owner's
-            gone = [*filter(_WEIGHTS.fullmatch, gone)]
+            gone = list(filter(_WEIGHTS.fullmatch, gone))
         with naming_hub(self._what):
-            repository: dict[str, Any] = {"repo_id": self.name, "repo_type": self.kind}
-            repository["commit_message"] = "Add the card"
-            self._api.upload_file(path_or_fileobj=card.encode(), path_in_repo=README, **repository)
-            repository["commit_message"] = f"Upload {count(len(files), 'file')} of {origin}"
-            chosen: dict[str, Any] = {
-                "allow_patterns": list(files),
-                "delete_patterns": gone or None,
-            }
-            self._api.upload_folder(folder_path=folder, **chosen, **repository)
+            self._api.upload_file(
+                path_or_fileobj=card.encode(),
+                path_in_repo=README,
+                repo_id=self.name,
+                repo_type=self.kind,
+                commit_message="Add the card",
+            )
+            self._api.upload_folder(
+                folder_path=folder,
+                repo_id=self.name,
+                repo_type=self.kind,
+                commit_message=f"Upload {count(len(files), 'file')} of {origin}",
+                allow_patterns=list(files),
+                delete_patterns=gone or None,
+            )
 
 
 def push_run(root: Location, to: str, *, public: bool = False, **options: Any) -> Pushed:
     """Export the run in `root` with the options of `export_run`, and upload it to a dataset, if new
     a private one.
 
-    Raises UserError: not a run, no such user, or the dataset was not pushed by sgpipe; StoreError:
-    the hub cannot be reached any more; the same call continues.
+    Raises:
+        UserError: not a run, no such user, or the dataset was not pushed by sgpipe.
+        StoreError: the hub cannot be reached any more; the same call continues.
     """
     Manifest.load(root)
     dataset = _Repository(to, "dataset", public)
-    place = (
-        RunFolder(root).private if isinstance(root, Path) else cache_folder()
-    )  # the system's may be small
+    # The system's folder may be small.
+    place = RunFolder(root).private if isinstance(root, Path) else cache_folder()
     place.mkdir(parents=True, exist_ok=True)
     with temporary_folder(place) as folder:
         exported = export_run(root, "hf", folder / "push", inside=True, **options)
@@ -312,11 +323,8 @@ def push_model(
     """Upload the model in `folder`, which has weights in safetensors; see `push_run` and
     `model_card`.
     """
-    files = sorted(
-        file.name
-        for file in folder.iterdir()
-        if _OF_MODEL.fullmatch(file.name) and file.name not in _STATE
-    )
+    names = {file.name for file in folder.iterdir()}
+    files = sorted(filter(_OF_MODEL.fullmatch, names.difference(_STATE)))
     if not any(file.endswith(".safetensors") for file in files):
         raise UserError(
             f"{folder} has no model.safetensors: save the model in safetensors, from which no code"

@@ -9,7 +9,7 @@ boxes that are placed alike.
 import math
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, islice
 from typing import NamedTuple, TypeAlias
 
@@ -142,10 +142,9 @@ def existence_items(facts: Facts) -> Iterator[Item]:
     """Yield whether an image shows a relation of two classes: not, if it is improbable of all pairs
     of their boxes.
     """
-    best = {
-        facts.classes(key): key
-        for key in sorted(facts.held, key=lambda key: (facts.held[key], key))
-    }
+    best: dict[tuple[str, str, str], Key] = {}
+    for key in sorted(facts.held, key=lambda key: (facts.held[key], key)):
+        best[facts.classes(key)] = key
     for words, key in best.items():
         yield Item(Stratum("existence", "existence", words), "yes", ((key, True),), facts.held[key])
     absent = defaultdict[tuple[str, str, str], list[Key]](list)
@@ -155,7 +154,7 @@ def existence_items(facts: Facts) -> Iterator[Item]:
         subjects = set(facts.counted.get(words[0], ()))
         objects = set(facts.counted.get(words[2], ()))
         pairs = len(subjects) * len(objects) - len(subjects & objects)
-        doubt = sum(facts.denied[key] for key in keys)
+        doubt = sum(map(facts.denied.__getitem__, keys))
         if len(keys) == pairs and doubt <= IMPROBABLE:
             claims = tuple((key, False) for key in keys)
             yield Item(Stratum("existence", "existence", words), "no", claims, 1 - doubt)
@@ -172,11 +171,8 @@ def _predicate_choices(facts: Facts) -> Iterator[Item]:
     """Yield questions for the predicate of two objects. Other wrong predicates make another
     question.
     """
-    right = defaultdict[tuple[int, int], list[Key]](list)
-    wrong = defaultdict[tuple[int, int], list[Key]](list)
-    for group, keys in ((right, facts.held), (wrong, facts.denied)):
-        for key in keys:
-            group[key[0], key[2]].append(key)
+    right = _grouped(facts.held, lambda key: (key[0], key[2]))
+    wrong = _grouped(facts.denied, lambda key: (key[0], key[2]))
     for pair in dict.fromkeys([*right, *wrong]):
         options = sorted(wrong[pair])[:MOST]
         for size in range(1, min(len(options), MOST - 1) + 1):
@@ -185,19 +181,31 @@ def _predicate_choices(facts: Facts) -> Iterator[Item]:
 
 
 def _box_choices(facts: Facts, form: str, asked: int) -> Iterator[Item]:
-    """Yield questions for one of several boxes of a class that are placed alike; `asked`: its part
-    of the keys.
+    """Yield questions for one of several boxes of a class that are placed alike.
+
+    Args:
+        asked: its part of the keys.
     """
-    right = defaultdict[tuple[object, ...], list[Key]](list)
-    wrong = defaultdict[tuple[object, ...], list[Key]](list)
-    for group, keys in ((right, facts.held), (wrong, facts.denied)):
-        for key in keys:
-            known = key[:asked] + key[asked + 1 :]
-            group[known, facts.classes(key)[asked], facts.place(key)].append(key)
+
+    def question_of(key: Key) -> tuple[object, ...]:
+        known = key[:asked] + key[asked + 1 :]
+        return known, facts.classes(key)[asked], facts.place(key)
+
+    right = _grouped(facts.held, question_of)
+    wrong = _grouped(facts.denied, question_of)
     for question in dict.fromkeys([*right, *wrong]):
         options = sorted(wrong[question])
         for size in range(1, min(len(options), MOST - 1) + 1):
             yield from _items_with_options(facts, form, right[question], tuple(options[:size]))
+
+
+def _grouped(
+    keys: Iterable[Key], question_of: Callable[[Key], tuple[object, ...]]
+) -> defaultdict[tuple[object, ...], list[Key]]:
+    groups = defaultdict[tuple[object, ...], list[Key]](list)
+    for key in keys:
+        groups[question_of(key)].append(key)
+    return groups
 
 
 def _items_with_options(
@@ -206,7 +214,7 @@ def _items_with_options(
     """Yield a question for each right option beside the wrong ones, and one of which no option is
     right.
     """
-    doubt = sum(facts.denied[key] for key in wrong)
+    doubt = sum(map(facts.denied.__getitem__, wrong))
     claims = tuple((key, False) for key in wrong)
     for key in right:
         probability = facts.held[key] - doubt

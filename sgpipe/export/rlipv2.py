@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from sgpipe.export.fields import image_fields
 from sgpipe.export.formats import Format
@@ -18,7 +17,7 @@ def write_rlipv2(rows: ExportRows, out: Path) -> None:
     """Write SPLIT.json and, for Objects365, image_id_to_filepath.json, which locates its images."""
     ids: dict[str, tuple[Iterator[int], Iterator[int]]] = {}
 
-    def pseudo_labels(split: str) -> Iterator[dict[str, Any]]:
+    def pseudo_labels(split: str) -> Iterator[dict[str, object]]:
         for record in rows.records(split, "objects", "relations"):
             name, first = _PUBLISHED.get(record.dataset, (record.dataset, 1))
             of_dataset = ids.setdefault(name, (count(first), count(first)))

@@ -111,9 +111,7 @@ class ExportRows:
         if self.calibration is not None:
             self.minima = {None: self.calibration.threshold(threshold)}
         if certificate is not None:
-            self.minima = {
-                certified.predicate: stored(certified.threshold) for certified in certificate.sets
-            }
+            self.minima = {group.predicate: stored(group.threshold) for group in certificate.sets}
         if self.calibration is not None and self.census.scored:
             self.calibration.check_run(self.manifest.run, root)
 
@@ -123,8 +121,8 @@ class ExportRows:
         exported: dict[str, Any] = {
             "threshold": self.threshold,
             "relations": self.census.predicates.total(),
+            "of": self.totals["relations"],
         }
-        exported["of"] = self.totals["relations"]
         if len(self.origins) < len(ORIGINS):
             exported["origins"] = sorted(self.origins)
         if self.certificate is not None:
@@ -151,37 +149,38 @@ class ExportRows:
         return [shard for shard in self.manifest.shards if shard.split == split]
 
     def records(self, split: str, *columns: str) -> Iterator[Record]:
-        """Return the images of a split without error rows; of the nested columns, only these are
-        read.
+        """Yield the images of a split without error rows.
+
+        Args:
+            columns: of the nested ones, those that are read.
         """
         for shard in self.shards(split):
             for table in iter_groups(self.root / shard.file, (*IMAGE_FIELDS, *columns)):
-                yield from (record for record in from_table(table) if record.ok)
+                yield from filter(_is_ok, from_table(table))
 
     def records_with_images(
         self, split: str, *columns: str
     ) -> Iterator[tuple[Record, bytes | None]]:
         """As `records`, each with its image file if these are embedded; None: it cannot be read."""
         if not self.options.embed:
-            yield from ((record, None) for record in self.records(split, *columns))
+            for record in self.records(split, *columns):
+                yield record, None
             return
         for shard in self.shards(split):
             path = self.root / shard.file
             with open_shard(path) as file:
                 present = [IMAGE_COLUMN] if IMAGE_COLUMN in file.schema_arrow.names else []
             for table in iter_groups(path, (*IMAGE_FIELDS, *columns, *present)):
-                pairs = zip(
-                    from_table(table.drop_columns(present)), embedded_images(table), strict=True
-                )
-                yield from (
-                    (record, self.read_image(record, content))
-                    for record, content in pairs
-                    if record.ok
-                )
+                records = from_table(table.drop_columns(present))
+                for record, content in zip(records, embedded_images(table), strict=True):
+                    if record.ok:
+                        yield record, self.read_image(record, content)
 
     def image_folder(self, split: str, options: str = "--embed") -> Path:
-        """Return the same for programs that read only folders. Raises UserError: it is none; pass
-        `options` instead.
+        """Return the same for programs that read only folders.
+
+        Raises:
+            UserError: it is none; pass `options` instead.
         """
         root = self.image_root(split)
         if not isinstance(root, FolderRoot):
@@ -225,30 +224,32 @@ class ExportRows:
         self.left_out["objects that the format cannot hold"] += len(usable) - len(indices)
         return {index: new_index for new_index, index in enumerate(indices)}
 
-    def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
-        """Return the relations to export, with new indices of their objects; those of other objects
-        are left out.
+    def relations(self, record: Record, indices: Mapping[int, int]) -> list[Relation]:
+        """Return the relations to export, with new indices of their objects.
+
+        Those of other objects are left out.
         """
-        chosen = self.choose(record)
-        relations = [
-            replace(relation, subject=indices[relation.subject], object=indices[relation.object])
-            for relation in compress(record.relations, chosen)
-            if relation.subject in indices and relation.object in indices
-        ]
-        self.left_out["relations that the format cannot hold"] += sum(chosen) - len(relations)
+        chosen = list(compress(record.relations, self.choose(record)))
+        relations: list[Relation] = []
+        for relation in chosen:
+            if {relation.subject, relation.object} <= indices.keys():
+                subject = indices[relation.subject]
+                object_ = indices[relation.object]
+                relations.append(replace(relation, subject=subject, object=object_))
+        self.left_out["relations that the format cannot hold"] += len(chosen) - len(relations)
         return relations
 
     def choose(self, record: Record) -> list[bool]:
         """Return which relations are to be exported; the others are left out."""
-        is_of_origin = [
-            not set(relation.origins).isdisjoint(self.origins) for relation in record.relations
-        ]
-        chosen = [
-            is_candidate and self.keeps(relation.predicate, relation.confidence)
-            for relation, is_candidate in zip(record.relations, is_of_origin, strict=True)
-        ]
-        self.left_out["relations of other origins"] += is_of_origin.count(False)
-        self.left_out["relations below the threshold"] += sum(is_of_origin) - sum(chosen)
+        chosen: list[bool] = []
+        candidates = 0
+        for relation in record.relations:
+            is_candidate = not set(relation.origins).isdisjoint(self.origins)
+            is_confident = self.keeps(relation.predicate, relation.confidence)
+            candidates += is_candidate
+            chosen.append(is_candidate and is_confident)
+        self.left_out["relations of other origins"] += len(chosen) - candidates
+        self.left_out["relations below the threshold"] += candidates - sum(chosen)
         return chosen
 
     @cached_property
@@ -314,6 +315,10 @@ class Census:
         _add_counts(self.origins, pc.struct_field(exported, "origin"))
 
 
+def _is_ok(record: Record) -> bool:
+    return record.ok
+
+
 def _add_counts(counts: Counter[str], names: pa.Array) -> None:
     for row in pc.value_counts(names).to_pylist():
         counts[row["values"]] += row["counts"]
@@ -328,11 +333,9 @@ def iter_groups(path: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 def as_number(image_id: str) -> int | str:
     """Return an id as an integer if it is one; otherwise unchanged."""
-    number = (
-        int(image_id)
-        if image_id.isascii() and image_id.isdigit() and len(image_id) < 19
-        else image_id
-    )
+    if not (image_id.isascii() and image_id.isdigit() and len(image_id) < 19):
+        return image_id
+    number = int(image_id)
     return number if str(number) == image_id else image_id
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from sgpipe.export.coco import category_ids, coco_images, instances
 from sgpipe.export.fields import confidence_field
@@ -20,14 +19,14 @@ def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
     predicates = dict(zip(rows.names[1], count(1), strict=False))
     categories = [{"id": number, "name": name} for name, number in predicates.items()]
 
-    def annotations(split: str) -> Iterator[dict[str, Any]]:
+    def annotations(split: str) -> Iterator[dict[str, object]]:
         # `instances` numbers the boxes of a split from 1
         ids = count(1)
         before = 1
         for image, record in coco_images(rows, split, "objects", "relations"):
             places = {index: before + index for index in range(len(record.objects))}
             for item in rows.relations(record, places):
-                relation = {
+                relation: dict[str, object] = {
                     "id": next(ids),
                     "image_id": image["id"],
                     "subject_id": item.subject,

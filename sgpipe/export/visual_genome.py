@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from sgpipe.export.fields import confidence_field, image_fields
 from sgpipe.export.formats import Format
 from sgpipe.export.rows import ExportRows, plain, write_json
-from sgpipe.records import Record
+from sgpipe.records import Box, Record
 
 
 def write_visual_genome(rows: ExportRows, out: Path) -> None:
@@ -31,34 +30,45 @@ def graph(
     ids: tuple[Iterator[int], Iterator[int]],
     *,
     as_vg: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the objects and relations of an image, without crowds and without blank names, which
     readers drop.
+
+    Args:
+        ids: of objects and of relations.
+        as_vg: with attributes and a list of names, as Visual Genome has them.
     """
-    indices = rows.renumber(
-        record, [not box.iscrowd and bool(box.category.strip()) for box in record.objects]
-    )
-    things = []
-    for box in (record.objects[index] for index in indices):
-        sides = dict(zip("xywh", map(plain, box.bbox), strict=True))
-        attributes = (
-            list(dict.fromkeys(attribute.name for attribute in box.attributes)) if as_vg else []
-        )
-        things.append(
-            {"object_id": next(ids[0]), **sides, "names": [box.category] if as_vg else box.category}
-        )
-        things[-1] |= {"attributes": attributes} if attributes else {}
-    relationships = []
+    usable = [not box.iscrowd and bool(box.category.strip()) for box in record.objects]
+    indices = rows.renumber(record, usable)
+    object_ids: list[int] = []
+    objects: list[dict[str, object]] = []
+    for index in indices:
+        object_ids.append(next(ids[0]))
+        objects.append(_object(record.objects[index], object_ids[-1], as_vg=as_vg))
+    relationships: list[dict[str, object]] = []
     for relation in rows.relations(record, indices):
         if not relation.predicate.strip():
             rows.left_out["relations that the format cannot hold"] += 1
             continue
-        subject, object_ = (things[end]["object_id"] for end in (relation.subject, relation.object))
-        item = {"relationship_id": next(ids[1]), "predicate": relation.predicate}
-        relationships.append(
-            {**item, "subject_id": subject, "object_id": object_, **confidence_field(relation)}
-        )
-    return {"objects": things, "relationships": relationships}
+        relationship: dict[str, object] = {
+            "relationship_id": next(ids[1]),
+            "predicate": relation.predicate,
+            "subject_id": object_ids[relation.subject],
+            "object_id": object_ids[relation.object],
+        }
+        relationships.append(relationship | confidence_field(relation))
+    return {"objects": objects, "relationships": relationships}
+
+
+def _object(box: Box, object_id: int, *, as_vg: bool) -> dict[str, object]:
+    sides = dict(zip("xywh", map(plain, box.bbox), strict=True))
+    if not as_vg:
+        return {"object_id": object_id, **sides, "names": box.category}
+    thing: dict[str, object] = {"object_id": object_id, **sides, "names": [box.category]}
+    attributes = dict.fromkeys(attribute.name for attribute in box.attributes)
+    if attributes:
+        thing["attributes"] = list(attributes)
+    return thing
 
 
 VISUAL_GENOME = Format("vg", write_visual_genome)

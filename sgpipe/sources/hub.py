@@ -7,14 +7,16 @@ without a mapping (github.com/Maelic/SGG-Benchmark, sgg_benchmark/data/datasets/
 `relations` (`subject_id` `object_id` `predicate_id`), and names in categories.json, by id.
 """
 
+from __future__ import annotations
+
 import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -31,13 +33,13 @@ from sgpipe.sources.annotated import (
     DatasetClasses,
     ProblemCounts,
     drop_nameless,
-    error_row,
+    read_records,
 )
 from sgpipe.sources.coco import CocoInstances
 from sgpipe.sources.detections import Detections, Origin, size_or_reason
 from sgpipe.sources.doubts import settle_boxes
 from sgpipe.sources.fields import FieldError
-from sgpipe.sources.hoi import read_classes
+from sgpipe.sources.hoi import HoiaSchema, read_classes
 from sgpipe.sources.hub_columns import (
     REQUIRED,
     USUAL_COLUMNS,
@@ -311,67 +313,115 @@ def dataset_source(
     if len(splits) > 1:
         raise UserError(f"{dataset} has several splits: pass --split {' or '.join(splits)}")
     ((split, names),) = splits.items()
-    first, *further = names
-    stated_columns = dict(entry.partition("=")[::2] for entry in mapping)
-    unknown = stated_columns.keys() - USUAL_COLUMNS.keys()
-    if unknown:
-        raise UserError(f"--map {min(unknown)}: expected one of {', '.join(USUAL_COLUMNS)}")
-    with open_parquet(root, first) as parquet:
+    files = {name: root.file(name) for name in names}
+    with open_parquet(root, names[0]) as parquet:
         schema = parquet.schema_arrow
-    if not (mapping or classes) and {"triplets", "status"} <= set(schema.names):
-        files = {name: root.file(name) for name in names}
+    is_ours = {"triplets", "status"} <= set(schema.names)
+    if is_ours and not mapping and not classes:
         return _exported(split, root, files), root.location
-    columns = map_columns(schema, USUAL_COLUMNS, stated_columns, REQUIRED, first, "--map ")
-    has_images = own_images and len(image_columns(schema)) == 1
-    if not has_images and columns["file_name"] is None:
-        raise UserError(f"{first} has neither images nor their names: pass --map file_name=COLUMN")
-    categories, predicates = _name_tables(root, schema, columns, classes)
+    graphs = _Graphs.of_files(root, split, names, schema, mapping, classes, own_images)
     closed_classes = None
-    if categories and predicates:
-        closed_classes = DatasetClasses(tuple(categories.values()), tuple(predicates.values()))
-
-    def read(problems: ProblemCounts) -> Iterator[Record]:
-        for position, (file_name, row) in enumerate(_iter_rows(root, names, stated_columns)):
-            image_id: str | None = str(position)
-            if columns["image_id"] is not None:
-                image_id = fields.identifier(row["image_id"])
-            if not has_images:
-                file_name = row["file_name"]
-            if image_id is None or file_name in (None, ""):
-                problems["malformed"] += 1
-                continue
-            # Images of HUB_DATASET are turned as EXIF says.
-            kind = HUB_DATASET if has_images else "hf"
-            record = Record(image_id, kind, split, fields.clean(str(file_name)), *fields.size(row))
-            with error_row(record):
-                if has_images and not (record.width and record.height):
-                    record.width, record.height = read_size(root, record.file_name, upright=True)
-                graph = _graph(row, record, categories, predicates, problems)
-                record.objects, record.relations = graph
-                drop_nameless(record, problems)
-            yield record
-
-    roles: dict[str, Location] = {"annotations": root.file(first)}
-    roles |= {name: root.file(name) for name in further}
+    if graphs.categories and graphs.predicates:
+        class_names = tuple(graphs.categories.values())
+        closed_classes = DatasetClasses(class_names, tuple(graphs.predicates.values()))
+    roles: dict[str, Location] = {"annotations": files.pop(names[0]), **files}
     if classes:
         roles["classes"] = classes
+    options = {"map": graphs.columns}
     source = AnnotationSource(
-        "hf", split, read, roles, {"map": columns}, closed_classes, boxes="xywh"
+        "hf", split, graphs.read, roles, options, closed_classes, boxes="xywh"
     )
     return source, root.location
 
 
-def _iter_rows(
-    root: ImageRoot, files: Iterable[str], stated_columns: Mapping[str, str]
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield the names of images in the rows of files, and the values of these rows."""
-    for file in files:
-        with open_parquet(root, file) as parquet:
-            columns = map_columns(
-                parquet.schema_arrow, USUAL_COLUMNS, stated_columns, REQUIRED, file, "--map "
+class _Item(NamedTuple):
+    """A row of a split, by its position, and the name of its image in the files."""
+
+    position: int
+    image: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """A split with objects and relations that sgpipe did not export.
+
+    Attributes:
+        names: of the files.
+        stated_columns: by key, as the user names them.
+        has_images: the images are in the rows.
+        categories, predicates: names of the numbers; empty where the rows have names.
+    """
+
+    root: ImageRoot
+    split: str
+    names: Sequence[str]
+    stated_columns: Mapping[str, str]
+    columns: ColumnsByKey
+    has_images: bool
+    categories: Mapping[int, str]
+    predicates: Mapping[int, str]
+
+    @classmethod
+    def of_files(
+        cls,
+        root: ImageRoot,
+        split: str,
+        names: Sequence[str],
+        schema: pa.Schema,
+        mapping: Sequence[str],
+        classes: Path | None,
+        own_images: bool,
+    ) -> _Graphs:
+        """Return the split by the columns of its first file; otherwise as `dataset_source`."""
+        first = names[0]
+        stated_columns = dict(entry.partition("=")[::2] for entry in mapping)
+        unknown = stated_columns.keys() - USUAL_COLUMNS.keys()
+        if unknown:
+            raise UserError(f"--map {min(unknown)}: expected one of {', '.join(USUAL_COLUMNS)}")
+        columns = map_columns(schema, USUAL_COLUMNS, stated_columns, REQUIRED, first, "--map ")
+        has_images = own_images and len(image_columns(schema)) == 1
+        if not has_images and columns["file_name"] is None:
+            raise UserError(
+                f"{first} has neither images nor their names: pass --map file_name=COLUMN"
             )
-            for number, row in enumerate(iter_values(parquet, columns)):
-                yield row_name(file, number), row
+        tables = _name_tables(root, schema, columns, classes)
+        return cls(root, split, names, stated_columns, columns, has_images, *tables)
+
+    def read(self, problems: ProblemCounts) -> Iterator[Record]:
+        def fill(record: Record, item: _Item) -> None:
+            if self.has_images and not (record.width and record.height):
+                record.width, record.height = read_size(self.root, record.file_name, upright=True)
+            graph = _graph(item.row, record, self.categories, self.predicates, problems)
+            record.objects, record.relations = graph
+            drop_nameless(record, problems)
+
+        return read_records(self._items(), self._record, fill, problems)
+
+    def _items(self) -> Iterator[_Item]:
+        position = 0
+        for file in self.names:
+            with open_parquet(self.root, file) as parquet:
+                schema = parquet.schema_arrow
+                columns = map_columns(
+                    schema, USUAL_COLUMNS, self.stated_columns, REQUIRED, file, "--map "
+                )
+                for number, row in enumerate(iter_values(parquet, columns)):
+                    yield _Item(position, row_name(file, number), row)
+                    position += 1
+
+    def _record(self, item: _Item) -> Record:
+        """Return the record of an image. Raises FieldError: it has no id or file name."""
+        image_id = str(item.position)
+        if self.columns["image_id"] is not None:
+            image_id = fields.required_id(item.row)
+        file_name = item.image if self.has_images else item.row["file_name"]
+        if file_name in (None, ""):
+            raise FieldError("'file_name' is missing")
+        # Images of HUB_DATASET are turned as EXIF says.
+        kind = HUB_DATASET if self.has_images else "hf"
+        name = fields.clean(str(file_name))
+        return Record(image_id, kind, self.split, name, *fields.size(item.row))
 
 
 def _name_tables(
@@ -384,21 +434,18 @@ def _name_tables(
     Raises:
         UserError: numbers have no names.
     """
-    listed_classes = read_classes(classes) if classes else None
-    tables: list[Mapping[int, str]] = []
-    for key, listed in (
-        ("objects.category", "categories"),
-        ("relations.predicate", "rel_categories"),
-    ):
+    stated = read_classes(classes) if classes else HoiaSchema("", {}, {})
+
+    def names_of(key: str, listed: str, stated_names: Mapping[int, str]) -> Mapping[int, str]:
         column = str(columns[key])
         if is_text(all_columns(schema)[column][1]):
-            tables.append({})
-        elif listed_classes:
-            is_objects = listed == "categories"
-            tables.append(listed_classes.objects if is_objects else listed_classes.relations)
-        else:
-            tables.append(number_names(root, schema, column, listed, "--classes FILE"))
-    categories, predicates = tables
+            return {}
+        if stated_names:
+            return stated_names
+        return number_names(root, schema, column, listed, "--classes FILE")
+
+    categories = names_of("objects.category", "categories", stated.objects)
+    predicates = names_of("relations.predicate", "rel_categories", stated.relations)
     return categories, predicates
 
 
@@ -435,14 +482,16 @@ def _items(row: Mapping[str, Any], group: str, keys: Sequence[str]) -> list[dict
         FieldError: the lists differ in length.
     """
     columns = [values for column, values in row.items() if column.startswith(group)]
-    length = len(columns[0] or ())
-    lists = [[None] * length if values is None else values for values in columns]
-    if any(not isinstance(values, list) or len(values) != length for values in lists):
-        raise FieldError(f"the columns of {group} are not lists of one length")
-    items = []
-    for values in zip(*lists, strict=True):
-        item = dict(zip(keys, values, strict=True))
-        items.append({key: value for key, value in item.items() if value is not None})
+    length = len(fields.as_list(columns[0]))
+    items: list[dict[str, Any]] = [{} for _ in range(length)]
+    for key, values in zip(keys, columns, strict=True):
+        if values is None:
+            continue
+        if not isinstance(values, list) or len(values) != length:
+            raise FieldError(f"the columns of {group} are not lists of one length")
+        for item, value in zip(items, values, strict=True):
+            if value is not None:
+                item[key] = value
     return items
 
 
