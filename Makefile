@@ -46,7 +46,7 @@ experiment: install
 # Unit tests: everything outside tests/integration that is not marked slow. Integration tests: what is, and the rest.
 # Soak tests: kills, faults of stores, containers, big clusters, long trainings.
 test: install
-	$(BIN)/python -m pytest -m 'not slow and not integration and not soak' -n 2 --dist loadfile --no-loadscope-reorder --durations=20 --durations-min=3
+	$(BIN)/python -m pytest --ignore tests/integration -m 'not slow and not soak' -n 2 --dist loadfile --no-loadscope-reorder --durations=20 --durations-min=3
 
 test-integration: install
 	$(BIN)/python -m pytest -m '(slow or integration) and not soak' -n 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=10

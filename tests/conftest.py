@@ -64,6 +64,15 @@ def quick() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def loaded_once() -> Iterator[None]:
+    """Models that a test needs as others do; imported where there are such tests."""
+    from tests.loaded_once import networks_loaded_once, parsers_loaded_once
+
+    with networks_loaded_once(), parsers_loaded_once():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def handlers(interruptible: None) -> Iterator[None]:
     """A command that a test runs in this process handles signals; the second one would end all

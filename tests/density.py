@@ -3,6 +3,7 @@
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 LIMIT = 12
@@ -36,6 +37,16 @@ VAGUE = frozenset(
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
 ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
+COUNTED = (
+    *FUNCTIONS,
+    ast.arg,
+    ast.Assign,
+    ast.comprehension,
+    ast.Dict,
+    ast.Name,
+    ast.NamedExpr,
+    ast.Starred,
+)
 BRANCHES = (
     ast.Assert,
     ast.AsyncFor,
@@ -56,7 +67,7 @@ def density(package: Path) -> dict[str, float]:
     """
     counts = Counter[str]()
     for path in package.rglob("*.py"):
-        counts.update(count_file(path.read_text(encoding="utf-8")))
+        counts.update(count_file(*read_file(path)))
     rates = {name: 1000 * counts[name] / counts["lines"] for name in sorted(FEATURES)}
     return rates | {
         "branches": counts["branches"] / counts["lines of functions"],
@@ -66,12 +77,19 @@ def density(package: Path) -> dict[str, float]:
     }
 
 
-def count_file(source: str) -> Counter[str]:
-    tree = ast.parse(source)
+@cache
+def read_file(path: Path) -> tuple[str, ast.Module]:
+    source = path.read_text(encoding="utf-8")
+    return source, ast.parse(source)
+
+
+def count_file(source: str, tree: ast.Module) -> Counter[str]:
     lines = source.splitlines()
     counts = Counter({"lines": len(lines), "late constants": late_constants(tree)})
     counts["long lines"] = sum(len(line) > WIDTH for line in lines)
     for node in ast.walk(tree):
+        if not isinstance(node, COUNTED):
+            continue
         for name, has_feature in FEATURES.items():
             counts[name] += has_feature(node)
         if isinstance(node, FUNCTIONS):

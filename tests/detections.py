@@ -51,7 +51,7 @@ def make_coco(
             Image.fromarray(pixels).save(folder / "images" / name)
         lists["images"].append({"id": number, "file_name": name, "width": 64, "height": 48})
         for index in range(int(rng.integers(3, 7))):
-            x, y, width, height = (int(v) for v in rng.integers([0, 0, 8, 8], [40, 30, 24, 18]))
+            x, y, width, height = map(int, rng.integers([0, 0, 8, 8], [40, 30, 24, 18]))
             category = list(CATEGORIES)[index % 3]
             box = {
                 "image_id": number,

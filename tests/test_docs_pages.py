@@ -12,6 +12,7 @@ import pytest
 from rlip_model.config import ParSeDAConfig, RTaggerConfig
 from sgpipe.training.recipe import train_recipe_folder
 from tests.integration.documents import commands, docs_hook
+from tests.values import values_of
 
 RECIPES = ("labelling", "training")
 
@@ -30,7 +31,7 @@ def test_every_setting_has_one_meaning(recipe: str) -> None:
     """In its field of the typed recipe, or in meanings.yml: not in neither, not in both."""
     hook = docs_hook("settings")
     meanings = hook.meanings()[recipe]
-    settings = {setting.key: setting.described for setting in hook.settings(hook.RECIPES[recipe])}
+    settings = dict(values_of(hook.settings(hook.RECIPES[recipe]), "key", "described"))
     assert [
         key for key, described in settings.items() if not described and key not in meanings
     ] == []
@@ -51,7 +52,7 @@ def test_recipes_are_named() -> None:
     named = {
         name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])
     }
-    assert named == {path.stem for path in train_recipe_folder().glob("*.yaml")}
+    assert named == set(values_of(train_recipe_folder().glob("*.yaml"), "stem"))
 
 
 def test_examples_set_what_can_be_set() -> None:
@@ -62,7 +63,7 @@ def test_examples_set_what_can_be_set() -> None:
     of_network = {
         f"model.config.{name}" for name in (*ParSeDAConfig().to_dict(), *RTaggerConfig().to_dict())
     }
-    settable = {setting.key for setting in settings.settings(settings.RECIPES["training"])}
+    settable = set(values_of(settings.settings(settings.RECIPES["training"]), "key"))
     assert set(assigned) <= settable | of_network
 
 

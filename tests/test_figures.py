@@ -26,6 +26,7 @@ from experiments.report import interval, paired
 from experiments.results import Results
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.relations import PREDICATES
+from tests.values import values_of
 
 ROOT = Path(__file__).parent.parent
 README = "README.md"
@@ -47,7 +48,7 @@ Claim = tuple[str, Sequence[Any]]
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
 
 
 @cache
@@ -55,16 +56,16 @@ def quality_lines() -> list[dict[str, Any]]:
     return json_lines(ROOT / "benchmarks/results/quality.jsonl")
 
 
-def quality(measure: str, **selection: Any) -> Values:
+def quality(measure: str, **selection: object) -> Values:
     """The values of a measure, one for each seed."""
     lines = [line for line in quality_lines() if selection.items() <= line.items()]
-    seeds = [line["seed"] for line in lines]
+    seeds = values_of(lines, "seed")
     assert lines, selection
     assert len({*seeds}) == len(seeds), selection
     return [line[measure] for line in lines]
 
 
-def labels(split: str = "val", name: str = "labels", **selection: Any) -> dict[str, Any]:
+def labels(split: str = "val", name: str = "labels", **selection: object) -> dict[str, Any]:
     """The selection of labels of the pipeline with given boxes, as the README counts them unless it
     says otherwise.
     """
@@ -72,7 +73,7 @@ def labels(split: str = "val", name: str = "labels", **selection: Any) -> dict[s
     return {**defaults, "split": split, "labels": name, **selection}
 
 
-def between_detected_boxes(split: str = "val", **selection: Any) -> dict[str, Any]:
+def between_detected_boxes(split: str = "val", **selection: object) -> dict[str, Any]:
     defaults = {"script": "detector_quality", "labels": "labels", "threshold": 0.2, "truth": "all"}
     return {**defaults, "split": split, **selection}
 
@@ -115,8 +116,8 @@ def means(selection: dict[str, Any]) -> Values:
 def image_sets(script: str) -> tuple[int, int]:
     """How many seeds a script measured, and on how many images each."""
     lines = [line for line in quality_lines() if line["script"] == script]
-    (images,) = {line["images"] for line in lines}
-    return len({line["seed"] for line in lines}), images
+    (images,) = set(values_of(lines, "images"))
+    return len(set(values_of(lines, "seed"))), images
 
 
 @cache
@@ -362,7 +363,7 @@ def test_lines_of_costs_are_those_of_the_pages() -> None:
 
 def test_verdicts_on_doubts_are_those_of_the_results() -> None:
     rows = json_lines(ROOT / "benchmarks/results/doubts_by_hand.jsonl")
-    counts = Counter((row["kind"], row["verdict"]) for row in rows)
+    counts = Counter(values_of(rows, "kind", "verdict"))
     improbable, missing = (
         [counts[kind, verdict] for verdict in ("error", "fine", "cannot tell")]
         for kind in ("improbable", "missing")

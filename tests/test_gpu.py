@@ -94,7 +94,7 @@ def _check_compiled(use: dict[str, Any], settings: dict[str, Any]) -> None:
     assert ("compilation" in use) == settings.get("compile", False)
 
 
-def captions(run: Path, group: int = blip.GPU_GROUP, **settings: Any) -> list[str]:
+def captions(run: Path, group: int = blip.GPU_GROUP, **settings: object) -> list[str]:
     """`group`: how many images a GPU captions at once; of those here, only several groups of few
     are recorded.
     """
@@ -123,7 +123,7 @@ def test_captions_hardly_depend_on_graphs_and_the_device(run: Path) -> None:
     assert len(set(captions(run, 4, device=GPU, dtype="bfloat16"))) > IMAGES
 
 
-def tagged(run: Path, **settings: Any) -> dict[tuple[str, int, int, str], float]:
+def tagged(run: Path, **settings: object) -> dict[tuple[str, int, int, str], float]:
     classes = data_classes(run)
     config = TagConfig(
         tagger=str(packaged_model("tagger")),
@@ -182,7 +182,7 @@ def test_confidences(run: Path, dtype: str, options: dict[str, Any], tolerance: 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_predictions(run: Path, dtype: str) -> None:
-    def best(**options: Any) -> list[float]:
+    def best(**options: object) -> list[float]:
         config = PredictConfig(
             packaged_model("parseda"), data_classes(run), "scene graph", **options
         )

@@ -142,7 +142,7 @@ CASES: dict[str, str] = {
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("messages")
     make_coco(folder / "coco", images=2)
-    make_run(folder / "run", [plain_record(name) for name in "abc"], rows=2)
+    make_run(folder / "run", list(map(plain_record, "abc")), rows=2)
     for name in ("other", "third"):
         make_run(folder / name, [plain_record(name)], rows=2)
     for name in ("damaged", "lost"):

@@ -66,7 +66,7 @@ def make_vlm(folder: Path, family: str) -> Path:
     return folder
 
 
-def make_tokenizer(special: Sequence[str], **names: Any) -> transformers.PreTrainedTokenizerFast:
+def make_tokenizer(special: Sequence[str], **names: object) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on `TEXTS`; `names`: such as `eos_token`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -133,7 +133,7 @@ def _text_sizes(tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, An
 
 
 def _generation(
-    tokenizer: transformers.PreTrainedTokenizerFast, **more: Any
+    tokenizer: transformers.PreTrainedTokenizerFast, **more: object
 ) -> transformers.GenerationConfig:
     """As checkpoints on the hub have it: with settings of sampling that a recipe replaces."""
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}

@@ -78,18 +78,18 @@ def holds(content: str | bytes, file_name: str = "1.png", captions: str | None =
     return make
 
 
-def says(**arrays: Any) -> Make:
+def says(**arrays: object) -> Make:
     """The valid file with other arrays; None removes an array."""
     return holds(
         json.dumps({key: value for key, value in (GOOD | arrays).items() if value is not None})
     )
 
 
-def image(**values: Any) -> Make:
+def image(**values: object) -> Make:
     return says(images=[IMAGE, {**IMAGE, "id": 2, **values}])
 
 
-def box(**values: Any) -> Make:
+def box(**values: object) -> Make:
     """A valid box, and one with the given values."""
     return says(annotations=[BOX, {**BOX, "bbox": [30, 30, 9, 9], **values}])
 
@@ -102,7 +102,7 @@ def without(key: str, mapping: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in mapping.items() if name != key}
 
 
-def captioned(*captions: Any) -> Make:
+def captioned(*captions: object) -> Make:
     return holds(json.dumps(GOOD), captions=json.dumps({"annotations": [CAPTION, *captions]}))
 
 

@@ -36,18 +36,18 @@ def process(folder: Path, size: Any) -> Outcome:
     if not record.ok:
         return Outcome("error row", str(record.error))
     image = open_row_image({"val": folder}, record)
-    mean = [round(value) for value in np.asarray(image).reshape(-1, 3).mean(0)]
+    mean = list(map(round, np.asarray(image).reshape(-1, 3).mean(0)))
     return Outcome("accepted", f"{image.mode} {image.width}x{image.height} {mean}")
 
 
-def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
     buffer = BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
 def flat(
-    mode: str, colour: Any, image_format: str, size: tuple[int, int] = SIZE, **options: Any
+    mode: str, colour: Any, image_format: str, size: tuple[int, int] = SIZE, **options: object
 ) -> bytes:
     return encoded(Image.new(mode, size, colour), image_format, **options)
 

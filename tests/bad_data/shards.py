@@ -19,6 +19,7 @@ from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from tests.bad_data.case import Outcome, cases
 from tests.sgpipe.storage.test_shards import full_record
+from tests.values import values_of
 
 Damage = Callable[[bytes], bytes]
 SHARD = shard_name("val", 0, 2)
@@ -40,7 +41,7 @@ def run_files() -> dict[str, bytes]:
             manifest.commit(
                 write_shard(root, shard_name("val", start, start + 2), "val", start, records, {})
             )
-        names = (MANIFEST, *(shard.file for shard in manifest.shards))
+        names = (MANIFEST, *values_of(manifest.shards, "file"))
         return {name: (root / name).read_bytes() for name in names}
 
 
@@ -57,7 +58,7 @@ def damaged(file: str, damage: Damage) -> Callable[[Path], None]:
 def read(folder: Path, shard: Any) -> Outcome:
     """Every record of the run, as a reader gets them."""
     return Outcome(
-        "accepted", "rows " + " ".join(record.image_id for record in iter_records(folder / "run"))
+        "accepted", "rows " + " ".join(values_of(iter_records(folder / "run"), "image_id"))
     )
 
 
@@ -92,7 +93,7 @@ def checked(rest: bytes) -> bytes:
     return b'{"crc32": "%08x", ' % zlib.crc32(rest) + rest
 
 
-def says(**values: Any) -> Damage:
+def says(**values: object) -> Damage:
     """The line of the second shard with other values and a valid checksum."""
 
     def change(all_lines: list[bytes]) -> list[bytes]:

@@ -14,6 +14,7 @@ from experiments.report import ROOT, outcome, report
 from experiments.results import Results
 from experiments.run import Task, open_tasks
 from rlip_model.training.validation import RelationScores
+from tests.values import values_of
 
 NEW = {"split": "train", "seed": 1, "images": 8}
 FEWER = {"caption.samples": 2}
@@ -57,7 +58,7 @@ def plan(**changes):
 def arm_row(arm, seed, stage, **values):
     one = Plan.model_validate(plan())
     stages = one.experiments["one"].arms[arm]
-    keys = dict(zip((stage.name for stage in stages), one.stage_keys(stages, seed), strict=True))
+    keys = dict(zip(values_of(stages, "name"), one.stage_keys(stages, seed), strict=True))
     return {"arm": arm, "seed": seed, "stage": stage, "key": keys[stage], **values}
 
 
@@ -192,9 +193,7 @@ def test_experiments_run_to_the_end_and_once(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     logs = "".join(path.read_text() for path in (tmp_path / "work" / "logs").iterdir())
     assert done.stdout.splitlines()[-1] == "all done", done.stdout + done.stderr + logs
-    rows = [
-        json.loads(line) for line in (tmp_path / "results" / "one.jsonl").read_text().splitlines()
-    ]
+    rows = list(map(json.loads, (tmp_path / "results" / "one.jsonl").read_text().splitlines()))
     assert len(rows) == 2 + 2 * 4 + 1
     labels = {row["labels"]: row["measures"] for row in rows if "labels" in row}
     assert labels["correct"]["precision"] == 1.0

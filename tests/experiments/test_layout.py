@@ -28,6 +28,7 @@ from experiments.layout.measures import (
 from sgpipe.errors import UserError
 from sgpipe.stages.tag.layout import LayoutModel
 from sgpipe.stages.tag.layout.fit import LayoutSettings
+from tests.values import values_of
 
 PERSON_BOX = [10, 10, 60, 150]
 BALL_BOX = [40, 60, 60, 80]
@@ -124,7 +125,7 @@ class TestTrainingData:
     def test_captioned_images_are_among_the_refused(self, oracle: Path) -> None:
         captioned = json.loads((oracle / "data/vcoco_captions/instances.json").read_text())
         refused = set(map(int, TEST_IMAGES.read_text().split()))
-        assert {image["id"] for image in captioned["images"]} <= refused
+        assert set(values_of(captioned["images"], "id")) <= refused
 
     def test_a_line_of_another_form_is_named(self, data: Path) -> None:
         path = write_lines(data / "val.jsonl.gz", [line(1102), {"image_id": 1}])

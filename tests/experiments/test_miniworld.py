@@ -35,6 +35,7 @@ from sgpipe.stages.score.clip import ClipScorer
 from sgpipe.stages.score.scorer import contrast_texts, relation_text
 from sgpipe.training.initial_model import CLASSES
 from tests.sgpipe.generation.in_process import without_ray
+from tests.values import values_of
 
 SMALL = CaptionerModelConfig(
     image_size=32,
@@ -61,15 +62,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
 def test_taught_facts_are_true_and_include_all_composed_ones() -> None:
     for number in range(60):
         scene = random_scene(5, "train", number)
-        taught = {(fact.subject, fact.predicate, fact.object) for fact in taught_facts(scene)}
+        taught = set(values_of(taught_facts(scene), "subject", "predicate", "object"))
         composed = {
             (fact.subject, fact.predicate, fact.object) for fact in scene.facts if not fact.implied
         }
-        assert (
-            composed
-            <= taught
-            <= {(fact.subject, fact.predicate, fact.object) for fact in scene.facts}
-        )
+        assert composed <= taught <= set(values_of(scene.facts, "subject", "predicate", "object"))
         assert all(
             (other, "in front of", one) in taught
             for one, predicate, other in taught
@@ -111,9 +108,7 @@ def test_every_caption_of_the_miniworld_is_true_of_its_scene() -> None:
         scene = random_scene(9, "val", number)
         for fact in scene.facts:
             assert judge.statements([canonical_caption(scene, fact)]) == [(scene.statement(fact),)]
-        varied = [
-            caption.text for caption in scene_captions(scene, scene_generator(9, "val", number, 1))
-        ]
+        varied = values_of(scene_captions(scene, scene_generator(9, "val", number, 1)), "text")
         share = correct_rate([judge.statements(varied)], [truth_of(scene)])
         assert share.hits >= share.total - 1  # compound sentences are at times misparsed
 

@@ -18,6 +18,7 @@ from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
 from sgpipe.stages.parse.learned.parser import Network, number_tables
 from sgpipe.stages.parse.rules import load_model
+from tests.values import values_of
 
 ROWS = [
     ("a man riding a brown horse", "( man , ride , horse ) , ( horse , is , brown )"),
@@ -53,9 +54,7 @@ def test_captions_by_which_parsers_are_judged_are_left_out(data, tmp_path):
     gold.write_text(json.dumps({"1": {"caption": "Horse on a  beach"}}))
     assert len(read_gold(data)) == len(ROWS)
     left = read_gold(data, captions_to_exclude(gold))
-    assert [caption.text for caption in left] == [
-        text for text, _ in ROWS if text != "horse on a beach ."
-    ]
+    assert values_of(left, "text") == [text for text, _ in ROWS if text != "horse on a beach ."]
 
 
 def test_gold_relations_are_found_in_the_caption(annotated):
@@ -75,13 +74,13 @@ def test_the_shipped_forward_pass_is_that_of_the_training(annotated):
     batch = collate(examples)
     with torch.no_grad():
         scores = network(batch)
-        assert all(torch.isfinite(value) for value in loss(scores, batch).values())
+        assert all(map(torch.isfinite, loss(scores, batch).values()))
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
     shipped = Network(weights, tables, mention_logit=-100.0, relation_logit=-100.0)(
-        [item.sentence for item in annotated]
+        values_of(annotated, "sentence")
     )
     np.testing.assert_allclose(
-        np.concatenate([output.named for output in shipped]), scores.named[1:], atol=2e-2
+        np.concatenate(values_of(shipped, "named")), scores.named[1:], atol=2e-2
     )
     row = token = 0
     for example, output in zip(examples, shipped, strict=True):
@@ -107,7 +106,7 @@ def test_a_training_writes_weights_and_a_card(data, tmp_path):
         (gold / name).write_text((train.GOLD / name).read_text())
     config = train.ParserTraining(joined=3, epochs=2, least_word=1, least_part=1)
     train.train_parser(data, tmp_path / "model", config, gold, Console(file=io.StringIO()))
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+    assert set(values_of((tmp_path / "model").iterdir(), "name")) == {
         "model.safetensors",
         "config.json",
         "README.md",

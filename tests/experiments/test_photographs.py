@@ -24,9 +24,12 @@ CAPTIONS = {
     3: ["A woman carrying a cup.", "A bottle on a table."], 4: ["A man with a dog."],
 }  # fmt: skip
 RELATIONS = [
-    *((1, "person", "ride", "horse"), (1, "person", "look at", "horse")),
-    *((2, "person", "sit on", "chair"), (2, "person", "catch", "frisbee")),
-    *((3, "person", "hold", "cup"), (3, "person", "drink", "bottle")),
+    (1, "person", "ride", "horse"),
+    (1, "person", "look at", "horse"),
+    (2, "person", "sit on", "chair"),
+    (2, "person", "catch", "frisbee"),
+    (3, "person", "hold", "cup"),
+    (3, "person", "drink", "bottle"),
 ]
 
 

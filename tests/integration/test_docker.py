@@ -17,6 +17,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from docker.try_run_lines import FILES
 from sgpipe.cli.main import app
+from tests.values import values_of
 
 DOCKER = Path(__file__).parents[2] / "docker"
 
@@ -43,9 +44,7 @@ def test_ray_takes_the_cluster_file():
 
 
 def test_every_machine_of_a_cluster_has_its_token_and_no_file_does():
-    for variables in (
-        service["environment"] for service in load("compose.yaml")["services"].values()
-    ):
+    for variables in values_of(load("compose.yaml")["services"].values(), "environment"):
         assert variables["RAY_AUTH_MODE"] == "token"
         assert variables["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
     options = load("ray-cluster.yaml")["docker"]["run_options"]

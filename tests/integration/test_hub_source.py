@@ -17,6 +17,7 @@ from sgpipe.storage.shards import iter_records
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.sgpipe.generation.in_process import without_ray
 from tests.sgpipe.sources.hub_datasets import write
+from tests.values import values_of
 
 IMAGES = 12
 LABELLED = ("--tagger", "MINIWORLD", "--captioner", "MINIWORLD", "--set", "caption.decoding=beam")
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 def sgpipe(*words: object) -> str:
     with without_ray():
-        done = CliRunner().invoke(app, [str(word) for word in words])
+        done = CliRunner().invoke(app, list(map(str, words)))
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -43,7 +44,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parquet(drawn: Path) -> Path:
     """The same as the hub has it: two files, several row groups, class numbers with names."""
     annotated = json.loads((drawn / "instances.json").read_text())
-    ids = [category["id"] for category in annotated["categories"]]
+    ids = values_of(annotated["categories"], "id")
     rows = []
     for image in annotated["images"]:
         boxes_of_image = [
@@ -52,7 +53,7 @@ def parquet(drawn: Path) -> Path:
             if annotation["image_id"] == image["id"]
         ]
         objects = {
-            "bbox": [entry["bbox"] for entry in boxes_of_image],
+            "bbox": values_of(boxes_of_image, "bbox"),
             "category": [ids.index(entry["category_id"]) for entry in boxes_of_image],
         }
         content = {
@@ -64,7 +65,7 @@ def parquet(drawn: Path) -> Path:
             if boxes_of_image
             else []
         )
-    classes = datasets.ClassLabel(names=[category["name"] for category in annotated["categories"]])
+    classes = datasets.ClassLabel(names=values_of(annotated["categories"], "name"))
     box = datasets.List(datasets.Value("float64"), length=4)
     boxes = {"bbox": datasets.List(box), "category": datasets.List(classes)}
     features = {"image": datasets.Image(), "image_id": datasets.Value("int64"), "objects": boxes}
@@ -85,7 +86,7 @@ def facts(out: Path) -> dict[str, tuple]:
         record.image_id: (
             record.status,
             [(box.category, [round(value, 2) for value in box.bbox]) for box in record.objects],
-            [caption.text for caption in record.captions],
+            values_of(record.captions, "text"),
             [
                 (item.subject, item.predicate, item.object, round(item.confidence, 4))
                 for item in record.relations
@@ -98,7 +99,7 @@ def facts(out: Path) -> dict[str, tuple]:
 def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(
     drawn, parquet, tmp_path
 ):
-    before = sorted(path.name for path in parquet.rglob("*"))
+    before = sorted(values_of(parquet.rglob("*"), "name"))
     sgpipe("generate", "hub", "--dataset", parquet, *LABELLED, "--out", tmp_path / "run")
     coco = (
         "--images",
@@ -114,7 +115,7 @@ def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(
     assert labelled == {image_id: expected[image_id] for image_id in labelled}
     assert len(labelled) >= IMAGES - 2
     assert any(relations for *_, relations in labelled.values())
-    assert sorted(path.name for path in parquet.rglob("*")) == before
+    assert sorted(values_of(parquet.rglob("*"), "name")) == before
 
     sgpipe("export", tmp_path / "run", "--to", "hf", "--embed", "--out", tmp_path / "labels")
     cache = str(tmp_path / "cache")
@@ -141,4 +142,4 @@ def test_the_dataset_may_be_in_an_object_store(parquet, store: StorePath, tmp_pa
         "--out",
         tmp_path / "run",
     )
-    assert [record.status for record in iter_records(tmp_path / "run")] == ["ok"] * 4
+    assert values_of(iter_records(tmp_path / "run"), "status") == ["ok"] * 4

@@ -96,7 +96,7 @@ def test_a_project_comes_back_with_what_was_changed(server: httpx.Client, folder
     assert served.content == (images / originals[0].file_name).read_bytes()
 
     before = snapshot(server, project, folder / "before.json")
-    assert rows(folder, "before", predictions=True) == [rounded(record) for record in originals]
+    assert rows(folder, "before", predictions=True) == list(map(rounded, originals))
 
     number, changed, expected = correct(before)
     answer(server.post(f"/api/tasks/{before[number]['id']}/annotations/", json={"result": changed}))
@@ -128,9 +128,9 @@ def snapshot(server: httpx.Client, project: int, file: Path) -> list[Any]:
     return tasks
 
 
-def rows(folder: Path, name: str, **options: Any) -> list[Record]:
+def rows(folder: Path, name: str, **options: object) -> list[Record]:
     source = label_studio_source(folder / f"{name}.json", folder / "images", **options)
-    return [rounded(record) for record in imported(source, folder / "images", folder / name)]
+    return list(map(rounded, imported(source, folder / "images", folder / name)))
 
 
 def correct(tasks: list[Any]) -> tuple[int, list[Any], list[Relation]]:

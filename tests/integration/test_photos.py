@@ -22,6 +22,7 @@ from tests.clip_checkpoints import make_clip
 from tests.factories import make_blip
 from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
 from tests.sgpipe.stages.detect.detectors import make_grounding_dino
+from tests.values import values_of
 
 ROOT = Path(__file__).parents[2]
 BLIP = "Salesforce/blip-image-captioning-base"
@@ -77,7 +78,7 @@ def test_photographs_are_labelled_with_models_of_the_hub(hub: HubStub, tmp_path:
         pixels = np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
         Image.fromarray(pixels).save(photos / f"{number}.png")
 
-    def label(name: str, *words: str, **where: Any) -> subprocess.CompletedProcess[str]:
+    def label(name: str, *words: str, **where: object) -> subprocess.CompletedProcess[str]:
         return sgpipe(
             "label", photos, "--out", tmp_path / name, "--json", *words, cache=cache, **where
         )
@@ -95,9 +96,9 @@ def test_photographs_are_labelled_with_models_of_the_hub(hub: HubStub, tmp_path:
     assert first.returncode == 0, first.stderr
     announced = [line for line in first.stderr.splitlines() if line.startswith("downloading ")]
     assert announced == [f"downloading {DINO}, {BLIP}, {CLIP}: about 0.0 GB into {cache / 'hub'}"]
-    rows = [json.loads(line) for line in first.stdout.splitlines()]
+    rows = list(map(json.loads, first.stdout.splitlines()))
     assert [(row["status"], len(row["captions"])) for row in rows] == [("ok", 10)] * 2
-    assert {path.name for path in (tmp_path / "first").iterdir()} == {
+    assert set(values_of((tmp_path / "first").iterdir(), "name")) == {
         f"{n}.png.relations.png" for n in range(2)
     }
     unneeded = {path for path in hub.downloads if path.endswith(OTHERS)}
@@ -132,7 +133,7 @@ def test_doctor_lists_and_fetches_the_models_of_a_recipe(hub: HubStub, tmp_path:
     checks = json.loads(
         sgpipe("doctor", "--recipe", "photos", "--json", **where, offline=True).stdout
     )
-    assert {check["name"]: check["state"] for check in checks} == {
+    assert dict(values_of(checks, "name", "state")) == {
         DINO: "ok",
         BLIP: "bad",
         CLIP: "ok",

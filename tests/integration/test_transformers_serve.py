@@ -16,6 +16,7 @@ from sgpipe.records import Record
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest
 from tests.integration.served import served
+from tests.values import values_of
 from tests.vlm_checkpoints import make_vlm
 
 PYTHON = Path(__file__).parents[2] / ".serving/bin/python"
@@ -61,7 +62,7 @@ def test_images_are_captioned(url: str, model: str, tmp_path: Path) -> None:
     stage.setup()
     stage.cache_folder = CacheFolder(tmp_path)
     records = stage([Record(str(n), "coco", "val", f"{n}.jpg", 60, 40) for n in range(3)])
-    assert [record.error for record in records] == [None] * 3
+    assert values_of(records, "error") == [None] * 3
     assert all(len(record.captions) == 2 for record in records)
     assert all(
         caption.text.strip() and "\n" not in caption.text

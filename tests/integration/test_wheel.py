@@ -21,7 +21,7 @@ def run(*command: object, folder: Path) -> str:
         if not name.startswith(("PYTHON", "VIRTUAL", "SGPIPE"))
     }
     done = subprocess.run(
-        [str(part) for part in command], cwd=folder, env=clean, capture_output=True, text=True
+        list(map(str, command)), cwd=folder, env=clean, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -27,6 +27,7 @@ from sgpipe.stages.pair import (
     stated_predicates,
 )
 from sgpipe.stages.tag.stage import Group, reference_groups
+from tests.values import values_of
 
 PUBLISHED = "RLIPv2_train2017_threshold20_Top2_Tagger2_Noi24_20e_keep_names_freq"
 DATA = ("coco_mini/instances_train2017", "coco_mini/instances_val2017")
@@ -85,7 +86,7 @@ def checks(files: Mapping[str, Any]) -> Iterator[Check]:
 def coco_checks(files: Mapping[str, Any]) -> Iterator[Check]:
     train = files["instances_train2017"]
     val = files["instances_val2017"]
-    names = {category["id"]: category["name"] for category in train["categories"]}
+    names = dict(values_of(train["categories"], "id", "name"))
     for variant, expected in files["expected_candidates_coco"]["expected"].items():
         if variant == "images":
             continue
@@ -118,9 +119,7 @@ def prior_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
     yield "visual genome prior", size, table, expected["vg_rel_texts_for_hico_objects_nonempty"]
 
     train = files["instances_train2017"]
-    images = annotated_images(
-        [train], {category["id"]: category["name"] for category in train["categories"]}
-    )
+    images = annotated_images([train], dict(values_of(train["categories"], "id", "name")))
     ours = {}
     for image_id in (str(image["id"]) for image in train["images"]):
         objects = images[image_id][1] if image_id in images else []
@@ -197,7 +196,7 @@ def top_per_pair(relations: Iterable[Relation], k: int) -> list[Relation]:
 
 def keep_known(record: Record, prior: Prior) -> list[Relation]:
     """The relations whose predicate the prior has between the classes of their boxes."""
-    names = [box.category for box in record.objects]
+    names = values_of(record.objects, "category")
     known = [
         prior.get((names[relation.subject], names[relation.object]), ())
         for relation in record.relations
@@ -216,8 +215,8 @@ def count_names(records: Iterable[Record]) -> dict[str, Any]:
     predicates: Counter[str] = Counter()
     objects: Counter[str] = Counter()
     for record in records:
-        objects.update(box.category for box in record.objects)
-        predicates.update(relation.predicate for relation in record.relations)
+        objects.update(values_of(record.objects, "category"))
+        predicates.update(values_of(record.relations, "predicate"))
     return frequencies(predicates, objects)
 
 
@@ -297,7 +296,7 @@ def caption_candidates(
 
 
 def graph_triplets(graph: Mapping[str, Any]) -> Iterator[Triplet]:
-    spans = [entity["span"] for entity in graph["entities"]]
+    spans = values_of(graph["entities"], "span")
     for relation in graph["relations"]:
         subject = spans[relation["subject"]]
         object_ = spans[relation["object"]]
@@ -332,13 +331,13 @@ def labelled_records(images: list[Any]) -> tuple[list[Record], dict[int, int]]:
 
 
 def as_json(groups: list[Group]) -> list[Any]:
-    return [[[list(pair) for pair in pairs], predicates] for pairs, predicates in groups]
+    return [[list(map(list, pairs)), predicates] for pairs, predicates in groups]
 
 
 def in_order(value: Mapping[str, Any]) -> list[Any]:
     """A frequency file as lists, so that the order of its counts is compared too."""
     lists = [value["relationship_names"], value["object_names"]]
-    return lists + [[list(item) for item in value[key].items()] for key in FREQUENCIES]
+    return lists + [list(map(list, value[key].items())) for key in FREQUENCIES]
 
 
 def describe(candidates: Mapping[str, Any]) -> str:

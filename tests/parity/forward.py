@@ -25,6 +25,7 @@ from rlip_model.postprocess import (
 from rlip_model.queries import EntityQueries
 from rlip_model.text import LabelFeatures
 from tests.parity.golden import Golden, Report
+from tests.values import values_of
 
 # at paper size, one in 3 tokens and one in 8 channels are stored
 TOKEN_STEP = 3
@@ -180,7 +181,7 @@ def queries(model: RLIPModel, entity_queries: EntityQueries) -> dict[str, Tensor
         return {"ho_query_embed": model.queries.query_embed.weight}
     if isinstance(model, ParSeDA):
         parts = (model.queries.content, model.queries.verb_content, model.queries.anchors)
-        return {"ho_query_embed": torch.cat([part.weight for part in parts], dim=-1)}
+        return {"ho_query_embed": torch.cat(values_of(parts, "weight"), dim=-1)}
     assert entity_queries.positions is not None
     assert entity_queries.padding is not None
     return {

@@ -23,6 +23,7 @@ from rlip_model.targets import Triplets, join
 from rlip_model.text import LabelFeatures
 from tests.parity.forward import run_network
 from tests.parity.golden import Golden, Report
+from tests.values import values_of
 
 LOSS_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
@@ -145,7 +146,7 @@ def check_pseudo_labels(training: TrainingPass, report: Report) -> None:
     expected = training.golden.tensors("outputs_raw_text.safetensors")
     for name in ("out.target_verb_sim", *(f"out.aux{index}.target_verb_sim" for index in range(8))):
         if name in expected:
-            true = torch.cat([image.relation_labels for image in training.golden.triplets()])
+            true = torch.cat(values_of(training.golden.triplets(), "relation_labels"))
             report.compare(
                 "pseudo-labels",
                 name,

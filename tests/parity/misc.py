@@ -45,7 +45,7 @@ def check_folder(folder: Path) -> Report:
 
 def check_sampling(content: dict[str, Any], report: Report) -> None:
     """Texts and labels of a merged batch, for every number of negative texts."""
-    images = [labelled(image) for image in content["inputs"]]
+    images = list(map(labelled, content["inputs"]))
     objects, relations = (
         LabelVocabulary.from_counts(content[f"{part}_freq"]) for part in ("object", "relationship")
     )

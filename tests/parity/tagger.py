@@ -21,6 +21,7 @@ from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.tag.stage import Group, given_pairs, reference_batches
 from tests.parity.forward import layer_outputs
 from tests.parity.golden import Golden, Report
+from tests.values import values_of
 
 FIRST_ID = 10_000_000
 
@@ -191,7 +192,7 @@ def generate(model: RTagger, case: Case, tagged: TaggedImage) -> list[Relation]:
     relations: list[Relation] = []
     for batch in reference_batches(case.groups, case.chunk):
         memory = tagged.fuse(model, batch.predicates)
-        scores = model.score_pairs(memory, [tagged.pairs(group) for group in batch.groups])
+        scores = model.score_pairs(memory, list(map(tagged.pairs, batch.groups)))
         for group, of_group in zip(batch.groups, scores, strict=True):
             for row, column in (of_group[: len(group)] > case.threshold).nonzero().tolist():
                 relations.append(
@@ -217,8 +218,8 @@ def check_relations(report: Report, case: Case, relations: list[Relation]) -> No
     are_equal = ours == reference
     report.require("generation", f"{case.name}: {len(reference)} relations in order", are_equal)
     if are_equal:
-        confidences = torch.tensor([relation.confidence for relation in relations])
-        wanted = torch.tensor([item["confidence"] for item in expected])
+        confidences = torch.tensor(values_of(relations, "confidence"))
+        wanted = torch.tensor(values_of(expected, "confidence"))
         report.compare("generation", f"{case.name}: confidence", confidences, wanted)
 
 
@@ -230,7 +231,7 @@ def check_objects(report: Report, case: Case, tagged: TaggedImage) -> None:
     corners = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]), dim=1)
     wanted = torch.tensor([[item[key] for key in "xywh"] for item in objects])
     report.compare("generation", f"{case.name}: objects", corners, wanted)
-    listed = [(item["object_id"], item["names"]) for item in objects]
+    listed = values_of(objects, "object_id", "names")
     ours = [(FIRST_ID + index, name) for index, name in enumerate(tagged.names)]
     report.require("generation", f"{case.name}: object ids and names", listed == ours)
 

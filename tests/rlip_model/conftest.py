@@ -17,6 +17,11 @@ TEXTS = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def models_loaded_once(loaded_once: None) -> None:
+    """As in the tests of sgpipe."""
+
+
 @pytest.fixture(scope="session")
 def tagger_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tagger")

@@ -3,7 +3,6 @@
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +68,7 @@ def official_state(model: RLIPModel) -> dict[str, Tensor]:
     return state
 
 
-def write_official(path: Path, model: RLIPModel, **changed: Any) -> Path:
+def write_official(path: Path, model: RLIPModel, **changed: object) -> Path:
     """A `.pth` file with options; `changed` options override, those that are None are left out."""
     options = {
         "gating_mechanism": model.config.gating, "verb_query_tgt_type": model.config.verb_query,

@@ -56,12 +56,12 @@ def as_deformops(
     precision.
     """
     weights = weights.unflatten(-1, locations.shape[3:5])
-    shapes = [tuple(size) for size in sizes.tolist()]
+    shapes = list(map(tuple, sizes.tolist()))
     assert starts.tolist() == [
         sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))
     ]
     sampled: Tensor = MultiScaleDeformableAttention()(
-        *(at_least_float32(value), sizes, shapes, starts, locations, at_least_float32(weights), 64)
+        at_least_float32(value), sizes, shapes, starts, locations, at_least_float32(weights), 64
     )
     return sampled.to(value.dtype)
 

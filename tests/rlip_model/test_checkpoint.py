@@ -21,6 +21,7 @@ from rlip_model.text import TokenizerError
 from tests.factories import tiny_config
 from tests.rlip_model.conftest import random_pairs, tiny_network
 from tests.rlip_model.official_names import official_state, write_official
+from tests.values import values_of
 
 OBJECTS = ["person", "dog", "horse", "no objects"]
 RELATIONS = ["riding", "next to"]
@@ -50,7 +51,7 @@ def test_every_network_converts_with_every_fusion(
     noise = {"box_noise_scale": 0.6, "label_noise_scale": 0.3} if kind is RTagger else {}
     path = write_official(tmp_path / "checkpoint.pth", network, **noise)
     folder = convert(path, tmp_path / "out" / kind.__name__, words)
-    assert [entry.name for entry in folder.parent.iterdir()] == [kind.__name__]
+    assert values_of(folder.parent.iterdir(), "name") == [kind.__name__]
     converted = kind.from_pretrained(folder).eval()
     converted.save_pretrained(tmp_path / "again")
     reloaded = kind.from_pretrained(tmp_path / "again").eval()
@@ -166,7 +167,7 @@ def test_what_cannot_be_converted_changes_nothing(
         with pytest.raises((CheckpointError, TokenizerError), match=reason):
             convert(tmp_path / f"{name}.pth", tmp_path / out, tokenizer)
     assert not (tmp_path / "out").exists()
-    assert [path.name for path in (tmp_path / "occupied").iterdir()] == ["mine.txt"]
+    assert values_of((tmp_path / "occupied").iterdir(), "name") == ["mine.txt"]
 
 
 @pytest.mark.parametrize(("model", "keys"), [

@@ -14,6 +14,7 @@ from rlip_model.config import ParSeDAConfig
 from rlip_model.dense_head import DenseHead, DenseOutput, LabelledBoxes, assign, dense_losses
 from rlip_model.queries import ProposalQueries
 from tests.rlip_model.training.worlds import DENSE, TEXTS, example, network
+from tests.values import values_of
 
 SHAPES = ((12, 16), (6, 8), (3, 4), (2, 2))
 CONFIG = ParSeDAConfig(hidden_dim=32, dense_head=True, num_queries=12, proposals=4)
@@ -59,8 +60,8 @@ def test_perfect_predictions_have_no_loss_and_are_detected() -> None:
     logits = torch.full_like(output.logits, -20.0)
     boxes = output.boxes.clone()
     images, tokens, chosen = assign(output, targets)
-    logits[images, tokens, torch.cat([target.labels for target in targets])[chosen]] = 20.0
-    boxes[images, tokens] = torch.cat([target.boxes for target in targets])[chosen]
+    logits[images, tokens, torch.cat(values_of(targets, "labels"))[chosen]] = 20.0
+    boxes[images, tokens] = torch.cat(values_of(targets, "boxes"))[chosen]
     perfect = replace(output, logits=logits, boxes=boxes)
     losses = dense_losses(perfect, targets)
     assert max(losses.focal.item(), losses.giou.item()) < 1e-4

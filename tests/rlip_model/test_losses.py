@@ -131,7 +131,7 @@ def test_subjects_that_are_not_classified_cost_nothing_and_are_not_detected() ->
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (2, 0)])
 def test_images_without_triplets(name: str, counts: tuple[int, int]) -> None:
     output = random_output()
-    losses = CRITERIA[name](output, [random_triplets(count) for count in counts])
+    losses = CRITERIA[name](output, list(map(random_triplets, counts)))
     losses.total.backward()
     assert losses.total.isfinite()
     assert all(tensor.grad.isfinite().all() for tensor in vars(output.final).values())
@@ -157,7 +157,7 @@ def test_pseudo_labels_move_the_text_encoder_only_if_asked_to(published: bool) -
 
 def train_step(network: RLIPModel, counts: tuple[int, int] = (4, 3)) -> ModelLosses:
     network.train()
-    targets = [random_triplets(count) for count in counts]
+    targets = list(map(random_triplets, counts))
     labels = network.encode_tokens(TOKENS, torch.ones_like(TOKENS), OBJECTS)
     if isinstance(network, RTagger):
         losses = TaggerCriterion()(network(PIXELS, None, labels, targets), targets)
@@ -224,7 +224,7 @@ def part(output: RelationOutput, images: slice) -> RelationOutput:
 
 def losses(images: slice) -> list[float]:
     output = random_output(batch=len(COUNTS))
-    triplets = [random_triplets(count) for count in COUNTS]
+    triplets = list(map(random_triplets, COUNTS))
     chosen = [
         CRITERIA[name](part(output, images), triplets[images])
         for name in ("plain", "quality", "tagger")

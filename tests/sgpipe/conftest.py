@@ -9,7 +9,7 @@ from tests.sgpipe.training.trainings import make_run, training
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_torch_thread() -> None:
+def one_torch_thread(loaded_once: None) -> None:
     """Small networks are fastest with one thread. Stages set one, too, and sums depend on the
     number of threads.
     """

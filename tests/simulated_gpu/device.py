@@ -234,7 +234,7 @@ def _pin(tensor: Tensor) -> Tensor:
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """One kernel."""
 
-    def run(query: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def run(query: Tensor, *args: object, **kwargs: Any) -> Any:
         if not isinstance(query, GpuTensor) or getattr(_thread, "is_fused", False):
             return function(query, *args, **kwargs)
         counts.launches[function.__name__] += 1
@@ -320,7 +320,7 @@ _capture: list[tuple[Graph, int]] = []  # that is underway, and its thread
 
 
 @contextmanager
-def record(graph: Graph, pool: set[int] | None = None, **_: Any) -> Iterator[None]:
+def record(graph: Graph, pool: set[int] | None = None, **_: object) -> Iterator[None]:
     """`torch.cuda.graph`."""
     graph.pool = graph.pool if pool is None else pool
     if _capture:
@@ -351,7 +351,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _submit_simulated(
-    pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: object, **kwargs: Any
 ) -> Any:
     def run() -> Any:
         torch._C._set_only_lift_cpu_tensors(True)

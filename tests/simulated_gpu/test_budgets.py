@@ -90,9 +90,9 @@ def test_a_batch_of_the_tagger(tmp_path: Path, backbone: str) -> None:
     )
     stage = TagStage(config, {"val": images(tmp_path)}, ["person", "dog", "bench"])
     stage.setup()
-    stage([record(number) for number in range(IMAGES)])
+    stage(list(map(record, range(IMAGES))))
     counts.clear()
-    stage([record(number) for number in range(IMAGES)])
+    stage(list(map(record, range(IMAGES))))
     hold(2000, 1)
 
 

@@ -24,6 +24,7 @@ from sgpipe.stages.caption.stage import CaptionStage
 from tests.factories import make_blip
 from tests.simulated_gpu.device import counts
 from tests.simulated_gpu.test_budgets import IMAGES, images, record, refuse
+from tests.values import values_of
 
 GROUP = 3
 Captions = list[list[str]]
@@ -120,7 +121,7 @@ def spy(patch: pytest.MonkeyPatch, owner: Any, name: str, see: Callable[..., Any
     seen = []
     method = getattr(owner, name)
 
-    def call(*arguments: Any, **named: Any) -> Any:
+    def call(*arguments: object, **named: Any) -> Any:
         seen.append(see(*arguments))
         return method(*arguments, **named)
 
@@ -157,7 +158,7 @@ def captions(
     prepare(stage.captioner)
     images = [replace(record(at % IMAGES), image_id=str(at)) for at in range(count)]
     processed = [*stage(images[:11]), *stage(images[11:])]
-    return [[caption.text for caption in captioned.captions] for captioned in processed], stage
+    return [values_of(captioned.captions, "text") for captioned in processed], stage
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def visit(browser: Browser) -> Iterator[Any]:
     complaints: list[str] = []
     pages: list[Page] = []
 
-    def visit_(url: str, width: int = 1200, scheme: str = "light", **options: Any) -> Page:
+    def visit_(url: str, width: int = 1200, scheme: str = "light", **options: object) -> Page:
         viewport = {"width": width, "height": 900}
         context = browser.new_context(
             viewport=viewport, color_scheme=scheme, reduced_motion="reduce", **options

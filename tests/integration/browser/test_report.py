@@ -65,6 +65,6 @@ def test_it_fits_a_phone_and_is_readable_in_both_schemes(visit, report, scheme):
         page.evaluate(f"getComputedStyle(document.body).{name}")
         for name in ("color", "backgroundColor")
     )
-    brightness = [sum(int(part) for part in colour[4:-1].split(",")) for colour in (ink, ground)]
+    brightness = [sum(map(int, colour[4:-1].split(","))) for colour in (ink, ground)]
     assert (brightness[0] > brightness[1]) == (scheme == "dark")
     assert abs(brightness[0] - brightness[1]) > 400

@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from tests.integration.browser.conftest import accessibility_faults, view_server
 from tests.sgpipe.view.gallery_run import EVIL, make_gallery_run
+from tests.values import values_of
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_cards_are_judged_by_key(visit, tmp_path: Path):
         expect(page.locator(".chip.judged:visible")).to_have_text(["right", "wrong"])
         page.context.close()  # it would complain that the server is gone
     lines = map(json.loads, (run / "judgements.jsonl").read_text().splitlines())
-    judgements = [(line["by"], line["judgement"]) for line in lines]
+    judgements = values_of(lines, "by", "judgement")
     assert judgements == [("anna", judgement) for judgement in ("right", "wrong", "unsure", None)]
 
 

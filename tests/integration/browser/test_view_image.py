@@ -23,6 +23,7 @@ from tests.integration.browser.conftest import (
 )
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
+from tests.values import values_of
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 LONG = "a very long story of a man " * 370 + "and a man riding a horse"
@@ -33,7 +34,9 @@ NOTHING = Box(NO_OBJECT, 0, (0, 0, 0, 0))
 IMAGES = 22
 
 
-def record(image_id: str, *relations: tuple[int, str, int, float | None], **changes: Any) -> Record:
+def record(
+    image_id: str, *relations: tuple[int, str, int, float | None], **changes: object
+) -> Record:
     return replace(scene(image_id, relations, (MAN, HORSE, DOG)), **changes)
 
 
@@ -104,17 +107,16 @@ def judging(run: Path) -> Iterator[str]:
         yield url
 
 
-def open_image(visit: Any, server: str, image: str, params: str = "", **options: Any) -> Any:
+def open_image(visit: Any, server: str, image: str, params: str = "", **options: object) -> Any:
     page = visit(f"{server}/image/val/{image}{params}", **options)
     page.wait_for_selector("body[data-ready]")
     return page
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for line in (run / "judgements.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    return list(
+        map(json.loads, (run / "judgements.jsonl").read_text(encoding="utf-8").splitlines())
+    )
 
 
 def test_a_relation_is_shown_with_where_it_comes_from(visit, server):
@@ -140,7 +142,7 @@ def test_a_relation_is_shown_with_where_it_comes_from(visit, server):
 def test_the_image_is_zoomed_and_moved(visit, server):
     page = open_image(visit, server, "i0", "?relation=0-2-riding")
     stage = page.locator(".stage").first
-    window = lambda: [float(part) for part in stage.get_attribute("viewBox").split()]  # noqa: E731
+    window = lambda: list(map(float, stage.get_attribute("viewBox").split()))  # noqa: E731
     eventually(window, [0, 0, 320, 240])
     page.keyboard.press("+")
     eventually(lambda: window()[2], pytest.approx(320 / 1.5))
@@ -250,19 +252,18 @@ def test_a_search_is_judged_by_keyboard_although_the_server_is_killed(browser, r
         page.keyboard.press("Enter")
         mentions(page, "#provenance .answers", "changed to “sitting on”")
     answers = lines(run)
-    assert [line["image_id"] for line in answers[:-3]] == [
-        f"i{number}" for number in range(IMAGES - 1)
-    ]
-    assert [line["judgement"] for line in answers[:-3]] == (
-        ["right", "wrong", "unsure", "skip"] * 6
-    )[: IMAGES - 1]
+    assert values_of(answers[:-3], "image_id") == [f"i{number}" for number in range(IMAGES - 1)]
+    assert (
+        values_of(answers[:-3], "judgement")
+        == (["right", "wrong", "unsure", "skip"] * 6)[: IMAGES - 1]
+    )
     changes = [line["change"] and line["change"]["action"] for line in answers[-3:]]
     assert (changes, answers[-1]["change"]["predicate"]) == (
         ["swap", None, "predicate"],
         "sitting on",
     )
     assert answers[-2]["undoes"] == answers[-3]["id"]
-    assert {line["by"] for line in answers} == {"anna"}
+    assert set(values_of(answers, "by")) == {"anna"}
     page.context.close()
 
 

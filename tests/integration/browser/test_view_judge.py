@@ -11,6 +11,7 @@ from playwright.sync_api import expect
 from sgpipe.storage.judgements import JUDGEMENTS, RelationKey
 from tests.integration.browser.conftest import accessibility_faults, view_server
 from tests.sgpipe.view.gallery_run import EVIL, make_gallery_run
+from tests.values import values_of
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_what_holds_between_boxes_is_named_by_keyboard_and_what_the_run_has_stay
         for line in lines(run, "plan")
         if line["plan"] == page.url.split("/")[-1] and "images" not in line
     ]
-    named = [line["relations"] for line in answers]
+    named = values_of(answers, "relations")
     assert named == [[{"subject": 0, "object": 1, "predicate": "riding"}]] * 2 + [None, []]
     page.get_by_role("link", name="Plans").click()
     expect(page.locator(".plan", has_text="Recall, blind")).to_contain_text("2 of")

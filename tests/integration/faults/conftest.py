@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.files.locations import StorePath, connect
 from sgpipe.storage.manifest import MANIFEST, Manifest
+from tests.values import values_of
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def store(
 
 def upload(root: Path, store: StorePath) -> None:
     """Put the manifest of a run and its shards into a store."""
-    for name in (*(shard.file for shard in Manifest.load(root).shards), MANIFEST):
+    for name in (*values_of(Manifest.load(root).shards, "file"), MANIFEST):
         (store / name).put(root / name)
 
 
@@ -91,7 +92,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
 
 def sgpipe(*words: object, code: int = 0) -> str:
     """What a command prints; on standard error, if it fails."""
-    done = CliRunner().invoke(app, [str(word) for word in words])
+    done = CliRunner().invoke(app, list(map(str, words)))
     assert done.exit_code == code, done.output
     assert "Traceback" not in done.output
     return done.stderr if code else done.stdout

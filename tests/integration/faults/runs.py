@@ -17,6 +17,7 @@ from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from tests.integration.faults import stub
+from tests.values import values_of
 
 # Importing sgpipe takes longer than a run: it is done once, in a process that only forks. What
 # `sgpipe` sets before it imports Ray is set here.
@@ -163,4 +164,4 @@ def assert_whole(out: Path, expected: list[Record]) -> None:
     verified = verify(out)
     assert verified.ok, verified.problems
     listed = {Path(shard.file).name for shard in Manifest.load(out).shards}
-    assert {path.name for path in (out / "data").iterdir()} == listed
+    assert set(values_of((out / "data").iterdir(), "name")) == listed

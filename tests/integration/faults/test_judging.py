@@ -25,6 +25,7 @@ from sgpipe.view.app import LOCAL, create_app, listen, serve
 from sgpipe.view.pages import Viewer
 from tests.integration.faults.runs import FIFTY, SERVER
 from tests.sgpipe.training.data.runs import make_run, plain_record
+from tests.values import values_of
 
 KILLS = 15
 PEOPLE = ("anna", "ben", "cleo")
@@ -165,7 +166,7 @@ def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
     """
     latest = {}
     for person in people:
-        undone = {judgement["undoes"] for judgement in person.acknowledged}
+        undone = set(values_of(person.acknowledged, "undoes"))
         for judgement in map(Judgement.model_validate, person.acknowledged):
             if judgement.undoes is None and judgement.id not in undone:
                 latest[person.name, judgement.key] = judgement.id
@@ -189,14 +190,14 @@ def judge_through_kills(
         person.join(60)
         assert not person.is_alive()
     log = JudgementLog(run / JUDGEMENTS, RUN)
-    written = [json.loads(line) for line in log.file.read_text().splitlines()]
+    written = list(map(json.loads, log.file.read_text().splitlines()))
     acknowledged = [line for person in people for line in person.acknowledged]
     assert log.problems == []
     answers = [line for line in written if "questions" not in line]
     assert sorted(answers, key=itemgetter("id")) == sorted(acknowledged, key=itemgetter("id"))
-    assert max(Counter(answer["id"] for answer in answers).values()) == 1
+    assert max(Counter(values_of(answers, "id")).values()) == 1
     assert (
-        sum(person.sent for person in people) > len(acknowledged) > kills
+        sum(values_of(people, "sent")) > len(acknowledged) > kills
     )  # kills did interrupt requests
     return log
 

@@ -34,6 +34,7 @@ from tests.integration.faults.runs import (
 from tests.integration.faults.stage import SECONDS
 from tests.integration.faults.stub import COPIES
 from tests.sgpipe.stats.runs import make_shards, scene
+from tests.values import values_of
 
 IMAGES = 80
 KILLS = 200
@@ -222,9 +223,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(
     endings = ("interrupted.", "stopped at once.")[: len(signals)]
     assert run.said.splitlines()[-1] in [f"{ending} {GO_ON}" for ending in endings]
     assert "Traceback" not in run.said
-    assert not {record.image_id for record in rows(run.out)} - {
-        str(number) for number in range(IMAGES)
-    }
+    assert not set(values_of(rows(run.out), "image_id")) - set(map(str, range(IMAGES)))
     assert 0 < len(Manifest.load(run.out).shards) < IMAGES
     run.environment = {}
     assert_whole(finished(run).out, rows(finished(Run(run.dataset, tmp_path / "whole")).out))

@@ -35,12 +35,17 @@ from sgpipe.utils.console import Progress
 from tests.detections import make_coco
 from tests.integration.faults.conftest import Faults
 from tests.sgpipe.generation.in_process import without_ray
+from tests.values import values_of
 
 IMAGES = 12
 MISSING = 4
 POINTS = (
-    *("before write", "mid write", "before rename", "after rename"),
-    *("before manifest entry", "after manifest entry"),
+    "before write",
+    "mid write",
+    "before rename",
+    "after rename",
+    "before manifest entry",
+    "after manifest entry",
 )
 points = st.sampled_from(POINTS)
 moments = st.integers(1, 5)
@@ -240,7 +245,7 @@ class Runs(RuleBasedStateMachine):
         if not self.lost and self.has_shards():
             rows = list(iter_records(self.out if self.store is None else self.store.uri))
             assert [
-                row for row in expected() if row.image_id in {row.image_id for row in rows}
+                row for row in expected() if row.image_id in set(values_of(rows, "image_id"))
             ] == rows
 
     def teardown(self) -> None:

@@ -12,6 +12,7 @@ from sgpipe.files.locations import AccessError, CutError, ReplacedError, StorePa
 from sgpipe.storage.manifest import Manifest, WriterClaim
 from sgpipe.storage.run_folder import RunFolder
 from tests.integration.faults.conftest import Faults
+from tests.values import values_of
 
 NAMES = ["a.jpg", "deep/er/b#1 ü%25?.jpg", "deep/c.jpg"]
 
@@ -41,8 +42,8 @@ def test_objects_are_read_whole_in_ranges_and_as_files(reader: StorePath) -> Non
         assert file.read() == content[-4:]
         file.seek(1)
         assert file.read(7) == content[1:8]
-    assert sorted(info.name for info in reader.list()) == sorted(NAMES)
-    assert [info.name for info in (reader / "deep/er").list()] == [last]
+    assert sorted(values_of(reader.list(), "name")) == sorted(NAMES)
+    assert values_of((reader / "deep/er").list(), "name") == [last]
     assert copy.copy(place).read() == content
 
 
@@ -99,7 +100,7 @@ def test_what_the_public_may_read_needs_no_keys(
     client.put_bucket_acl(Bucket=bucket, ACL="public-read")
     client.put_object_acl(Bucket=bucket, Key="some/labels/a.jpg", ACL="public-read")
     assert (public / "a.jpg").read() == b"a.jpg" * 100
-    assert sorted(info.name for info in public.list()) == sorted(NAMES)
+    assert sorted(values_of(public.list(), "name")) == sorted(NAMES)
 
 
 def test_objects_come_back_as_they_were_put(

@@ -36,6 +36,7 @@ from tests.integration.faults.conftest import Faults, sgpipe, upload
 from tests.sgpipe.stats.runs import make_shards, scene
 from tests.sgpipe.training import trainings
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
+from tests.values import values_of
 
 QUIET = Progress(Console(quiet=True))
 
@@ -118,12 +119,12 @@ def test_of_large_shards_only_what_is_needed_is_read(
 
 def test_damage_in_a_store_is_found_and_named(folder: Path, store: StorePath) -> None:
     place = below(store, "run")
-    shards = [shard.file for shard in Manifest.load(folder / "run").shards]
+    shards = values_of(Manifest.load(folder / "run").shards, "file")
     content = (place / shards[1]).read() or b""
     (place / shards[0]).unlink()
     (place / shards[1]).put(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     (place / shards[2]).put(content[:50])
-    assert {problem.file for problem in verify(place).problems} == set(shards)
+    assert set(values_of(verify(place).problems, "file")) == set(shards)
     sgpipe("verify", place.uri, code=1)
     assert shards[0] in sgpipe(
         "export", place.uri, "--to", "coco", "--out", folder / "out", code=2
@@ -149,11 +150,11 @@ def test_the_viewer_indexes_and_reads_a_run_that_grows(
     tmp_path: Path, store: StorePath, faults: Faults
 ) -> None:
     root = tmp_path / "run"
-    make_run(root, [plain_record(name) for name in "abcd"], rows=2, embedded=True)
+    make_run(root, list(map(plain_record, "abcd")), rows=2, embedded=True)
     upload(root, store)
 
     def images(index: Index) -> set[str]:
-        return {hit.image_id for hit in search(index, Filters())[0]}
+        return set(values_of(search(index, Filters())[0], "image_id"))
 
     index = Index(store.uri, QUIET)
     local = Index(root, QUIET)
@@ -248,7 +249,7 @@ def test_records_are_those_of_local_files_and_are_read_once(
     stored = source(store.uri, "a.json.gz", "c.json.gz", tmp_path)
     stored_records, also = records(stored, tmp_path / "stored.arrow")
     assert stored_records == expected
-    assert [caption.text for caption in stored_records[7].captions] == ["dog number 7"]
+    assert values_of(stored_records[7].captions, "text") == ["dog number 7"]
     hashes = ("annotations_sha256", "captions_sha256")
     assert {name: also[name] for name in hashes} == {name: meta[name] for name in hashes}
     faults.requests.clear()

@@ -165,7 +165,7 @@ def _pair_image(
 
 def class_table(scores: ClassScores, classes: TripletClasses) -> dict[str, dict[str, Any]]:
     """The official columns: column, class, number; none without classes."""
-    names = [str(labels) for labels in classes.labels(scores.classes).tolist()]
+    names = list(map(str, classes.labels(scores.classes).tolist()))
     columns = {
         "gt": scores.targets, "n_pred": scores.detections, "tp": scores.true_positives,
         "ap": scores.average_precision, "max_recall": scores.max_recall,

@@ -95,7 +95,7 @@ def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
     """Rows are persons: [annotation, does "hold", role's annotation]; all of them stand and
     walk.
     """
-    persons, labels, objects = (list(column) for column in zip(*case["rows"], strict=True))
+    persons, labels, objects = map(list, zip(*case["rows"], strict=True))
     everyone = [1] * len(persons)
     verbs = [verb("hold", persons, labels, {"obj": objects})]
     verbs += [verb(action, persons, everyone, {}) for action in ("stand", "walk")]

@@ -84,7 +84,10 @@ def test_nothing_is_no_number() -> None:
     figures = [
         *evaluate_hico([]).summary(split("default")).values(),
         *evaluate_open_images([], OpenImagesSettings(6, 3)).summary().values(),
-        *(people.agent_mean(), people.role_mean(1), graphs["R@20"], graphs["ng-zR@100"]),
+        people.agent_mean(),
+        people.role_mean(1),
+        graphs["R@20"],
+        graphs["ng-zR@100"],
     ]
     assert all(map(math.isnan, figures))
 

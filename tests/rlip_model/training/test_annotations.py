@@ -18,6 +18,7 @@ from rlip_model.training.annotations import (
 )
 from rlip_model.training.flip_text import flip_text
 from tests.parity.misc import scene_annotation
+from tests.values import values_of
 
 WIDTH = 100
 HEIGHT = 50
@@ -50,7 +51,7 @@ missing objects
 WORDS = sorted({*f"{SWAPPED} {UNCHANGED}".replace(";", "").replace("=", "").split()})
 
 
-def annotation(**changes: Any) -> dict[str, Any]:
+def annotation(**changes: object) -> dict[str, Any]:
     objects = [
         {"object_id": 7, "names": "man", "x": 10, "y": 10, "w": 20, "h": 30},
         {"object_id": 8, "names": "horse", "x": 40, "y": 20, "w": 80, "h": 20},
@@ -65,7 +66,7 @@ def annotation(**changes: Any) -> dict[str, Any]:
     return {"image_id": 5, "objects": objects, "relationships": relations, **changes}
 
 
-def graph(**changes: Any) -> SceneAnnotation:
+def graph(**changes: object) -> SceneAnnotation:
     return scene_annotation(annotation(**changes))
 
 
@@ -94,9 +95,9 @@ def test_flipped_images_speak_of_other_sides() -> None:
     )
     before = SceneAnnotation(3, objects, relations)
     flipped = before.with_flipped_texts()
-    assert [item.name for item in flipped.objects] == ["right hand", "cup"]
-    assert [item.predicate for item in flipped.relations] == ["to the left of", "right next to"]
-    assert [item.box for item in flipped.objects] == [item.box for item in objects]
+    assert values_of(flipped.objects, "name") == ["right hand", "cup"]
+    assert values_of(flipped.relations, "predicate") == ["to the left of", "right next to"]
+    assert values_of(flipped.objects, "box") == values_of(objects, "box")
     assert flipped.relations[0].confidence == 0.5
     assert flipped.with_flipped_texts() == before
 
@@ -128,7 +129,7 @@ def test_sides_are_swapped_both_ways_and_others_stay() -> None:
     pairs = [pair.strip().split(" = ") for pair in SWAPPED.split(";")]
     assert [[flip_text(right), flip_text(left)] for left, right in pairs] == pairs
     unchanged = [text.strip() for text in UNCHANGED.split(";")]
-    assert [flip_text(text) for text in unchanged] == unchanged
+    assert list(map(flip_text, unchanged)) == unchanged
 
 
 @given(st.lists(st.sampled_from([*WORDS, "right", "Left"])).map(" ".join) | st.text())

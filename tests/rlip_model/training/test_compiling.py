@@ -51,7 +51,7 @@ def test_layers_of_one_width_are_compiled_once_for_all_sizes(kind: str) -> None:
     sizes = [(2, 5, 9), (3, 4, 3), (2, 8, 7)]
     shapes = [(batch, *size, 6) if swin else (batch, 16, *size) for batch, *size in sizes]
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    expected = [layers(images) for images in inputs]
+    expected = list(map(layers, inputs))
     backend = Backend()
     compiled = CompiledLayers(layers, backend)
     with torch.no_grad():

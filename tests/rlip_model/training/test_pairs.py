@@ -41,7 +41,7 @@ def scene(objects: int, relations: list[Relation], missing: bool = False) -> Sce
     """
     left = torch.arange(float(objects))
     boxes = torch.stack((left, left, left + 5, left + 5), dim=1)
-    names = [str(number) for number in range(objects)]
+    names = list(map(str, range(objects)))
     if missing:
         boxes = torch.cat((boxes, torch.zeros(1, 4)))
         names = [*names, MISSING_OBJECT]

@@ -25,8 +25,8 @@ def detections_of(
     *rows: tuple[list[float], list[float], int, int, list[float]],
 ) -> TripletDetections:
     subjects, objects, subject_labels, object_labels, scores = zip(*rows, strict=True)
-    boxes = (torch.tensor(values) for values in (subjects, objects))
-    labels = (torch.tensor(values) for values in (subject_labels, object_labels))
+    boxes = map(torch.tensor, (subjects, objects))
+    labels = map(torch.tensor, (subject_labels, object_labels))
     return TripletDetections(*boxes, *labels, torch.tensor(scores))
 
 

@@ -76,9 +76,7 @@ class ToyFeed:
         images = self.steps_per_epoch * self.batch
         order = torch.randperm(images, generator=torch.Generator().manual_seed(epoch)).tolist()
         for step in range(first, self.steps_per_epoch):
-            chosen = [
-                example(number) for number in order[step * self.batch : (step + 1) * self.batch]
-            ]
+            chosen = list(map(example, order[step * self.batch : (step + 1) * self.batch]))
             yield [collate(chosen, TEXTS)]
 
 

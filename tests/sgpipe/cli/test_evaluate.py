@@ -20,6 +20,7 @@ from sgpipe.evaluation.label_quality import label_quality, label_report
 from sgpipe.records import Box, Record, Relation
 from sgpipe.storage.run_folder import GroundTruth
 from tests.sgpipe.stats.runs import make_shards
+from tests.values import values_of
 
 PERSON = {"bbox": [0, 0, 9, 9], "category_id": 1}
 BIKE = {"bbox": [50, 50, 59, 59], "category_id": 2}
@@ -69,7 +70,7 @@ FOUND = {
 }
 
 
-def relation(verb: int, **more: Any) -> dict[str, Any]:
+def relation(verb: int, **more: object) -> dict[str, Any]:
     return {"subject_id": 0, "object_id": 1, "category_id": verb, **more}
 
 
@@ -78,7 +79,7 @@ def annotated(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE) -> dic
 
 
 def predicted(
-    name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE, **more: Any
+    name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE, **more: object
 ) -> dict[str, Any]:
     interactions = [relation(verb, **{"score": 0.9, **more})]
     return {"file_name": name, "predictions": [PERSON, BIKE], "hoi_prediction": interactions}
@@ -127,15 +128,17 @@ def test_hico_as_tables_json_and_csv(tmp_path: Path) -> None:
     assert hico(tmp_path, images, [predicted()], "--setting", "UC-NF").exit_code == 0
     assert written(tmp_path)["summary"]["mAP unseen"] == pytest.approx(0.5)
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
-    cells = [(row["predicate"], row["object"], row["hits"]) for row in rows]
+    cells = values_of(rows, "predicate", "object", "hits")
     assert cells == [("hold", "bicycle", "0"), ("ride", "bicycle", "1")]
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        *(("hico", [None, False]), ("hico --pair-nms", [PairSuppression(), False])),
-        *(("hico --known-object", [None, True]), ("openimages", [None, "published"])),
+        ("hico", [None, False]),
+        ("hico --pair-nms", [PairSuppression(), False]),
+        ("hico --known-object", [None, True]),
+        ("openimages", [None, "published"]),
         ("openimages --nms published", [PairSuppression(), "published"]),
         ("openimages --nms repaired", [PairSuppression(), "repaired"]),
     ],
@@ -169,7 +172,7 @@ def test_predictions_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> Non
     first = {**predicted(images[0], verb=3), "predictions": SWAPPED}
     listed = [{**first, "classes": NAMED | {"by": "us"}}, {**first, "file_name": images[1]}]
     result = hico(
-        tmp_path, [annotated(name) for name in images], [*listed, {**first, "file_name": images[2]}]
+        tmp_path, list(map(annotated, images)), [*listed, {**first, "file_name": images[2]}]
     )
     assert result.exit_code == 0, result.output
     assert written(tmp_path)["summary"]["mAP"] == 1

@@ -37,7 +37,7 @@ FILES = {
 
 
 def invoke(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from sgpipe.export.run import export_run
 from tests.integration.documents import commands
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards
+from tests.values import values_of
 
 COMMANDS = commands()
 
@@ -67,11 +68,9 @@ def test_quiet_prints_only_results(tmp_path):
 
 def test_parse_prints_one_json_line_for_each_line():
     result = CliRunner().invoke(app, ["parse"], input="a man riding a horse\n\ntwo dogs\n")
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [line["caption"] for line in lines] == ["a man riding a horse", "", "two dogs"]
-    triplets = [
-        [(t["subject"], t["predicate"], t["object"]) for t in line["triplets"]] for line in lines
-    ]
+    lines = list(map(json.loads, result.stdout.splitlines()))
+    assert values_of(lines, "caption") == ["a man riding a horse", "", "two dogs"]
+    triplets = [values_of(line["triplets"], "subject", "predicate", "object") for line in lines]
     assert triplets == [[("man", "riding", "horse")], [], []]
 
 
@@ -114,7 +113,7 @@ def test_this_machine_has_what_sgpipe_needs(tmp_path):
     assert result.exit_code == 0, result.stdout
     checks = json.loads(result.stdout)
     names = ["packages", "gpu", "parser", "models", "captions", "disk", "ray", "hub"]
-    assert [item["name"] for item in checks] == names
+    assert values_of(checks, "name") == names
     assert all(item["fix"] for item in checks if item["state"] == "bad")
 
 

@@ -19,7 +19,7 @@ GROUPS = {"": typer.main.get_command(app), **commands()}
 
 
 def refused(*words: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words])
+    result = CliRunner().invoke(app, list(map(str, words)))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
     return result.stderr
 

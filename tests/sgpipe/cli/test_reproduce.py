@@ -27,6 +27,7 @@ from sgpipe.training.metrics import METRICS
 from sgpipe.training.recipe import load_train_recipe, train_recipe_folder
 from sgpipe.utils.config_file import changed
 from sgpipe.utils.console import Progress
+from tests.values import values_of
 
 QUIET = Progress(Console(quiet=True))
 SCALES = ("published", "one-gpu", "miniature")
@@ -45,7 +46,7 @@ def test_every_command_of_the_paper_parses_and_names_recipes_that_there_are(scal
     paper = load_reproduction("rlipv2", scale, [])
     root = typer.main.get_command(app)
     tasks = make_tasks(paper, Path("DATA"), Path("OUT"))
-    assert [task.step for task in tasks] == list(paper.steps)  # each is needed for a figure
+    assert values_of(tasks, "step") == list(paper.steps)  # each is needed for a figure
     trained = set()
     outputs = set[Path]()
     for task in tasks:
@@ -62,7 +63,7 @@ def test_every_command_of_the_paper_parses_and_names_recipes_that_there_are(scal
                 .replace("parseda", "pretrain")
             )
     assert len(outputs) == len(tasks)
-    assert trained - {"detector"} == {path.stem for path in train_recipe_folder().glob("*.yaml")}
+    assert trained - {"detector"} == set(values_of(train_recipe_folder().glob("*.yaml"), "stem"))
     assert {task.step.published for task in tasks} - {None} == set(paper.published)
     assert all(task.missing for task in tasks if task.words[0] in ("import", "convert")) == (
         scale != "miniature"
@@ -93,7 +94,7 @@ def test_weights_of_the_authors_replace_the_steps_before_them(tmp_path: Path) ->
     assert tasks[-1].reads == {Path("OUT/pretrained"), Path("OUT/hico-test")}
 
 
-def paper(**changes: Any) -> Reproduction:
+def paper(**changes: object) -> Reproduction:
     steps = [
         {"name": "a", "run": "import hico --annotations {data}/a.json --out {out}/a", "gives": "a"},
         {

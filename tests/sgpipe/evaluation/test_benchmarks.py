@@ -30,6 +30,7 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from sgpipe.utils.console import Progress
 from tests.sgpipe.stats.runs import invoke
+from tests.values import values_of
 
 QUERIES = 12
 MODEL = Path(__file__).parent  # any folder: `clumsy` does not read it
@@ -56,7 +57,7 @@ def clumsy(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[Im
     for row in (row for group in row_groups for row, _ in iter_rows(group)):
         record = records[row.file_name]
         corners = np.array(
-            [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
+            [(x, y, x + w, y + h) for x, y, w, h in values_of(record.objects, "bbox")]
         )
         labels = np.array([classes.objects.index(box.category) for box in record.objects])
         ends = rng.integers(0, len(labels), (QUERIES, 2))
@@ -84,7 +85,7 @@ def clumsy_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "predict", clumsy)
 
 
-def evaluated(folder: Path, *arguments: Any) -> dict[str, Any]:
+def evaluated(folder: Path, *arguments: object) -> dict[str, Any]:
     invoke("eval", *arguments, "--json-file", folder / "out.json")
     return dict(json.loads((folder / "out.json").read_text()))
 
@@ -183,7 +184,7 @@ def test_scene_graphs_of_a_network_as_open_images_counts(drawn_run: Path, tmp_pa
     result = evaluated(tmp_path, "openimages", "--model", MODEL, "--data", drawn_run)
     assert result["benchmark"] == "Open Images' protocol"
     true = sum(len(record.relations) for record in iter_records(drawn_run))
-    assert sum(row["ground_truth"] for row in result["per_class"]) == true
+    assert sum(values_of(result["per_class"], "ground_truth")) == true
     assert max(result["summary"].values()) > 0.3
 
 
@@ -195,7 +196,7 @@ def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_
     assert 0.2 < direct["summary"]["mR@50"] < 1
     items = []
     for record in iter_records(drawn_run):
-        boxes = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in values_of(record.objects, "bbox")]
         labels = [1 + classes.objects.index(box.category) for box in record.objects]
         relations = [
             (one.subject, one.object, 1 + classes.relations.index(one.predicate))

@@ -16,6 +16,7 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.box_quality import evaluate_boxes
 from sgpipe.records import Box, Record
 from tests.sgpipe.stats.runs import make_shards
+from tests.values import values_of
 
 MEASURES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 RECALLS = ("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large")
@@ -63,7 +64,7 @@ def results(folder: Path, truth: Path, seed: int = 1) -> Path:
     """
     rng = np.random.default_rng(seed)
     content = json.loads(truth.read_text())
-    numbers = [category["id"] for category in content["categories"]]
+    numbers = values_of(content["categories"], "id")
     detections = []
     for item in content["annotations"]:
         for _ in range(int(rng.integers(0, 3))):
@@ -105,8 +106,8 @@ def test_equal_to_pycocotools(tmp_path: Path, seed: int) -> None:
         stats, abs=1e-12, nan_ok=True
     )
     precision = expected.eval["precision"][:, :, :, 0, -1]
-    names = [category["name"] for category in expected.cocoGt.loadCats(expected.params.catIds)]
-    by_class = {row["class"]: row["AP"] for row in result.per_class}
+    names = values_of(expected.cocoGt.loadCats(expected.params.catIds), "name")
+    by_class = dict(values_of(result.per_class, "class", "AP"))
     for place, name in enumerate(names):
         if (precision[:, :, place] > -1).all():
             assert by_class.pop(name) == pytest.approx(precision[:, :, place].mean(), abs=1e-12)

@@ -24,6 +24,7 @@ from sgpipe.records import Box, Pair, Record, Relation
 from sgpipe.stages.matching import normalise_predicate
 from sgpipe.storage.run_folder import GroundTruth
 from tests.sgpipe.stats.runs import invoke, make_shards
+from tests.values import values_of
 
 MAN = (2, 2, 8, 8)
 HORSE = (12, 4, 8, 10)
@@ -36,7 +37,7 @@ def record(
     relations: Sequence[Predicted],
     image_id: str = "1",
     objects: Sequence[tuple[str, Any]] = OBJECTS,
-    **changes: Any,
+    **changes: object,
 ) -> Record:
     values = {
         "dataset": "coco",
@@ -57,7 +58,7 @@ def compared(
     pred: Sequence[Record],
     truth: Sequence[Record],
     image_data: Path | None = None,
-    **options: Any,
+    **options: object,
 ) -> LabelQuality:
     ground_truth = GroundTruth(make_shards(folder / "truth", truth, rows=3), image_data=image_data)
     return label_quality(make_shards(folder / "pred", pred, rows=3), ground_truth, **options)
@@ -220,9 +221,9 @@ def test_the_command_writes_tables_json_csv_and_a_plot(tmp_path: Path) -> None:
     )
     content = json.loads(out[0].read_text())
     assert content["summary"]["recall at 0.2"] == 1
-    assert [row["threshold"] for row in content["by_threshold"]][:2] == ["0", "0.05"]
+    assert values_of(content["by_threshold"], "threshold")[:2] == ["0", "0.05"]
     assert content["counts"]["images compared"] == 1
-    rows = {row["predicate"]: row["true_positives"] for row in csv.DictReader(out[1].open())}
+    rows = dict(values_of(csv.DictReader(out[1].open()), "predicate", "true_positives"))
     assert rows == {"rides": "1", "next to": "1", "on <top>": "0"}
     assert ElementTree.fromstring(out[2].read_text()).tag.endswith("svg")
 

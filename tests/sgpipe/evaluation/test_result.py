@@ -18,6 +18,7 @@ from sgpipe.evaluation.result import (
     compare_paired,
     precision_at,
 )
+from tests.values import values_of
 
 
 def scores(targets: int, correct: np.ndarray) -> ClassScores:
@@ -44,10 +45,10 @@ def test_the_plot_has_a_line_and_a_legend_entry_for_each_group_and_escapes_names
     root = ElementTree.fromstring(EvaluationResult("A & B", {}, {}, [], [], curves=curves).as_svg())
     name = root.tag.removesuffix("svg")
     lines = [line.get("points", "").split() for line in root.iter(f"{name}polyline")]
-    assert [len(line) for line in lines] == [101, 101]
+    assert list(map(len, lines)) == [101, 101]
     top, bottom = (float(line[0].split(",")[1]) for line in lines)
     assert top < bottom
-    texts = [text.text for text in root.iter(f"{name}text")]
+    texts = values_of(root.iter(f"{name}text"), "text")
     assert {"A & B", "recall", "precision", "<script>: 1.000", "rare: 0.000"} <= set(texts)
 
 
@@ -92,15 +93,8 @@ def test_intervals_contain_their_estimates_and_cover_where_classes_have_few_targ
     for _ in range(150):
         sides = detections(rng, images=100, classes=20, targets_per_image=1.2, gain=0.1)
         measures.append(compare_paired(*sides, resamples=60).measures["mAP"])
-    estimates = np.array(
-        [(measure.value, measure.other, measure.difference) for measure in measures]
-    )
-    bounds = np.array(
-        [
-            (measure.interval, measure.other_interval, measure.difference_interval)
-            for measure in measures
-        ]
-    )
+    estimates = np.array(values_of(measures, "value", "other", "difference"))
+    bounds = np.array(values_of(measures, "interval", "other_interval", "difference_interval"))
     assert ((bounds[..., 0] < estimates) & (estimates < bounds[..., 1])).all()
     expected = estimates.mean(0)
     covered = ((bounds[..., 0] <= expected) & (expected <= bounds[..., 1])).mean(0)

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.values import values_of
+
 TOKEN = "hf_secretsecretsecret"
 COMMIT = "0" * 40
 
@@ -96,7 +98,7 @@ class HubStub:
     def _of(self, name: str, rest: str, body: bytes) -> tuple[int, Any]:
         files = self.repositories[name]
         if rest.startswith("/preupload"):
-            paths = [file["path"] for file in json.loads(body)["files"]]
+            paths = values_of(json.loads(body)["files"], "path")
             large = (".parquet", ".safetensors")
             modes = {path: self.mode if path.endswith(large) else "regular" for path in paths}
             plain = {"shouldIgnore": False, "oid": None}
@@ -106,7 +108,7 @@ class HubStub:
                 ]
             }
         if rest.startswith("/commit"):
-            return self._commit(name, [json.loads(line) for line in body.splitlines()])
+            return self._commit(name, list(map(json.loads, body.splitlines())))
         if rest.startswith("/tree"):
             return 200, [
                 {"type": "file", "path": path, "size": len(data), "oid": "0"}
@@ -196,7 +198,7 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
 
         do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - names of http.server
 
-        def log_message(self, *_: Any) -> None: ...
+        def log_message(self, *_: object) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     stub.url = f"http://127.0.0.1:{server.server_port}"

@@ -1,5 +1,7 @@
 """Tasks for Label Studio and datasets for FiftyOne, and what of a run comes back from them."""
 
+from __future__ import annotations
+
 import base64
 import json
 import os
@@ -8,13 +10,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from label_studio_sdk.label_interface import LabelInterface
 
 from sgpipe.errors import UserError
 from sgpipe.export.run import Exported, export_run
@@ -25,6 +26,10 @@ from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.export.test_exports import NAMES, NOTHING, ODD_NAMES, PAIR, named_record
 from tests.sgpipe.stats.runs import make_shards
+from tests.values import values_of
+
+if TYPE_CHECKING:
+    from label_studio_sdk.label_interface import LabelInterface
 
 URL = "https://example.org/images/"
 DOG = Box("dog", 18, (8.0, 4.0, 20.0, 30.0))
@@ -44,12 +49,12 @@ dataset.delete()
 
 
 def record(
-    objects: list[Box], relations: list[Relation], name: str = "7.jpg", **columns: Any
+    objects: list[Box], relations: list[Relation], name: str = "7.jpg", **columns: object
 ) -> Record:
     return Record("7", "coco", "val", name, WIDTH, HEIGHT, objects, relations=relations, **columns)
 
 
-def export(root: Path, *labelled: Record, **options: Any) -> tuple[list[Any], Exported]:
+def export(root: Path, *labelled: Record, **options: object) -> tuple[list[Any], Exported]:
     """The tasks of the split "val", and what else is said."""
     options = {"images_url": URL, "threshold": 0.0, **options}
     written = export_run(
@@ -58,12 +63,14 @@ def export(root: Path, *labelled: Record, **options: Any) -> tuple[list[Any], Ex
     return json.loads((root / "out/val.json").read_text(encoding="utf-8")), written
 
 
-def read(root: Path, **options: Any) -> list[Record]:
+def read(root: Path, **options: object) -> list[Record]:
     source = label_studio_source(root / "out/val.json", root, predictions=True, **options)
     return imported(source, root, root / "in")
 
 
 def interface(root: Path) -> LabelInterface:
+    from label_studio_sdk.label_interface import LabelInterface  # this takes seconds
+
     return LabelInterface((root / "out/labeling_config.xml").read_text(encoding="utf-8"))
 
 
@@ -108,9 +115,15 @@ def test_a_task_has_boxes_in_percent_and_one_link_for_each_pair(tmp_path):
         "rotation": 0,
     }
     assert dog == {
-        **{"id": "object0", "type": "rectanglelabels", "from_name": "objects", "to_name": "image"},
-        **{"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0},
-        **{"value": sides | {"rectanglelabels": ["dog"]}, "meta": {"text": ["crowd"]}},
+        "id": "object0",
+        "type": "rectanglelabels",
+        "from_name": "objects",
+        "to_name": "image",
+        "original_width": WIDTH,
+        "original_height": HEIGHT,
+        "image_rotation": 0,
+        "value": sides | {"rectanglelabels": ["dog"]},
+        "meta": {"text": ["crowd"]},
     }
     ends = {"type": "relation", "direction": "right"}
     assert links == [
@@ -137,9 +150,7 @@ def test_all_but_triplets_and_pairs_comes_back(tmp_path, split):
     source = label_studio_source(out / f"{split}.json", tmp_path, predictions=True)
     returned = imported(source, tmp_path, tmp_path / "in")
     assert any(box.iscrowd for item in returned for box in item.objects)
-    assert [rounded(item) for item in returned] == [
-        rounded(item) for item in only(originals, split)
-    ]
+    assert list(map(rounded, returned)) == list(map(rounded, only(originals, split)))
 
 
 @given(st.lists(NAMES, min_size=1, max_size=4), st.lists(NAMES, max_size=4))
@@ -157,9 +168,9 @@ def test_every_name_survives_or_is_counted(classes, predicates):
         labels = set(known.get_control("objects").labels)
     assert (returned.image_id, returned.file_name, returned.captions) == (*PAIR, original.captions)
     labelled = [box for box in original.objects if box.category in labels]
-    assert [(box.category, box.category_id) for box in returned.objects] == [
-        (b.category, b.category_id) for b in labelled
-    ]
+    assert values_of(returned.objects, "category", "category_id") == values_of(
+        labelled, "category", "category_id"
+    )
     lost = {
         name: len(getattr(original, name)) - len(getattr(returned, name))
         for name in ("objects", "relations")
@@ -167,7 +178,7 @@ def test_every_name_survives_or_is_counted(classes, predicates):
     assert {
         kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost
     } == lost
-    assert {box.category for box in original.objects} - labels <= {
+    assert set(values_of(original.objects, "category")) - labels <= {
         name for name in classes if is_unheld(name)
     }
 
@@ -211,10 +222,10 @@ def test_tasks_can_contain_their_images(tmp_path):
     assert base64.b64decode(content) == (images / originals[0].file_name).read_bytes()
     assert second["data"]["image"] == originals[1].file_name
     assert written.left_out["images that cannot be read"] == 1
-    assert [item.file_name for item in read(tmp_path)] == [item.file_name for item in originals]
+    assert values_of(read(tmp_path), "file_name") == values_of(originals, "file_name")
 
 
-def sampled(root: Path, originals: list[Record], **options: Any) -> list[dict[str, Any]]:
+def sampled(root: Path, originals: list[Record], **options: object) -> list[dict[str, Any]]:
     options = {"images": draw_images(root / "images", originals), "threshold": 0.0} | options
     export_run(make_shards(root / "run", originals, rows=7), "fiftyone", root / "out", **options)
     return json.loads((root / "out/samples.json").read_text(encoding="utf-8"))["samples"]
@@ -299,7 +310,7 @@ def test_tags_and_labels_of_relations_are_judgements(tmp_path: Path) -> None:
     states_of_images = states(tmp_path, tmp_path / "samples.json")
     expected = {"0": "right", "1": "wrong", "2": "unsure", "4": "changed"}
     assert {name: state.state for name, state in states_of_images.items()} == expected
-    assert [key.predicate for key in states_of_images["4"].resolve() or ()] == ["beside"]
+    assert values_of(states_of_images["4"].resolve() or (), "predicate") == ["beside"]
     assert states_of_images["0"].key == ("val", "0", 0, 1, "on")
     before = (tmp_path / "samples.json").read_bytes()
     log = JudgementLog(tmp_path / "samples.json", samples[0]["run"])
@@ -339,7 +350,7 @@ def test_fiftyone_itself_reads_tags_and_writes_it(tmp_path: Path) -> None:
     log = JudgementLog(
         tmp_path / "tagged/samples.json", Manifest.load(tmp_path / "run").run["fingerprint"]
     )
-    judged = {state.key: state.state for state in log.current()}
+    judged = dict(values_of(log.current(), "key", "state"))
     expected = {
         ("val", record.image_id, r.subject, r.object, r.predicate): (
             "right" if (r.confidence or 0) >= 0.4 else "wrong"

@@ -33,6 +33,7 @@ from sgpipe.records import Box, Pair, Record, Relation
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.runs import draw_images
 from tests.sgpipe.stats.runs import DOG, PERSON, make_shards, scene
+from tests.values import values_of
 from tests.vlm_checkpoints import QWEN_TEMPLATE, make_tokenizer
 
 CLASSES = ("person", "person", "dog", "bench", "umbrella")
@@ -41,8 +42,15 @@ ENGLISH = English(load_phrases())
 
 
 NASTY = (
-    *("<image>", "</s>", "<|im_start|>", "[INST]", "{question}", "<|vision_start|>"),
-    *("a\n### User:", "x" * 300, "＜image＞"),
+    "<image>",
+    "</s>",
+    "<|im_start|>",
+    "[INST]",
+    "{question}",
+    "<|vision_start|>",
+    "a\n### User:",
+    "x" * 300,
+    "＜image＞",
 )
 
 
@@ -97,7 +105,7 @@ def world_of(count: int, seed: int = 0) -> tuple[list[Record], World]:
                         true.add((subject, predicate, object_))
         scenes.append(record)
         corners = [
-            (x, y, x + width, y + height) for x, y, width, height in (box.bbox for box in boxes)
+            (x, y, x + width, y + height) for x, y, width, height in values_of(boxes, "bbox")
         ]
         world.objects[name] = {
             at: (box.category, str([*corners[at]])) for at, box in enumerate(boxes)
@@ -139,7 +147,7 @@ def calibrated(run: Path) -> Path:
     return run.parent / "calibration.json"
 
 
-def write(run: Path, name: str = "out", **options: Any) -> list[dict[str, Any]]:
+def write(run: Path, name: str = "out", **options: object) -> list[dict[str, Any]]:
     options = {"images_url": "images/"} | options
     out = export_run(run, "instructions", run.parent / name, **options).root
     return [
@@ -169,14 +177,14 @@ def test_answers_are_right_as_often_as_promised_by_kind(tmp_path, templates):
     for item in items:
         by_kind[item["kind"]].append(check(world, templates, item))
     assert len(by_kind) == 8
-    assert {item["template"] for item in items} == {
+    assert set(values_of(items, "template")) == {
         f"{f}/{n + 1}" for f, listed in templates.items() for n in range(len(listed))
     }
     for kind, checked in by_kind.items():
         assert len(checked) >= 40, kind
         promised = [answer.item["probability"] for answer in checked]
         assert min(promised) >= 0.9, kind
-        right = sum(answer.right for answer in checked) / len(checked)
+        right = sum(values_of(checked, "right")) / len(checked)
         spread = (sum(p * (1 - p) for p in promised)) ** 0.5 / len(checked)
         assert right >= max(sum(promised) / len(checked) - 4 * spread - 0.01, 0.9), kind
     denied = [is_true for answer in by_kind.values() for one in answer for is_true in one.denied]
@@ -213,7 +221,7 @@ def test_the_text_alone_does_not_tell_the_answer(tmp_path):
 
 def boxes_in(item: dict[str, Any]) -> list[tuple[int, ...]]:
     text = item["messages"][0]["content"][-1]["text"]
-    return [tuple(int(side) for side in re.findall(r"\d+", box)) for box in re.findall(BOX, text)]
+    return [tuple(map(int, re.findall(r"\d+", box))) for box in re.findall(BOX, text)]
 
 
 def overlap(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
@@ -272,7 +280,7 @@ def test_coordinates_are_shown_where_boxes_may_be_missing(tmp_path):
         if item["template"].startswith("verification")
     ]
     assert len(items) > 40
-    assert all(boxes_in(item) for item in items)
+    assert all(map(boxes_in, items))
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 50), min_size=1))
@@ -312,7 +320,7 @@ def test_what_is_merely_unlabelled_is_never_taken_to_be_false(tmp_path):
         items = write(run, **options)
         assert items
         assert all(claim["holds"] for item in items for claim in item["relations"])
-        assert {item["kind"] for item in items}.isdisjoint(
+        assert set(values_of(items, "kind")).isdisjoint(
             {"existence", "multiple_choice", "none_of_these"}
         )
     absent = [
@@ -348,7 +356,7 @@ def test_what_is_merely_unlabelled_is_never_taken_to_be_false(tmp_path):
 def test_only_what_is_annotated_exhaustively_is_counted(tmp_path):
     two = (PERSON, DOG, replace(DOG, bbox=(1.0, 1.0, 9.0, 9.0)))
 
-    def counted(objects: Sequence[Box], dataset: str = "drawn", **options: Any) -> list[Any]:
+    def counted(objects: Sequence[Box], dataset: str = "drawn", **options: object) -> list[Any]:
         context = [
             scene(f"x{n}", objects=[PERSON, replace(PERSON, bbox=(n, 1, 9, 9)), DOG])
             for n in range(1, 5)
@@ -384,7 +392,7 @@ def test_only_what_is_annotated_exhaustively_is_counted(tmp_path):
     assert counted(detected, calibration=calibrated) == []
 
 
-def claimed(run: Path, **options: Any) -> set[tuple[int, str, int, bool]]:
+def claimed(run: Path, **options: object) -> set[tuple[int, str, int, bool]]:
     """All that the images of a run could be asked about."""
     rows = ExportRows(run, 0.0, **options)
     asked = Instructions(rows, load_phrases())
@@ -508,7 +516,7 @@ def test_datasets_reads_both_files(tmp_path):
     for kind, file in (("parquet", "embedded/val.parquet"), ("json", "out/val.jsonl")):
         files = {"data_files": str(tmp_path / file), "cache_dir": str(tmp_path / "cache")}
         rows = datasets.load_dataset(kind, split="train", **files)
-        assert [row["answer"] for row in rows] == [item["answer"] for item in items]
+        assert values_of(rows, "answer") == values_of(items, "answer")
         questions = [
             [row["messages"][1]["content"][0]["text"] for row in loaded] for loaded in (rows, items)
         ]
@@ -548,19 +556,15 @@ def test_doubled_braces_are_braces_as_in_other_format_strings(tmp_path):
 
 def test_class_names_as_english_has_them():
     plurals = {
-        **{
-            "a person": "people",
-            "an umbrella": "umbrellas",
-            "a wine glass": "wine glasses",
-            "a knife": "knives",
-        },
-        **{
-            "a cabinet/shelf": "cabinets/shelves",
-            "a sheep": "sheep",
-            "a bus": "buses",
-            "a TV": "TVs",
-            "grass": "",
-        },
+        "a person": "people",
+        "an umbrella": "umbrellas",
+        "a wine glass": "wine glasses",
+        "a knife": "knives",
+        "a cabinet/shelf": "cabinets/shelves",
+        "a sheep": "sheep",
+        "a bus": "buses",
+        "a TV": "TVs",
+        "grass": "",
     }
     for noun, plural in plurals.items():
         assert ENGLISH.noun(noun.removeprefix("an ").removeprefix("a ")) == (noun, plural, False)

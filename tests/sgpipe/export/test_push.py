@@ -36,11 +36,15 @@ from tests.sgpipe.export.hub_stub import TOKEN, hub  # noqa: F401 - a fixture
 from tests.sgpipe.export.runs import imported, records
 from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.stats.runs import make_shards
+from tests.values import values_of
 
 BLIP = "sha256:0123456789abcdef"
 NETWORK = "sha256:fedcba9876543210"
 IDENTITY: dict[str, Any] = {
-    **{"sgpipe": "0.1.0", "seed": 1234, "format": "coco", "miniworld": None},
+    "sgpipe": "0.1.0",
+    "seed": 1234,
+    "format": "coco",
+    "miniworld": None,
     "source": {"val": {"annotations": "a" * 64, "captions": None}},
     "caption": {
         "captioner": BLIP,
@@ -67,7 +71,9 @@ KEY = f"models/{TO}"
 TAGGER = packaged_model("tagger")
 
 
-def run_of(root: Path, labelled: list[Record], identity: Mapping[str, Any], **header: Any) -> Path:
+def run_of(
+    root: Path, labelled: list[Record], identity: Mapping[str, Any], **header: object
+) -> Path:
     make_shards(root, labelled, rows=5)
     manifest = Manifest.load(root)
     manifest.run |= {"identity": dict(identity), **header}
@@ -75,7 +81,7 @@ def run_of(root: Path, labelled: list[Record], identity: Mapping[str, Any], **he
     return root
 
 
-def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
+def card(root: Path, out: Path, form: str = "hf", **options: object) -> str:
     url = "https://example.org/" if form in ("label-studio", "instructions") else None
     written = export_run(root, form, out, images_url=url, **options)
     return (written.root / "README.md").read_text(encoding="utf-8")
@@ -386,7 +392,7 @@ def test_the_card_keeps_what_its_owner_wrote(tmp_path):
     ]
     readme.write_text(card.replace("is not recorded", "was said"))
     second = model_card(tmp_path, "anna/model", None, ())
-    assert [second.count(text) for text in ("\n## ", "was said", "`mit`.")] == [4, 1, 1]
+    assert list(map(second.count, ("\n## ", "was said", "`mit`."))) == [4, 1, 1]
     result.write_text('{"summary": [1, 2]}')
     with pytest.raises(UserError, match=r"result\.json: `summary` is not a JSON object"):
         model_card(tmp_path, TO, None, [result])
@@ -437,11 +443,11 @@ def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):  #
     invoke("generate", "--tagger", f"{TO}@main", *settings, "--out", out)
     manifest = Manifest.load(out)
     assert manifest.run["identity"]["tag"]["tagger"] == first
-    assert sum(shard.rows for shard in manifest.shards) == 4
+    assert sum(values_of(manifest.shards, "rows")) == 4
     invoke("generate", *settings, "--out", tmp_path / "own")
-    assert [shard.counts for shard in manifest.shards] == [
-        shard.counts for shard in Manifest.load(tmp_path / "own").shards
-    ]
+    assert values_of(manifest.shards, "counts") == values_of(
+        Manifest.load(tmp_path / "own").shards, "counts"
+    )
 
 
 def test_what_is_a_hub_id(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from sgpipe.files.roots import FolderRoot
 from sgpipe.images import open_ahead
 from sgpipe.records import Record
 from sgpipe.utils.console import Progress
+from tests.values import values_of
 
 NAMES = (
     "a.jpg",
@@ -129,7 +130,7 @@ def test_an_archive_is_read_as_its_folder(folder: Path, tmp_path: Path, form: st
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}
     root = image_root(FORMS[form](folder, tmp_path / "packed"))
     assert isinstance(root, ArchiveRoot)
-    assert {entry.name: entry.size for entry in root.entries()} == {
+    assert dict(values_of(root.entries(), "name", "size")) == {
         n: file.stat().st_size for n, file in files.items()
     }
     for copied in (root, copy.copy(root)):
@@ -157,7 +158,7 @@ def test_shards_are_named_by_a_range_or_by_their_folder(folder: Path, tmp_path: 
     shards = make_shards(folder, tmp_path / "shards")
     for location in (shards, shards.parent):
         root = image_root(location)
-        assert sorted(entry.name for entry in root.entries()) == [
+        assert sorted(values_of(root.entries(), "name")) == [
             f"{number:04d}{Path(name).suffix}" for number, name in enumerate(NAMES)
         ]
         assert root.open("train-000001/0002.png").read() == (folder / NAMES[2]).read_bytes()
@@ -194,7 +195,7 @@ def test_of_members_with_one_name_the_last_counts_as_when_unpacked(tmp_path: Pat
             add(archive, "./a.jpg" if data == b"other" else "a.jpg", data)
     root = image_root(tmp_path / "twice.tar")
     assert root.open("a.jpg").read() == b"last"
-    assert [entry.name for entry in root.entries()] == ["a.jpg"]
+    assert values_of(root.entries(), "name") == ["a.jpg"]
     assert isinstance(root, ArchiveRoot)
 
 
@@ -209,7 +210,7 @@ def test_a_name_in_two_archives_is_never_guessed(tmp_path: Path) -> None:
         root.open("a.jpg")
     assert not root.contains("a.jpg")
     assert root.open("patch1/a.jpg").read() == b"1"
-    assert sorted(entry.name for entry in root.entries()) == [
+    assert sorted(values_of(root.entries(), "name")) == [
         "only0.jpg",
         "only1.jpg",
         "patch0/a.jpg",
@@ -263,7 +264,7 @@ def test_members_that_are_no_files_or_lead_outside_are_left_out_and_counted(tmp_
     root = image_root(
         tmp_path / "bad.tar", IndexFolder(progress=Progress(Console(file=string_io, width=300)))
     )
-    assert [entry.name for entry in root.entries()] == ["good.jpg"]
+    assert values_of(root.entries(), "name") == ["good.jpg"]
     for reason in ("link or device", "name that leaves the archive"):
         assert f"bad.tar: 3 members left out: {reason}\n" in string_io.getvalue()
 

@@ -23,6 +23,7 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.utils.console import Progress
 from tests.sgpipe.sources.hub_datasets import row, write
+from tests.values import values_of
 
 FILE = "data/train-00000-of-00001.parquet"
 
@@ -65,7 +66,7 @@ def test_rows_are_images_and_files_still_are(place, folder, hub):
     assert root.contains(f"{FILE}#0")
     assert root.contains("a.png")
     assert not root.contains("b.png")
-    assert {entry.name for entry in root.entries()} == {FILE, "a.png", "cut.parquet"}
+    assert set(values_of(root.entries(), "name")) == {FILE, "a.png", "cut.parquet"}
     pq.write_table(pa.table({"n": [1]}), folder / "n.parquet")
     for name, message in [
         ("n.parquet#n:0", "not found"),
@@ -102,7 +103,7 @@ def test_a_dataset_of_the_hub_stays_at_its_commit(tmp_path, monkeypatch):
 
 
 def test_images_are_read_in_any_order(tmp_path):
-    rows = [row(i) for i in range(60)]
+    rows = list(map(row, range(60)))
     write(tmp_path / "a.parquet", rows[:50], batch=20)
     write(tmp_path / "b.parquet", rows[50:], batch=4)
     images = ParquetImages(tmp_path.joinpath)

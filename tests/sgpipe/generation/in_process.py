@@ -7,12 +7,9 @@ import pickle
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import spacy
 from rich.console import Console
-from spacy.language import Language
 
 from sgpipe.generation import run
 from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units
@@ -22,6 +19,7 @@ from sgpipe.stages.base import StageRunner
 from sgpipe.storage.manifest import ShardEntry, Summary
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
+from tests.values import values_of
 
 RAN: list[str] = []  # the names of the stages that ran
 
@@ -41,13 +39,13 @@ class InProcessEngine:
         self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress, run_rows: int
     ) -> list[WorkUnit]:
         self.stages = stages()
-        self.workers = {tuple(stage.name for stage in self.stages): 1}
+        self.workers = {tuple(values_of(self.stages, "name")): 1}
         return cut_units(units, self.unit_size, 1, run_rows)
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
     ) -> Generator[ShardEntry, None, None]:
-        RAN.extend(stage.name for stage in self.stages)
+        RAN.extend(values_of(self.stages, "name"))
         runner = StageRunner(self.stages)
         reader, writer = pickle.loads(pickle.dumps((reader, writer)))  # noqa: S301 - as they are sent to workers
         for unit in units:
@@ -58,22 +56,15 @@ class InProcessEngine:
 
 @contextmanager
 def without_ray() -> Iterator[None]:
-    """Let `generate` run the stages in this process, and load a spaCy model once."""
-    load = spacy.load
-    loaded = {}
-
-    def load_once(name: str, **options: object) -> Language:
-        return loaded.get(name) or loaded.setdefault(name, load(name, **options))
-
+    """Let `generate` run the stages in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spacy, "load", load_once)
         patch.setattr(run, "LocalEngine", InProcessEngine)
         patch.setattr(run, "runs_locally", lambda *_: True)
         yield
 
 
 def label(
-    recipe: Recipe, out: Path, parent: Path | str | None = None, **more: Any
+    recipe: Recipe, out: Path, parent: Path | str | None = None, **more: object
 ) -> tuple[Summary, list[str]]:
     """Run a recipe; returns the lines that it says, too."""
     string_io = io.StringIO()

@@ -30,6 +30,7 @@ from sgpipe.generation.ray_engine import (
 from sgpipe.recipe import STAGES, Recipe, Resources, StagePlan
 from sgpipe.stages.base import Stage
 from sgpipe.utils.ray_cluster import start_ray
+from tests.values import values_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def shape(
     stages: list[Stub], nodes: list[dict[str, Any]], units: int = 100
 ) -> list[tuple[str, int]]:
     return [
-        ("+".join(stage.name for stage in pool.stages), pool.actors)
+        ("+".join(values_of(pool.stages, "name")), pool.actors)
         for pool in plan_pools(stages, units, nodes)
     ]
 
@@ -138,13 +139,13 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "usable_gpus", lambda: 1)
 
 
-def recipe_with(**settings: Any) -> Recipe:
+def recipe_with(**settings: object) -> Recipe:
     return Recipe.model_validate(
         {"caption": {"captioner": "blip"}, "tag": {"tagger": "tagger"}, **settings}
     )
 
 
-def shared(number: int, cpus: int, **settings: Any) -> StagePlan:
+def shared(number: int, cpus: int, **settings: object) -> StagePlan:
     recipe = recipe_with(**settings)
     plan = StagePlan.of_recipe(recipe)
     with pytest.MonkeyPatch.context() as patch:
@@ -154,7 +155,7 @@ def shared(number: int, cpus: int, **settings: Any) -> StagePlan:
         return share_gpus(plan, sharing, recipe.engine)
 
 
-def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]:
+def planned_on(number: int, cpus: int, **settings: object) -> list[tuple[str, int]]:
     plan = shared(number, cpus, **settings)
     absent = {"ground", *(["detect"] if plan.detect.detector is None else [])}
     stages = [Stub(name, plan.section(name).resources) for name in STAGES if name not in absent]

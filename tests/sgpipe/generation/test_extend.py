@@ -34,6 +34,7 @@ from tests.sgpipe.cli.test_imports import FILES, TRIPLETS, invoke, options
 from tests.sgpipe.generation.in_process import RAN, rows
 from tests.sgpipe.sources.scene_graph_files import GRAPH, svg_form
 from tests.sgpipe.stages.pair.test_pair import record
+from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 COUNT = 6
@@ -130,16 +131,12 @@ def test_a_run_is_extended_by_its_own_recipe_and_captions_unless_there_is_anothe
     RAN.clear()
     extend(extended, tmp_path / "a", "--set", "pair.candidates=image")
     assert RAN == ["load", "parse", "pair", "tag"]
-    assert [row.captions for row in rows(tmp_path / "a")] == [
-        row.captions for row in rows(extended)
-    ]
+    assert values_of(rows(tmp_path / "a"), "captions") == values_of(rows(extended), "captions")
     assert assert_kept(rows(extended), rows(tmp_path / "a")) > 0
     RAN.clear()
     extend(extended, tmp_path / "b", "--captioner", "MINIWORLD", "--seed", "3")
     assert RAN[0] == "caption"
-    assert [row.captions for row in rows(tmp_path / "b")] != [
-        row.captions for row in rows(extended)
-    ]
+    assert values_of(rows(tmp_path / "b"), "captions") != values_of(rows(extended), "captions")
 
 
 def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(extended, tmp_path):
@@ -198,22 +195,19 @@ def test_each_import_is_extended(kind, tmp_path):
     image.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (known.width, known.height)).save(image)
     extend(tmp_path / "run", tmp_path / "out", "miniworld")
-    assert all(row.ok for row in rows(tmp_path / "out"))
+    assert all(values_of(rows(tmp_path / "out"), "ok"))
     assert_kept([known], rows(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        *(
-            "psg --annotations psg.json --split all",
-            f"vg150 --split all --annotations {ATTRIBUTED}",
-        ),
-        *(
-            "coco --annotations instances_val.json",
-            "label-studio --annotations val.json --predictions",
-        ),
-        *("svg --annotations sg.json --split val", "gbc --annotations graphs.json"),
+        "psg --annotations psg.json --split all",
+        f"vg150 --split all --annotations {ATTRIBUTED}",
+        "coco --annotations instances_val.json",
+        "label-studio --annotations val.json --predictions",
+        "svg --annotations sg.json --split val",
+        "gbc --annotations graphs.json",
     ],
 )
 def test_each_form_is_imported_and_extended(command, tmp_path, world, monkeypatch):
@@ -241,9 +235,7 @@ def test_each_form_is_imported_and_extended(command, tmp_path, world, monkeypatc
     [file] = export_run(tmp_path / "out", "sgg-benchmark", tmp_path / "again").root.glob(
         "*/_annotations.coco.json"
     )
-    names = [
-        rel_category["name"] for rel_category in json.loads(file.read_text())["rel_categories"]
-    ]
+    names = values_of(json.loads(file.read_text())["rel_categories"], "name")
     assert not before or names[: len(before["relations"])] == before["relations"]
     assert len(set(names)) == len(names)
 
@@ -364,7 +356,7 @@ def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
 def candidates(
     source: Record, triplets: list, **settings: object
 ) -> dict[tuple[int, int], list[str]]:
-    classes = {box.category for box in source.objects} | {"lady", "dog", "bike"}
+    classes = set(values_of(source.objects, "category")) | {"lady", "dog", "bike"}
     stage = PairStage(PairConfig(**settings), "coco", classes, triplets)
     stage.setup()
     [paired] = stage([source])
@@ -426,9 +418,9 @@ def test_origins_are_counted_and_exported(extended, world, tmp_path):
     assert f"Origin of the relations: annotated {counts(extended)['annotated']}." in readme
     images = ("--images", world / "drawn" / IMAGES)
     sgpipe("import", "hf", "--annotations", tmp_path / "hf", *images, "--out", tmp_path / "again")
-    assert [row.relations for row in rows(tmp_path / "again")] == [
-        row.relations for row in rows(world / "known")
-    ]
+    assert values_of(rows(tmp_path / "again"), "relations") == values_of(
+        rows(world / "known"), "relations"
+    )
 
 
 def test_relations_count_by_the_weight_of_their_origin_in_training(extended):

@@ -25,6 +25,7 @@ from tests.detections import Files, make_coco
 from tests.factories import make_blip
 from tests.sgpipe.generation.coco_runs import FEW, HIGHER, captioned, recipe
 from tests.sgpipe.generation.in_process import RAN, label, rows, without_ray
+from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("engine_of_test")
 
@@ -312,7 +313,7 @@ def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, first
     fine.left_out = {"boxes": 5, "regions": 6, "pairs": 7}
     fine.relations = [Relation(0, 0, "near", 0.5)]
     taken = taken_over(tmp_path, [*failed(FAILED), fine], reused, start=1)
-    assert [row.error for row in taken] == [
+    assert values_of(taken, "error") == [
         *list(FAILED)[1:first_kept],
         *[None] * (count - first_kept),
     ]
@@ -339,11 +340,11 @@ def test_boxes_of_words_are_taken_over_with_their_stage_alone(tmp_path, with_wor
         tmp_path, finished_rows, ("detect", "caption", "parse", "ground")[: 3 + with_words]
     )
     first_kept = 2 if with_words else 0
-    assert [row.error for row in taken] == [
+    assert values_of(taken, "error") == [
         *list(rows)[:first_kept],
         *[None] * (len(rows) - first_kept),
     ]
-    assert [row.objects for row in taken[2:]] == [[*BOXES, word] if with_words else BOXES] * 2
+    assert values_of(taken[2:], "objects") == [[*BOXES, word] if with_words else BOXES] * 2
     assert taken[-1].left_out == ({"words": 3, "grounded": 4} if with_words else {})
 
 
@@ -361,4 +362,4 @@ def test_retrying_takes_what_the_parent_has_made_good_since(models, tmp_path):
     assert errors(retry_failed=True) == 1  # the parent has no captions of it yet
     label(recipe(files, models), parent, retry_failed=True)
     assert errors(retry_failed=True) == 0
-    assert [row.triplets for row in rows(new)] == [row.triplets for row in rows(parent)]
+    assert values_of(rows(new), "triplets") == values_of(rows(parent), "triplets")

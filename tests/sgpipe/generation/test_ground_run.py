@@ -17,6 +17,7 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.verify import verify
 from sgpipe.utils.config_file import recipe_folder
 from tests.sgpipe.generation.in_process import RAN, label, rows
+from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 GROUNDED = str(recipe_folder() / "miniworld" / "grounded.yaml")
@@ -92,12 +93,12 @@ def test_given_boxes_are_the_same_bit_for_bit(plain, grounded):
     for before, after in zip(plain[1], grounded[1], strict=True):
         assert after.objects[: len(before.objects)] == before.objects
         grounded_boxes = after.objects[len(before.objects) :]
-        given_classes = {box.category for box in before.objects}
+        given_classes = set(values_of(before.objects, "category"))
         assert all(
             box.origin == "grounded" and box.score is not None and box.phrase
             for box in grounded_boxes
         )
-        assert given_classes.isdisjoint(box.category for box in grounded_boxes)
+        assert given_classes.isdisjoint(values_of(grounded_boxes, "category"))
         added += len(grounded_boxes)
     assert added
     counts = Manifest.load(grounded[0]).shards
@@ -109,7 +110,7 @@ def test_given_boxes_are_the_same_bit_for_bit(plain, grounded):
 def test_free_nouns_get_relations_and_go_into_exports(grounded, tmp_path):
     out, records = grounded
     forklifts = [box for record in records for box in record.objects if box.category == "forklift"]
-    assert len({box.category_id for box in forklifts}) == 1
+    assert len(set(values_of(forklifts, "category_id"))) == 1
     ends = {
         row.objects[end].category
         for row in records
@@ -119,7 +120,7 @@ def test_free_nouns_get_relations_and_go_into_exports(grounded, tmp_path):
     assert "forklift" in ends
     export_run(out, "coco", tmp_path / "coco")
     instances = json.loads((tmp_path / "coco" / "instances_val.json").read_text())
-    ids = {category["name"]: category["id"] for category in instances["categories"]}
+    ids = dict(values_of(instances["categories"], "name", "id"))
     assert ids["forklift"] == forklifts[0].category_id >= 2**30
     given_ids = {
         box.category: box.category_id
@@ -147,9 +148,9 @@ def test_a_run_takes_the_captions_of_another_and_grounds_them(plain, grounded, h
     )
     assert RAN == ["tag"]
     assert "boxes of words" in lines[0]
-    assert [(row.objects, row.left_out) for row in records] == [
-        (row.objects, row.left_out) for row in grounded[1]
-    ]
+    assert values_of(records, "objects", "left_out") == values_of(
+        grounded[1], "objects", "left_out"
+    )
 
 
 def test_images_alone_are_labelled_without_a_class_list(world, tmp_path):
@@ -162,12 +163,11 @@ def test_images_alone_are_labelled_without_a_class_list(world, tmp_path):
     pipeline = Pipeline(load_recipe(GROUNDED))
     for row, graph in zip(records, pipeline.label(sorted((world / IMAGES).iterdir())), strict=True):
         assert graph.objects == row.objects
-        assert [(r.subject, r.predicate, r.object) for r in graph.record.relations] == [
-            (r.subject, r.predicate, r.object) for r in row.relations
-        ]
+        fields = ("subject", "predicate", "object")
+        assert values_of(graph.record.relations, *fields) == values_of(row.relations, *fields)
     first = records[0]
     [x, y, w, h] = first.objects[0].bbox
     image = world / IMAGES / first.file_name
     graph = pipeline(image, boxes=[[x, y, x + w, y + h]], classes=[first.objects[0].category])
     assert graph.objects[0].origin == "annotation"
-    assert first.objects[0].category not in {box.category for box in graph.objects[1:]}
+    assert first.objects[0].category not in set(values_of(graph.objects[1:], "category"))

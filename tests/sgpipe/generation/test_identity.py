@@ -74,7 +74,7 @@ CHANGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 ]
 
 
-def parts(seed: int = 0, **overrides: Any) -> dict[str, Any]:
+def parts(seed: int = 0, **overrides: object) -> dict[str, Any]:
     values: dict[str, Any] = {"seed": seed}
     for key, value in overrides.items():
         section, _, name = key.partition("__")

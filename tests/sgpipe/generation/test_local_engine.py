@@ -30,6 +30,7 @@ from sgpipe.storage.shards import read_file
 from sgpipe.utils.console import Progress
 from tests.integration.faults.runs import descendants, title_of
 from tests.integration.faults.stage import Stub
+from tests.values import values_of
 
 IMAGES = 8
 
@@ -108,6 +109,7 @@ class Counting(Stub):
         return super().__call__(records)
 
 
+@pytest.mark.slow
 def test_after_a_crash_the_models_are_loaded_once_for_each_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +121,7 @@ def test_after_a_crash_the_models_are_loaded_once_for_each_worker(
         Counting(),
     )
     assert sum(error is not None for error in errors.values()) == 1
-    assert {path.name for path in tmp_path.glob("copies-*")} <= {"copies-1", "copies-2"}
+    assert set(values_of(tmp_path.glob("copies-*"), "name")) <= {"copies-1", "copies-2"}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_what_an_interrupted_run_lacks_is_cut_as_the_whole_was(
 ) -> None:
     units = cut_units([WorkUnit("val", 0, rows)], max_rows, actors, rows)
     assert [row for unit in units for row in range(unit.start, unit.stop)] == list(range(rows))
-    assert max(unit.rows for unit in units) <= max_rows
+    assert max(values_of(units, "rows")) <= max_rows
     done = data.draw(st.integers(0, len(units) - 1))
     left = WorkUnit("val", units[done].start, rows)
     assert cut_units([left], max_rows, actors, rows) == units[done:]

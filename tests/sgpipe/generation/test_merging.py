@@ -34,6 +34,7 @@ from tests.sgpipe.generation.test_uniting import records
 from tests.sgpipe.sources import test_corrected
 from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.training.data.runs import cut_shards
+from tests.values import values_of
 
 
 def make_run(
@@ -42,7 +43,7 @@ def make_run(
     rows: int = 3,
     images: Any = "/nowhere",
     embedded: Any = False,
-    **header: Any,
+    **header: object,
 ) -> Path:
     folder = RunFolder(root)
     header = {"name": root.name, "identity": {"import": root.name}, **header}
@@ -61,7 +62,7 @@ def make_run(
     return root
 
 
-def merged(out: Path, *runs: Path, **options: Any) -> list[Record]:
+def merged(out: Path, *runs: Path, **options: object) -> list[Record]:
     merge_runs(runs, out, QUIET, **options)
     assert verify(out).problems == []
     return list(iter_records(out))
@@ -129,7 +130,7 @@ def test_images_are_matched_by_file_id_or_content(tmp_path):
         2,
     ]
     apart = merged(tmp_path / "file", one, two)
-    assert [(record.split, record.image_id) for record in apart] == [
+    assert values_of(apart, "split", "image_id") == [
         (s, n) for s in ("train", "train_2") for n in "01"
     ]
     run = Manifest.load(tmp_path / "file").run
@@ -194,7 +195,7 @@ def test_images_that_are_not_one_stay_apart(tmp_path):
     assert rows["val", "2"] == one[3]
     assert rows["train", "x"] == one[2]
     zeros = [row for (split, name), row in rows.items() if name == "0"]
-    assert sorted(zero.split for zero in zeros) == ["train", "train_2", "train_3"]
+    assert sorted(values_of(zeros, "split")) == ["train", "train_2", "train_3"]
     matched = Manifest.load(tmp_path / "out").run["matched"]
     assert matched == {
         "images": 8,
@@ -269,7 +270,7 @@ def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(
         "objects": ["person", "cup", "dog"],
         "relations": ["on"],
     }  # the larger run first
-    assert sorted(entry["import"] for entry in run["origin"]) == ["one", "two", "vg"]
+    assert sorted(values_of(run["origin"], "import")) == ["one", "two", "vg"]
 
 
 def test_a_calibration_is_of_one_tagger(tmp_path):
@@ -315,7 +316,7 @@ def correct(
 
 
 def predicates(record: Record) -> list[str]:
-    return sorted(relation.predicate for relation in record.relations)
+    return sorted(values_of(record.relations, "predicate"))
 
 
 def test_a_preferred_run_keeps_its_relations_alone_and_what_comes_back_is_counted(
@@ -351,14 +352,14 @@ def test_a_preferred_run_keeps_its_relations_alone_and_what_comes_back_is_counte
     assert "1 relation that a corrected run has no more" in notes
     assert "--prefer CORRECTED" in notes
     rows, notes = merge("preferred", corrected, original, other, prefer=corrected)
-    assert [predicates(row) for row in rows] == [["near"], [], ["under"]]
+    assert list(map(predicates, rows)) == [["near"], [], ["under"]]
     assert len(rows[0].objects) == 3
     assert "2 relations of other runs left out, as the preferred run has the image" in notes
     assert "has no more" not in notes
 
     merge("first", corrected, original, prefer=corrected)
     rows, _ = merge("later", tmp_path / "first", other)
-    assert [predicates(row) for row in rows] == [
+    assert list(map(predicates, rows)) == [
         ["behind", "near"],
         [],
         ["under"],

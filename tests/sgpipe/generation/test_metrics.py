@@ -18,6 +18,7 @@ from sgpipe.recipe import load_recipe
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.manifest import Manifest, ShardEntry, add_up
 from tests.sgpipe.generation.in_process import label, without_ray
+from tests.values import values_of
 
 IMAGES = 6
 SETTINGS = (
@@ -94,7 +95,7 @@ def test_gpus_are_in_the_log_and_the_manifest(
     assert lines.count("NOTE: tag continues without CUDA graphs: old driver") == 1
     assert any("; peak GPU memory: tag 4.0 GB" in line for line in lines)
     shards = Manifest.load(tmp_path / "out").shards
-    assert [shard_entry.gpus for shard_entry in shards] == [{"tag": use} for use in uses]
+    assert values_of(shards, "gpus") == [{"tag": use} for use in uses]
     assert [shard_entry.seconds.get("compilation", 0.0) for shard_entry in shards] == [
         40.0,
         0.0,
@@ -119,7 +120,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
             generate(folder / "run", "--metrics", file, "--limit", 4)
         for _ in range(2):
             generate(folder / "run", "--metrics", file)
-    return folder / "run", [json.loads(line) for line in file.read_text().splitlines()]
+    return folder / "run", list(map(json.loads, file.read_text().splitlines()))
 
 
 def test_the_last_line_of_each_part_has_the_totals_of_the_manifest(
@@ -128,7 +129,7 @@ def test_the_last_line_of_each_part_has_the_totals_of_the_manifest(
     root, lines = run
     ends = [line for line in lines if line["state"] == "finished"]
     summary = add_up(Manifest.load(root), 0, {})
-    assert [line["images"] for line in ends] == [4, 2, 0]
+    assert values_of(ends, "images") == [4, 2, 0]
     for name in ("images", "errors", "relations"):
         assert sum(line[name] for line in ends) == summary.counts[name]
     for stage, seconds in summary.seconds.items():
@@ -139,7 +140,7 @@ def test_the_last_line_of_each_part_has_the_totals_of_the_manifest(
         line for line in lines if line["state"] == "running"
     ]  # lines that come while it runs
     assert running[0]["queue"] + running[0]["images"] == 4
-    assert [line["elapsed"] for line in running] == sorted(line["elapsed"] for line in running)
+    assert values_of(running, "elapsed") == sorted(values_of(running, "elapsed"))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
@@ -149,4 +150,4 @@ def test_a_full_disk_is_one_warning(
     monkeypatch.setattr(metrics, "_SECONDS", 0.01)
     output = generate(tmp_path / "run", "--metrics", "/dev/full", "--limit", 2)
     assert output.count("no metrics in /dev/full (No space left on device); the run continues") == 1
-    assert sum(shard.rows for shard in Manifest.load(tmp_path / "run").shards) == 2
+    assert sum(values_of(Manifest.load(tmp_path / "run").shards, "rows")) == 2

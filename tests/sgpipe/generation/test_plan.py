@@ -20,6 +20,7 @@ from sgpipe.generation.engine import WorkUnit
 from sgpipe.generation.plan import Plan, _Labelled, _measured, _sample, print_plan
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.config_file import recipe_folder
+from tests.values import values_of
 
 GROUNDED = recipe_folder() / "miniworld" / "grounded.yaml"
 
@@ -65,7 +66,7 @@ def test_the_plan_of_simulated_workers_is_right(
     workers: int, load: float, cost: float, total: int, seed: int
 ) -> None:
     units = _sample([WorkUnit("all", 0, total)], 64, workers, seed)
-    rows = [unit.rows for unit in units]
+    rows = values_of(units, "rows")
     plan = _measured(
         total,
         0.0,
@@ -110,11 +111,11 @@ def test_a_sample_has_different_images_of_the_units(
 
 def test_a_sample_for_a_served_model_keeps_its_requests_under_way() -> None:
     units = [WorkUnit("all", 0, 5000)]
-    assert [unit.rows for unit in _sample(units, 1024, 2, 0, 256)] == [
-        256
-    ] * 4  # two for each worker: one warms up
-    assert [unit.rows for unit in _sample(units, 256, 2, 0, 256)] == [64] * 4
-    assert [unit.rows for unit in _sample(units, 64, 1, 0, 16)] == [22, 22, 20]
+    assert (
+        values_of(_sample(units, 1024, 2, 0, 256), "rows") == [256] * 4
+    )  # two for each worker: one warms up
+    assert values_of(_sample(units, 256, 2, 0, 256), "rows") == [64] * 4
+    assert values_of(_sample(units, 64, 1, 0, 16), "rows") == [22, 22, 20]
 
 
 def planned(

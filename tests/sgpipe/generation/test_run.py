@@ -24,6 +24,7 @@ from sgpipe.utils.console import Progress
 from tests.detections import make_coco
 from tests.sgpipe.generation.coco_runs import FEW, HIGHER, IMAGES, captioned, recipe, split
 from tests.sgpipe.generation.in_process import label, rows, without_ray
+from tests.values import values_of
 from tests.vlm_checkpoints import make_vlm
 
 pytestmark = pytest.mark.usefixtures("engine_of_test")
@@ -43,9 +44,7 @@ def test_every_image_is_a_row_missing_ones_are_error_rows_and_the_counts_add_up(
     records = rows(finished)
     summary, _ = label(recipe(coco, models), finished)  # nothing left to do
     listed = json.loads(coco.annotations.read_text())
-    assert [record.image_id for record in records] == [
-        str(image["id"]) for image in listed["images"]
-    ]
+    assert values_of(records, "image_id") == [str(image["id"]) for image in listed["images"]]
     assert summary.complete
     assert summary.counts["images"] == IMAGES
     assert summary.counts["boxes"] == len(listed["annotations"])
@@ -142,7 +141,7 @@ def test_a_limit_can_be_raised(finished, coco, models, tmp_path):
     for limit, images in ((3, 3), (8, 8), (None, IMAGES)):
         assert label(recipe(coco, models, limit=limit), out)[0].counts["images"] == images
         before = shards
-        shards = {shard.sha256 for shard in Manifest.load(out).shards}
+        shards = set(values_of(Manifest.load(out).shards, "sha256"))
         assert before < shards
     assert rows(out) == rows(finished)
 
@@ -183,9 +182,9 @@ def test_failed_rows_are_done_again_on_request(models, tmp_path):
         row for row in before if row.ok
     ]
     assert after[4].captions
-    assert {f"data/{path.name}" for path in (out / "data").iterdir()} == {
-        shard.file for shard in Manifest.load(out).shards
-    }
+    assert {f"data/{path.name}" for path in (out / "data").iterdir()} == set(
+        values_of(Manifest.load(out).shards, "file")
+    )
 
 
 def test_another_recipe_is_refused_and_leaves_the_ground_truth_of_the_run_as_it_is(
@@ -237,7 +236,7 @@ def test_two_splits_fill_one_folder(coco, models, tmp_path):
         label(recipe(coco, models, **{"source.splits": splits, "limit": limit}), out)
         loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
         assert {name: part.num_rows for name, part in loaded.items()} == expected
-    assert [record.split for record in rows(out)] == ["train"] * 5 + ["val"] * 3
+    assert values_of(rows(out), "split") == ["train"] * 5 + ["val"] * 3
 
 
 def labels(run_recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -299,11 +298,7 @@ def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
     images = tmp_path / "drawn" / DRAWN
     source = {"source.format": "folder", "source.splits": {"all": {"images": images}}}
     label(load_recipe("miniworld", source), tmp_path / "out")
-    labelled = [
-        (row.image_id, row.objects, row.captions, row.relations) for row in rows(tmp_path / "out")
-    ]
-    one_by_one = [graph.record for graph in Pipeline().label(sorted(images.iterdir()))]
-    assert labelled == [
-        (image.image_id, image.objects, image.captions, image.relations) for image in one_by_one
-    ]
+    labelled = values_of(rows(tmp_path / "out"), "image_id", "objects", "captions", "relations")
+    one_by_one = values_of(Pipeline().label(sorted(images.iterdir())), "record")
+    assert labelled == values_of(one_by_one, "image_id", "objects", "captions", "relations")
     assert sum(len(objects) for _, objects, _, _ in labelled) > 8

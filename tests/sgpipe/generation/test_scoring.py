@@ -22,6 +22,7 @@ from tests.clip_checkpoints import make_open_clip
 from tests.endpoint_server import EndpointServer, scripted
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
+from tests.values import values_of
 
 YES = math.exp(-0.25) / (math.exp(-0.25) + math.exp(-1.5))
 
@@ -98,7 +99,7 @@ def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_
     assert "5 relations scored, 1 without an image" in result.stdout
     assert list(iter_records(tmp_path / "scored")) == list(iter_records(run))
     scores = column(tmp_path / "scored")
-    assert [len(row) for row in scores] == [2, 1, 2, 0, 1]
+    assert list(map(len, scores)) == [2, 1, 2, 0, 1]
     assert scores[4] == [None]
     assert [entry["swapped"] is None for entry in scores[2]] == [
         True,
@@ -108,7 +109,7 @@ def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_
     clip_score = json.loads(stdout)["clip_score"]
     assert (clip_score["scored"], clip_score["unscored"]) == (5, 1)
     entries = [entry for row in scores for entry in row if entry]
-    assert clip_score["mean"] == pytest.approx(sum(entry["score"] for entry in entries) / 5)
+    assert clip_score["mean"] == pytest.approx(sum(values_of(entries, "score")) / 5)
     assert clip_score["first"] == sum(entry["rank"] == 1 for entry in entries) / 5
     assert clip_score["chance"] == pytest.approx(
         sum(1 / (entry["contrasts"] + 1) for entry in entries) / 5

@@ -19,6 +19,7 @@ from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, Files, make_coco
 from tests.endpoint_server import EndpointServer, scripted
 from tests.sgpipe.generation.in_process import label, rows
+from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("in_this_process", "no_pauses")
 
@@ -34,7 +35,7 @@ def caption(body: dict[str, Any]) -> list[str]:
     return [CAPTIONS[body["seed"] % 4]]
 
 
-def captioned(coco: Files, server: EndpointServer, **settings: Any) -> Recipe:
+def captioned(coco: Files, server: EndpointServer, **settings: object) -> Recipe:
     values = {
         "source.format": "coco", "source.splits": {"val": {"annotations": coco.annotations, "images": coco.images}},
         "caption": {"captioner": "tiny-vlm", "endpoint": server.url, "samples": 1},
@@ -53,7 +54,7 @@ def test_what_was_refused_is_asked_again_if_that_is_asked_for(coco: Files, tmp_p
         server.requests.clear()
         label(captioned(coco, server), tmp_path / "run", retry_failed=True)
         assert len(server.requests) == 3
-    assert all(row.ok for row in rows(tmp_path / "run"))
+    assert all(values_of(rows(tmp_path / "run"), "ok"))
 
 
 def test_answers_of_a_run_without_a_shard_are_kept(coco: Files, tmp_path: Path) -> None:

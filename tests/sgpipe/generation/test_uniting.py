@@ -31,9 +31,9 @@ def records(draw: st.DrawFn, name: str = "0") -> Record:
     record = scene(
         name, *(replace(box, attributes=[Attribute(f"of {n}")]) for n, box in enumerate(objects))
     )
-    record.captions = [
-        Caption(text) for text in draw(st.lists(st.sampled_from(["a man", "a dog"]), max_size=2))
-    ]
+    record.captions = list(
+        map(Caption, draw(st.lists(st.sampled_from(["a man", "a dog"]), max_size=2)))
+    )
     if record.captions:
         matched = draw(st.sampled_from([None, "person"]))
         record.triplets = [

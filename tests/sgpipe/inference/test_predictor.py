@@ -31,6 +31,7 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.utils.ray_cluster import start_ray
 from tests.sgpipe.training.trainings import IMAGES, recipe
+from tests.values import values_of
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +90,9 @@ def test_other_image_sizes_in_the_batch_change_nothing(drawn_run: Path) -> None:
 
 def test_hoi_predicts_only_persons_as_subjects(drawn_run: Path, network: Path) -> None:
     person = data_classes(drawn_run).objects.index("person")
-    pairs = [one.pairs for one in predicted(drawn_run, network, task="hoi")]
+    pairs = values_of(predicted(drawn_run, network, task="hoi"), "pairs")
     assert all(pair is not None and (pair.subject_labels == person).all() for pair in pairs)
-    fewer = [one.pairs for one in predicted(drawn_run, network, task="zero-shot hoi")]
+    fewer = values_of(predicted(drawn_run, network, task="zero-shot hoi"), "pairs")
     assert sum(len(predicted_pairs) for predicted_pairs in fewer if predicted_pairs) < sum(
         len(pair) for pair in pairs if pair
     )
@@ -121,14 +122,14 @@ def test_a_parquet_file_holds_the_best_triplets_by_name(
     assert len(rows) == IMAGES
     classes = data_classes(drawn_run)
     for row, one in zip(rows, predicted(drawn_run, network), strict=True):
-        scores = [triplet["score"] for triplet in row["triplets"]]
+        scores = values_of(row["triplets"], "score")
         assert scores == sorted(scores, reverse=True)
         assert scores == pytest.approx(
             np.sort(one.pairs.scores, axis=None)[::-1][:7].tolist(), abs=1e-4
         )
-        assert {triplet["predicate"] for triplet in row["triplets"]} <= set(classes.relations)
+        assert set(values_of(row["triplets"], "predicate")) <= set(classes.relations)
         assert [len(triplet["subject_box"]) for triplet in row["triplets"]] == [4] * 7
-    assert [path.name for path in out.parent.iterdir()] == ["predictions.parquet"]
+    assert values_of(out.parent.iterdir(), "name") == ["predictions.parquet"]
 
 
 def test_invalid_input_is_refused(

@@ -11,6 +11,7 @@ from sgpipe.records import Box, Caption, Record, Triplet
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.parse.stage import CaptionParser
 from sgpipe.utils.lemmas import verb_lemma
+from tests.values import values_of
 
 Sentences = list[tuple[Scene, SceneCaption]]
 
@@ -49,7 +50,7 @@ def understood(sentences: Sentences, request: pytest.FixtureRequest) -> list[set
             sentences, parser.parse(c.text for _, c in sentences), strict=True
         )
     ]
-    return [{statement(triplet) for triplet in record.triplets} for record in pair(records)]
+    return [set(map(statement, record.triplets)) for record in pair(records)]
 
 
 def statement(triplet: Triplet) -> Statement:
@@ -79,7 +80,7 @@ def test_every_composed_fact_is_stated_and_captions_are_distinct(sentences: Sent
     for scene, caption in sentences:
         by_scene.setdefault(id(scene), (scene, []))[1].append(caption)
     for scene, captions in by_scene.values():
-        assert len({caption.text for caption in captions}) == len(captions) <= 5
+        assert len(set(values_of(captions, "text"))) == len(captions) <= 5
         stated = {fact for caption in captions for fact in caption.facts}
         composed = [fact for fact in scene.facts if not fact.implied]
         assert set(composed[:5]) <= stated

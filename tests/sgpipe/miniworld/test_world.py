@@ -16,6 +16,7 @@ from sgpipe.sources.coco import read_coco
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.matching import HeadMatcher
 from sgpipe.stages.pair import read_prior
+from tests.values import values_of
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def load(folder: Path, name: str) -> dict:
 def statements(folder: Path) -> set[Statement]:
     stated = set()
     for graph in load(folder, "scene_graphs.json"):
-        names = {item["object_id"]: item["names"] for item in graph["objects"]}
+        names = dict(values_of(graph["objects"], "object_id", "names"))
         for relation in graph["relationships"]:
             stated.add(
                 (names[relation["subject_id"]], relation["predicate"], names[relation["object_id"]])
@@ -162,7 +163,7 @@ def test_invalid_arguments_and_other_files_are_refused(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             render_dataset(tmp_path / place, images, seed, split)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert values_of(tmp_path.iterdir(), "name") == ["thesis.txt"]
 
 
 def test_a_full_disk_is_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

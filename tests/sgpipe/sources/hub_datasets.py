@@ -32,14 +32,14 @@ def jpeg(color: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT), orientation: i
     return file.getvalue()
 
 
-def features(**columns: Any) -> datasets.Features:
+def features(**columns: object) -> datasets.Features:
     box = datasets.List(datasets.Value("float32"), length=4)
     label = datasets.ClassLabel(names=NAMES)
     objects = {"bbox": datasets.List(box), "category": datasets.List(label)}
     return datasets.Features({"image": datasets.Image(), "objects": objects, **columns})
 
 
-def row(number: int, **columns: Any) -> dict[str, Any]:
+def row(number: int, **columns: object) -> dict[str, Any]:
     objects = {"bbox": BOXES, "category": [0, 1, 2, 1]}
     return {
         "image": {"bytes": jpeg(number), "path": f"{number}.png"},

@@ -16,6 +16,7 @@ from sgpipe.records import Attribute, Box, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
 from tests.sgpipe.export.runs import imported
 from tests.sgpipe.stats.runs import make_shards
+from tests.values import values_of
 
 WIDTH = 12
 HEIGHT = 8
@@ -37,10 +38,9 @@ def boxes(draw: Callable[..., Any]) -> Box:
     ).reshape(HEIGHT, -1)
     segmentation = draw(st.sampled_from([None, rle(mask), [outline], [outline, outline]]))
     crowd = draw(st.booleans())
-    attributes = [
-        Attribute(name)
-        for name in draw(st.lists(st.sampled_from(["red", "a" * 300, "é"]), max_size=3))
-    ]
+    attributes = list(
+        map(Attribute, draw(st.lists(st.sampled_from(["red", "a" * 300, "é"]), max_size=3)))
+    )
     optional = {"attributes": attributes, "segmentation": segmentation and json.dumps(segmentation)}
     return Box(draw(st.sampled_from(NAMES)), 0, (x, y, w, h), crowd, **optional)
 
@@ -70,13 +70,13 @@ def round_trip(
     with TemporaryDirectory() as folder:
         run = make_shards(Path(folder) / "run", sorted(originals, key=lambda record: record.split))
         out = export_run(run, form, Path(folder) / "out").root
-        splits = sorted({record.split for record in originals})
+        splits = sorted(set(values_of(originals, "split")))
         return [
             r for split in splits for r in imported(source(out, split), out, Path(folder) / split)
         ]
 
 
-def bare(records: list[Record], **changes: Any) -> list[Record]:
+def bare(records: list[Record], **changes: object) -> list[Record]:
     """Records by split and id, with other values in their objects: what a form does not hold."""
     stripped = [
         replace(record, objects=[replace(box, category_id=0, **changes) for box in record.objects])
@@ -96,7 +96,7 @@ def svg_form(records: list[Record]) -> dict[str, Any]:
             things[str(100 - index)] = {
                 "name": box.category,
                 "bbox": [x, y, x + w, y + h],
-                "attributes": [attribute.name for attribute in box.attributes],
+                "attributes": values_of(box.attributes, "name"),
                 "segmentation": box.segmentation and json.loads(box.segmentation),
                 "relations": [
                     {"object": str(100 - item.object), "name": item.predicate} for item in stated

@@ -17,6 +17,7 @@ from sgpipe.sources.coco import coco_relations_source, coco_source, read_coco
 from sgpipe.sources.detections import MAX_CAPTIONS, write_detections
 from sgpipe.sources.opening import open_source
 from sgpipe.storage.source_index import SourceIndex
+from tests.values import values_of
 
 IMAGE = {"id": 1, "file_name": "1.jpg", "width": 100, "height": 50}
 DOG = {"id": 18, "name": "dog"}
@@ -66,7 +67,7 @@ def test_boxes_are_clipped_to_their_image(tmp_path):
     )
     index = index_of(tmp_path, [*map(box, corners)])
     [record] = index.records(0, 1)
-    assert [box.bbox for box in record.objects] == [
+    assert values_of(record.objects, "bbox") == [
         (10, 10, 20, 20),
         (0, 10, 15, 20),
         (0, 0, 100, 50),
@@ -76,21 +77,17 @@ def test_boxes_are_clipped_to_their_image(tmp_path):
 
 def test_duplicates_unknown_ids_and_crowds_are_counted(tmp_path):
     annotations = [
-        *(
-            box([1, 1, 5, 5], image_id="1"),
-            box([1, 1, 5, 5.001]),
-            box([1, 1, 5, 5], image_id=1.0, iscrowd=1),
-        ),
-        *(
-            box([1, 1, 5, 5], category_id=99),
-            box([1, 1, 5, 5], image_id=7),
-            {"bbox": [1, 2, 3, 4]},
-            "not an object",
-        ),
+        box([1, 1, 5, 5], image_id="1"),
+        box([1, 1, 5, 5.001]),
+        box([1, 1, 5, 5], image_id=1.0, iscrowd=1),
+        box([1, 1, 5, 5], category_id=99),
+        box([1, 1, 5, 5], image_id=7),
+        {"bbox": [1, 2, 3, 4]},
+        "not an object",
     ]
     index = index_of(tmp_path, annotations, images=[IMAGE, IMAGE | {"file_name": "again.jpg"}])
     (record,) = index.records(0, len(index))
-    assert [(b.category, b.category_id, b.iscrowd) for b in record.objects] == [
+    assert values_of(record.objects, "category", "category_id", "iscrowd") == [
         ("dog", 18, False),
         ("dog", 18, True),
     ]
@@ -115,7 +112,7 @@ def test_slices_keep_every_box_with_its_image(tmp_path, monkeypatch):
         assert [list(b.bbox) for b in record.objects] == [
             b["bbox"] for b in boxes if b["image_id"] == owner
         ]
-    assert [r.image_id for r in index.records(6, 8)] == ["6", "7"]
+    assert values_of(index.records(6, 8), "image_id") == ["6", "7"]
 
 
 def test_captions_are_attached_to_their_images_and_limited_whatever_their_order(tmp_path):
@@ -123,7 +120,10 @@ def test_captions_are_attached_to_their_images_and_limited_whatever_their_order(
     captions = [{"image_id": image, "caption": text} for image, text in texts]
     index = index_of(tmp_path, [], captions=captions)
     (record,) = index.records(0, 1)
-    assert ([c.text for c in record.captions], record.left_out) == (["a dog runs"], {"captions": 1})
+    assert (values_of(record.captions, "text"), record.left_out) == (
+        ["a dog runs"],
+        {"captions": 1},
+    )
     assert problems_of(index) == {"malformed": 1, "unlisted_captions": 1}
     captions = [{"image_id": 1, "caption": f"dog {i}"} for i in range(MAX_CAPTIONS + 50)]
     (one,), (other,) = (
@@ -131,7 +131,7 @@ def test_captions_are_attached_to_their_images_and_limited_whatever_their_order(
     )
     assert one.left_out == other.left_out == {"captions": 50}
     assert len(one.captions) == MAX_CAPTIONS
-    assert {c.text for c in one.captions} == {c.text for c in other.captions}
+    assert set(values_of(one.captions, "text")) == set(values_of(other.captions, "text"))
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories", "captions"])
@@ -162,7 +162,7 @@ def test_the_order_of_entries_changes_only_the_order_of_rows_and_boxes(tmp_path,
         rows = {
             (record.image_id, record.file_name): (
                 sorted((b.category, b.category_id, *b.bbox) for b in record.objects),
-                sorted(caption.text for caption in record.captions),
+                sorted(values_of(record.captions, "text")),
             )
             for record in index.records(0, len(index))
         }

@@ -22,6 +22,7 @@ from sgpipe.sources.opening import open_source
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.console import Progress
+from tests.values import values_of
 
 IMAGES = 60
 
@@ -48,7 +49,7 @@ class Dataset(NamedTuple):
 
     def part(self, start: int, stop: int) -> Dataset:
         images = self.instances["images"][start:stop]
-        ids = {image["id"] for image in images}
+        ids = set(values_of(images, "id"))
         boxes, captions = (
             [a for a in part["annotations"] if a["image_id"] in ids] for part in self
         )
@@ -117,8 +118,8 @@ def test_a_fault_is_named_once(dataset, tmp_path):
     instances = dataset.instances
     captions = dataset.captions["annotations"]
     boxes = (instances["annotations"], "category_id")
-    images = [image["id"] for image in instances["images"]]
-    categories = [category["id"] for category in instances["categories"]]
+    images = values_of(instances["images"], "id")
+    categories = values_of(instances["categories"], "id")
     for note, items, before, after in (
         (
             "if each caption were of the image before",

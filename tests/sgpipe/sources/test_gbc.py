@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,9 +17,10 @@ from tests.sgpipe.sources.scene_graph_files import (
     GRAPH,
     vertex,
 )
+from tests.values import values_of
 
 
-def gbc(folder: Path, *graphs: Any, lines: bool = True) -> list[Record]:
+def gbc(folder: Path, *graphs: object, lines: bool = True) -> list[Record]:
     path = folder / ("graphs.jsonl" if lines else "graphs.json")
     path.write_text("\n".join(map(json.dumps, graphs)) if lines else json.dumps(graphs))
     rows = imported(gbc_source(path, folder, "all"), folder, folder / "run")
@@ -58,8 +58,8 @@ def test_gbc_takes_sizes_and_names_from_images_and_addresses(tmp_path):
         "7.png",
         (20, 20, 40, 20),
     )
-    assert [row.image_id for row in rows] == ["a/1", "b/1", graphs_of_paths[-1]["img_url"]]
-    assert [row.ok for row in rows] == [True, True, False]
+    assert values_of(rows, "image_id") == ["a/1", "b/1", graphs_of_paths[-1]["img_url"]]
+    assert values_of(rows, "ok") == [True, True, False]
     assert "an earlier image has the file name 7.png, too" in rows[-1].error
 
 
@@ -74,7 +74,7 @@ def test_bad_graphs_of_gbc_are_error_rows(tmp_path):
     good, *failed = gbc(tmp_path, GRAPH, *bad)
     assert (good.ok, len(good.captions)) == (True, 4)
     assert len(failed) == 7
-    assert all(row.error for row in failed)
+    assert all(values_of(failed, "error"))
 
 
 def test_cut_lines_and_other_items_are_named(tmp_path):

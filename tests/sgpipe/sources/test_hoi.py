@@ -11,6 +11,7 @@ from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import HICO, VCOCO, hico_source, open_images_source, vcoco_source
 from sgpipe.sources.vocabulary import category_names, relation_names
+from tests.values import values_of
 
 MAN = {"bbox": [10, 20, 30, 60], "category_id": 1}
 BIKE = {"bbox": [0, 0, 100, 50], "category_id": 2}
@@ -30,11 +31,9 @@ HICO_PAIRS = {
         {"boxes_h": [], "boxes_o": [], "object": [], "verb": []},
     ],
     "filenames": ["HICO_train2015_00000001.jpg", "HICO_train2015_00000002.jpg"],
-    **{
-        "objects": ["wine_glass", "bicycle"],
-        "verbs": ["drink_with", "ride"],
-        "size": [[640, 480], [320, 240]],
-    },
+    "objects": ["wine_glass", "bicycle"],
+    "verbs": ["drink_with", "ride"],
+    "size": [[640, 480], [320, 240]],
 }
 VCOCO_ENDS = {
     "boxes_h": [MAN_BOX, MAN_BOX],
@@ -136,7 +135,7 @@ def test_boxes_become_objects_and_ids_become_names(tmp_path):
 def test_an_invalid_image_is_an_error_row(tmp_path, boxes, relations, reason):
     good = ([MAN, BIKE], [hoi(0, 1, 77)])
     imported = records(hico_source(write(tmp_path, good, (boxes, relations), good), "train"))
-    assert [record.status for record in imported] == ["ok", "error", "ok"]
+    assert values_of(imported, "status") == ["ok", "error", "ok"]
     assert reason in imported[1].error
     assert (imported[1].objects, imported[1].relations) == ([], [])
 
@@ -190,10 +189,8 @@ def test_both_formats_have_the_same_relations(oracle, hico_test):
     )
     by_id = {record.image_id: record for record in hico_test}
     assert len(hoia) == 300
-    assert all(record.ok for record in hoia)
-    assert [_facts(record) for record in hoia] == [
-        _facts(by_id[record.image_id]) for record in hoia
-    ]
+    assert all(values_of(hoia, "ok"))
+    assert list(map(_facts, hoia)) == [_facts(by_id[record.image_id]) for record in hoia]
 
 
 def _facts(record) -> Counter:
@@ -221,7 +218,7 @@ def test_equal_boxes_of_hico_pairs_are_one_object(tmp_path):
 def test_vcoco_pairs_get_the_names_of_sgpipe(tmp_path):
     (record,) = records(vcoco_source(save(tmp_path, VCOCO_PAIRS), "train"))
     assert (record.image_id, record.width) == ("165", 0)
-    assert [box.category for box in record.objects] == ["person", "bicycle"]
+    assert values_of(record.objects, "category") == ["person", "bicycle"]
     assert record.relations == [Relation(0, 1, "sit on/at"), Relation(0, 0, "talk on phone")]
 
 
@@ -269,7 +266,7 @@ def test_names_of_another_dataset_are_refused(tmp_path, content, open_source):
 
 
 def test_counts_of_the_real_files(oracle, hico_test):
-    assert all(record.ok for record in hico_test)
+    assert all(values_of(hico_test, "ok"))
     counts = [len(record.relations) for record in hico_test]
     assert (len(hico_test), counts.count(0), sum(counts)) == (9658, 112, 33405)
     path = oracle / "data/vcoco/fredzzhang_instances_vcoco_train.json"
@@ -301,10 +298,10 @@ def test_a_file_of_other_classes_is_read_with_their_list(tmp_path):
     imported = records(source)
     assert (source.dataset, set(source.files)) == ("hoia", {"annotations", "classes"})
     assert source.classes.relations == ("holding", "flying")
-    assert [[relation.predicate for relation in record.relations] for record in imported] == [
+    assert [values_of(record.relations, "predicate") for record in imported] == [
         ["holding", "flying"]
     ] * 4
-    assert {box.category for box in imported[0].objects} == {"person", "kite"}
+    assert set(values_of(imported[0].objects, "category")) == {"person", "kite"}
     with pytest.raises(UserError, match=r"are not those of .*hoi_classes\.json"):
         hico_source(drawn(tmp_path, (9,)), "train", classes)
     vcoco = vcoco_source(drawn(tmp_path, (1,)), "train", classes)
@@ -366,5 +363,5 @@ def test_only_the_given_classes_of_open_images_are_kept(tmp_path):
 )
 def test_an_invalid_image_of_open_images_is_an_error_row(tmp_path, change):
     imported = records(open_images_source(save(tmp_path, [VRD, VRD | change]), "test"))
-    assert [record.status for record in imported] == ["ok", "error"]
+    assert values_of(imported, "status") == ["ok", "error"]
     assert not imported[1].objects

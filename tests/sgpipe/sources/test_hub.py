@@ -42,12 +42,13 @@ from tests.sgpipe.sources.hub_datasets import (
     touch,
     write,
 )
+from tests.values import values_of
 
 TEST = "data/test-00000-of-00001.parquet"
 
 
 def read(
-    folder: Path, split: str = "train", form: str | None = None, **settings: Any
+    folder: Path, split: str = "train", form: str | None = None, **settings: object
 ) -> tuple[list[Record], dict[str, Any]]:
     """The records of a split, with boxes of this form, and the description of its index."""
     config = HubConfig.model_validate({"dataset": str(folder), **settings})
@@ -63,7 +64,7 @@ def boxes_of(record: Record) -> list[list[float]]:
 
 
 def classes_of(record: Record) -> list[tuple[str, int]]:
-    return [(box.category, box.category_id) for box in record.objects]
+    return values_of(record.objects, "category", "category_id")
 
 
 def test_a_dataset_that_states_everything(tmp_path):
@@ -74,7 +75,7 @@ def test_a_dataset_that_states_everything(tmp_path):
         features(**ids),
     )
     records, meta = read(tmp_path)
-    assert [record.image_id for record in records] == ["0", "7", "14", "21", "28"]
+    assert values_of(records, "image_id") == ["0", "7", "14", "21", "28"]
     boxes = [Box(NAMES[n], n, tuple(box)) for n, box in zip([0, 1, 2, 1], BOXES, strict=True)]
     assert records[3] == Record("21", "hub", "train", f"{TRAIN}#3", WIDTH, HEIGHT, boxes)
     assert meta["categories"] == NAMES
@@ -118,15 +119,13 @@ def test_objects_may_be_a_list_of_objects_whose_classes_are_words(tmp_path):
     ]
     write(tmp_path / "train.parquet", rows, kinds)
     records, _ = read(tmp_path)
-    assert [classes_of(record) for record in records] == [
+    assert list(map(classes_of, records)) == [
         [("zebra", 1), ("ant", 0)],
         [],
         [("ant", 0)],
     ]
-    assert [record.image_id for record in records] == ["0", "1", "2"]
-    assert {(record.width, record.height) for record in records} == {
-        (WIDTH, HEIGHT)
-    }  # the images say so
+    assert values_of(records, "image_id") == ["0", "1", "2"]
+    assert set(values_of(records, "width", "height")) == {(WIDTH, HEIGHT)}  # the images say so
 
 
 def test_columns_of_other_names_are_mapped_and_others_listed(tmp_path):
@@ -155,10 +154,8 @@ def test_columns_of_other_names_are_mapped_and_others_listed(tmp_path):
             read(tmp_path, columns=names)
     columns = {"image": "image", "id": "when", "captions": "says"}
     records, meta = read(tmp_path, columns=columns)
-    assert [(record.image_id, record.file_name) for record in records] == [
-        ("b", f"{TRAIN}#image:0")
-    ]
-    assert [caption.text for caption in records[0].captions] == ["a cat", "two dogs"]
+    assert values_of(records, "image_id", "file_name") == [("b", f"{TRAIN}#image:0")]
+    assert values_of(records[0].captions, "text") == ["a cat", "two dogs"]
     assert meta["problems"]["duplicate_images"] == 1
 
 
@@ -206,16 +203,16 @@ def test_images_and_boxes_that_cannot_be_used_are_error_rows(tmp_path):
     rows = [{**columns, "id": 1} for columns in (*rows, row(3) | {"objects": bad}, row(4))]
     write(tmp_path / TRAIN, rows, features(id=datasets.Value("int64")))
     records, _ = read(tmp_path)
-    assert [record.image_id for record in records] == [
+    assert values_of(records, "image_id") == [
         "0",
         "1",
         "2",
         "3",
         "4",
     ]  # ids that are not unique are none
-    assert [record.status for record in records] == ["ok", "error", "error", "error", "ok"]
+    assert values_of(records, "status") == ["ok", "error", "error", "error", "ok"]
     assert records[3].error == "source: it has 4 boxes and 1 class"
-    assert [boxes_of(record) for record in records] == [BOXES, [], [], [], BOXES]
+    assert list(map(boxes_of, records)) == [BOXES, [], [], [], BOXES]
 
 
 def test_sizes_that_nothing_states_are_those_that_datasets_shows(tmp_path):
@@ -247,7 +244,7 @@ def test_what_is_no_dataset_is_refused(tmp_path, monkeypatch):
 def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder = tmp_path / "cache/datasets--anna--set"
-    write(folder / "snapshots" / commit / TRAIN, [row(i) for i in range(3)])
+    write(folder / "snapshots" / commit / TRAIN, list(map(row, range(3))))
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -267,7 +264,7 @@ def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, m
 
 
 def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch, hub):  # noqa: F811 - a fixture
-    local = write(tmp_path / "train.parquet", [row(i) for i in range(3)])
+    local = write(tmp_path / "train.parquet", list(map(row, range(3))))
     hub.repositories["anna/set"] = {TRAIN: local.read_bytes(), TEST: b"", "README.md": b"# card"}
     monkeypatch.setattr(
         time, "sleep", lambda seconds: None
@@ -326,9 +323,9 @@ def test_gaps_are_counted_and_rows_without_boxes_stay(tmp_path):
         tmp_path / TRAIN, [row(0) | {"objects": objects} for objects in (gaps, None, empty)], kinds
     )
     records, meta = read(tmp_path)
-    assert [record.status for record in records] == ["ok"] * 3
-    assert [(box.category, box.iscrowd) for box in records[0].objects] == [("cat", True)]
-    assert [boxes_of(record) for record in records] == [[BOXES[0]], [], []]
+    assert values_of(records, "status") == ["ok"] * 3
+    assert values_of(records[0].objects, "category", "iscrowd") == [("cat", True)]
+    assert list(map(boxes_of, records)) == [[BOXES[0]], [], []]
     problems = {name: number for name, number in meta["problems"].items() if number}
     assert problems == {"malformed": 2, "unknown_category": 1, "crowd": 1}
 

@@ -24,6 +24,7 @@ from tests.sgpipe.export.runs import imported
 from tests.sgpipe.sources.hub_datasets import (
     jpeg,
 )
+from tests.values import values_of
 
 CATEGORIES = {
     "categories": [{"id": 1, "name": "dog"}, {"id": 7, "name": "ü" * 300}],
@@ -195,7 +196,7 @@ def test_bad_rows_are_error_rows(tmp_path):
             tmp_path, [ROW | {"image_id": number} | change for number, change in enumerate(changes)]
         )
     )
-    assert [row.ok for row in rows] == [True] + [False] * 5
+    assert values_of(rows, "ok") == [True] + [False] * 5
 
 
 def test_rows_need_images_or_names_and_all_files_the_columns(tmp_path):

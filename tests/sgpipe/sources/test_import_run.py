@@ -17,6 +17,7 @@ from sgpipe.sources.visual_genome import visual_genome_source
 from sgpipe.storage.manifest import Manifest, Summary
 from sgpipe.storage.shards import iter_records, read_file
 from sgpipe.utils.console import Progress
+from tests.values import values_of
 
 QUIET = Progress(Console(quiet=True))
 IMAGES = 1100  # three shards
@@ -43,7 +44,7 @@ def annotations(tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("vg")
     (folder / "images").mkdir()
-    items = [graph(number) for number in range(IMAGES)]
+    items = list(map(graph, range(IMAGES)))
     (folder / "scene_graphs_val.json").write_text(
         json.dumps([*items[:600], None, *items[600:], {"no": "id"}, items[5]])
     )
@@ -125,9 +126,7 @@ def test_a_killed_import_resumes(finished, annotations, tmp_path, monkeypatch, a
     assert len(Manifest.load(out).shards) == at
     assert run(annotations, out).problems == run(annotations, finished).problems
     assert rows(out) == rows(finished)
-    first, second = (
-        [shard.sha256 for shard in Manifest.load(root).shards] for root in (out, finished)
-    )
+    first, second = (values_of(Manifest.load(root).shards, "sha256") for root in (out, finished))
     assert first == second
 
 
@@ -151,7 +150,7 @@ def test_a_limit_can_be_raised_and_lost_shards_are_imported_again(finished, anno
     assert run(annotations, out, limit=700).counts["images"] == 700
     run(annotations, out)
     assert rows(out) == rows(finished)
-    assert [shard.start for shard in Manifest.load(out).shards] == [0, 100, 612, 700]
+    assert values_of(Manifest.load(out).shards, "start") == [0, 100, 612, 700]
     first, second, *_ = (out / shard.file for shard in Manifest.load(out).shards)
     first.unlink()
     os.truncate(second, 100)
@@ -192,7 +191,7 @@ def test_embedded_images_make_shards_self_contained(annotations, tmp_path):
         None,
     ]
     assert table["image"][1]["path"].as_py() == "1.jpg"
-    errors = [record.error for record in rows(out)]
+    errors = values_of(rows(out), "error")
     assert errors[:2] == [None, None]
     assert "is 60x90, the annotation says 90x60" in errors[2]
     assert "image file not found" in errors[4]

@@ -13,6 +13,7 @@ from sgpipe.errors import UserError
 from sgpipe.images import is_upright
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.label_studio import label_studio_source
+from tests.values import values_of
 
 WIDTH = 200
 HEIGHT = 100
@@ -32,7 +33,9 @@ ODD = st.recursive(
 )
 
 
-def region(number: int, name: str | None = "dog", x: float = 10, **changes: Any) -> dict[str, Any]:
+def region(
+    number: int, name: str | None = "dog", x: float = 10, **changes: object
+) -> dict[str, Any]:
     """A box of 20 x 10 pixels at 2 `x`, 50, as Label Studio 1.23 exports it."""
     value = {"x": x, "y": 50, "width": 10, "height": 10, "rotation": 0}
     value |= {"rectanglelabels": [] if name is None else [name]}
@@ -48,12 +51,12 @@ def region(number: int, name: str | None = "dog", x: float = 10, **changes: Any)
     }
 
 
-def link(first: int, second: int, *labels: str, **changes: Any) -> dict[str, Any]:
+def link(first: int, second: int, *labels: str, **changes: object) -> dict[str, Any]:
     ends = {"from_id": f"r{first}", "to_id": f"r{second}"}
     return {"type": "relation", **ends, "direction": "right", "labels": list(labels), **changes}
 
 
-def annotation(*results: Any, **changes: Any) -> dict[str, Any]:
+def annotation(*results: object, **changes: Any) -> dict[str, Any]:
     return {
         "id": 1,
         "completed_by": 1,
@@ -64,7 +67,7 @@ def annotation(*results: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
-def task(*results: Any, **changes: Any) -> dict[str, Any]:
+def task(*results: object, **changes: Any) -> dict[str, Any]:
     data = {"image": "/data/upload/1/0a1b2c3d-photo.jpg"}
     return {
         "id": 5,
@@ -75,7 +78,7 @@ def task(*results: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
-def read(folder: Path, *tasks: Any, **options: Any) -> tuple[list[Record], dict[str, int]]:
+def read(folder: Path, *tasks: object, **options: Any) -> tuple[list[Record], dict[str, int]]:
     path = folder / "project-1.json"
     path.write_text(json.dumps(tasks))
     problems: Counter[str] = Counter()
@@ -104,7 +107,7 @@ def test_the_direction_of_a_link_says_which_box_is_the_subject(tmp_path):
         task(region(1), region(2), link(1, 2, "on", direction=direction))
         for direction in directions
     ]
-    imported = [record.relations for record in read(tmp_path, *tasks)[0]]
+    imported = values_of(read(tmp_path, *tasks)[0], "relations")
     assert imported == [[Relation(*pair, "on") for pair in pairs] for pairs in directions.values()]
 
 
@@ -187,7 +190,7 @@ def test_of_several_annotations_the_ground_truth_counts_or_the_last_one(tmp_path
     imported, problems = read(
         tmp_path, task(annotations=[last, *earlier]), task(annotations=[last, true])
     )
-    assert [record.objects for record in imported] == [[box("cup")], [box()]]
+    assert values_of(imported, "objects") == [[box("cup")], [box()]]
     assert problems == {"further_annotations": 2}
 
 
@@ -227,7 +230,7 @@ def test_tasks_of_several_splits_are_read_one_at_a_time(tmp_path):
     for annotated in tasks:
         annotated["data"] |= {"width": 8, "height": 8}
     imported, problems = read(tmp_path, *tasks, split="val")
-    assert [(record.image_id, record.split) for record in imported] == [("0", "val"), ("2", "val")]
+    assert values_of(imported, "image_id", "split") == [("0", "val"), ("2", "val")]
     assert problems == {"other_splits": 1}
     for split, message in (
         (None, "has tasks of several splits"),
@@ -251,9 +254,7 @@ def test_files_are_found_by_the_address_of_the_image(tmp_path):
     imported, _ = read(
         tmp_path, *(task(region(1), data={"photo": name}) for name in names), image_field="photo"
     )
-    assert [(record.file_name, record.status) for record in imported] == [
-        (name, "ok") for name in names.values()
-    ]
+    assert values_of(imported, "file_name", "status") == [(name, "ok") for name in names.values()]
 
 
 def test_sizes_that_no_task_says_are_those_of_the_displayed_image(tmp_path):

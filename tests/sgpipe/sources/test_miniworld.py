@@ -22,6 +22,7 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from tests.sgpipe.sources.test_import_run import QUIET
+from tests.values import values_of
 
 CONFIG = MiniworldConfig(images=6, seed=3, split="test-compositional")
 
@@ -35,7 +36,7 @@ def miniworld(tmp_path_factory) -> MiniworldFiles:
 
 def facts(root: Path) -> list[Counter]:
     return [
-        Counter((r.subject, r.predicate, r.object) for r in record.relations)
+        Counter(values_of(record.relations, "subject", "predicate", "object"))
         for record in iter_records(root)
     ]
 
@@ -53,7 +54,7 @@ def test_shards_have_all_relations_and_the_composed_ones(miniworld):
     assert facts(miniworld.composed_relations) == true_facts(CONFIG, implied_too=False)
     for number, record in enumerate(iter_records(miniworld.all_relations)):
         scene = random_scene(CONFIG.seed, CONFIG.split, number)
-        assert [box.category for box in record.objects] == [thing.kind for thing in scene.things]
+        assert values_of(record.objects, "category") == values_of(scene.things, "kind")
         assert record.split == "test_compositional"
 
 

@@ -25,6 +25,7 @@ from tests.sgpipe.sources.scene_graph_files import (
     rle,
     round_trip,
 )
+from tests.values import values_of
 
 BOXES = (0, 0, 12, 8), (2, 1, 6, 4), (7, 3, 11, 8)  # xyxy, later ones on top of earlier ones
 IDS = np.zeros((HEIGHT, WIDTH), np.uint32)
@@ -44,7 +45,7 @@ for number, (left, top, right, bottom) in enumerate(BOXES):
     IDS[top:bottom, left:right] = 70_000 + number
 
 
-def psg(folder: Path, **changes: Any) -> Path:
+def psg(folder: Path, **changes: object) -> Path:
     """A psg.json of two images in `folder`, the second a test image without relations; `changes`:
     of the first.
     """
@@ -86,15 +87,15 @@ def psg(folder: Path, **changes: Any) -> Path:
 def test_psg_is_read_with_its_splits_and_masks(tmp_path):
     path = psg(tmp_path)
     (record,) = imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "train")
-    assert [box.category for box in record.objects] == ["grass-merged", "person", "dog"]
-    assert [box.bbox for box in record.objects] == [(0, 0, 12, 8), (2, 1, 4, 3), (7, 3, 4, 5)]
+    assert values_of(record.objects, "category") == ["grass-merged", "person", "dog"]
+    assert values_of(record.objects, "bbox") == [(0, 0, 12, 8), (2, 1, 4, 3), (7, 3, 4, 5)]
     assert [json.loads(box.segmentation) for box in record.objects] == [
         rle(70_000 + n == IDS) for n in range(3)
     ]
     assert record.relations == [Relation(1, 2, "in front of"), Relation(2, 2, "over")]
     (other,) = imported(psg_source(path, "test"), tmp_path, tmp_path / "test")
     assert (other.image_id, other.relations, other.objects[0].segmentation) == ("2", [], None)
-    assert [r.image_id for r in imported(psg_source(path, "all"), tmp_path, tmp_path / "all")] == [
+    assert values_of(imported(psg_source(path, "all"), tmp_path, tmp_path / "all"), "image_id") == [
         "1",
         "2",
     ]
@@ -105,7 +106,7 @@ def test_psg_is_read_with_its_splits_and_masks(tmp_path):
 def test_boxes_of_segments_come_from_any_outline(tmp_path):
     path = psg(tmp_path, annotations=[{"category_id": 0}] * 3)
     (record,) = imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "masks")
-    assert [box.bbox for box in record.objects] == [(0, 0, 12, 8), (2, 1, 4, 3), (7, 3, 4, 5)]
+    assert values_of(record.objects, "bbox") == [(0, 0, 12, 8), (2, 1, 4, 3), (7, 3, 4, 5)]
     polygon = [[2, 1, 6, 1, 6, 4], [3, 2, 7.5, 2, 4, 3]]
     runs = {"size": [8, 12], "counts": [17, 3, 5, 3, 68]}
     path = psg(
@@ -113,7 +114,7 @@ def test_boxes_of_segments_come_from_any_outline(tmp_path):
         annotations=[{"segmentation": segmentation} for segmentation in (polygon, runs, RUNS)],
     )
     (record,) = imported(psg_source(path, "train"), tmp_path, tmp_path / "run")
-    assert [box.bbox for box in record.objects] == [(2, 1, 5.5, 3), (2, 1, 2, 3), (2, 1, 4, 3)]
+    assert values_of(record.objects, "bbox") == [(2, 1, 5.5, 3), (2, 1, 2, 3), (2, 1, 4, 3)]
 
 
 RUNS = rle(IDS == 70_001)
@@ -154,7 +155,7 @@ def test_run_lengths_of_another_size_are_dropped_where_only_the_image_states_its
     }
     (tmp_path / "coco.json").write_text(json.dumps(content | {"annotations": annotations}))
     (record,) = imported(coco_source(tmp_path / "coco.json", "train"), tmp_path, tmp_path / "run")
-    assert [box.segmentation for box in record.objects] == [json.dumps(RUNS), None]
+    assert values_of(record.objects, "segmentation") == [json.dumps(RUNS), None]
     assert Manifest.load(tmp_path / "run").shards[0].counts["problem.segmentations"] == 1
 
 
@@ -167,7 +168,7 @@ def test_bad_segmentations_are_dropped_and_counted(tmp_path, outline):
     (record,) = imported(
         psg_source(psg(tmp_path, annotations=entries), "train"), tmp_path, tmp_path / "run"
     )
-    assert [box.segmentation for box in record.objects] == [None, json.dumps(RUNS), None]
+    assert values_of(record.objects, "segmentation") == [None, json.dumps(RUNS), None]
     assert Manifest.load(tmp_path / "run").shards[0].counts["problem.segmentations"] == 1
 
 
@@ -211,8 +212,8 @@ def test_panoptic_pngs_and_stuff_come_back(tmp_path):
         ["person", "dog"],
         ["grass-merged"],
     )
-    assert [segment["isthing"] for segment in content["data"][0]["segments_info"]] == [0, 1, 1]
-    assert [segment["area"] for segment in content["data"][0]["segments_info"]] == [
+    assert values_of(content["data"][0]["segments_info"], "isthing") == [0, 1, 1]
+    assert values_of(content["data"][0]["segments_info"], "area") == [
         96 - 12 - 20,
         12,
         20,

@@ -19,6 +19,7 @@ from tests.sgpipe.sources.scene_graph_files import (
     graphs,
     svg_form,
 )
+from tests.values import values_of
 
 THING = {"name": "dog", "bbox": [1, 2, 5, 6]}
 SIZE = {"width": 20, "height": 10}
@@ -58,7 +59,7 @@ def test_bad_objects_of_svg_make_an_error_row(tmp_path):
     )
     assert good.objects == [Box("dog", 0, (1, 2, 4, 4))]
     assert len(bad) == 7
-    assert all(row.error for row in bad)
+    assert all(values_of(bad, "error"))
 
 
 def test_svg_counts_relations_of_unknown_objects_and_refuses_other_forms(tmp_path):

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from tests.sgpipe.sources.scene_graph_files import (
     round_trip,
 )
 from tests.sgpipe.stats.runs import make_shards
+from tests.values import values_of
 
 h5py = pytest.importorskip("h5py")
 BAD_TABLES = {
@@ -37,7 +37,7 @@ BAD_TABLES = {
 }
 
 
-def vg150(folder: Path, **changes: Any) -> tuple[Path, Path, Path]:
+def vg150(folder: Path, **changes: object) -> tuple[Path, Path, Path]:
     """The files of VG150, `changes` in the HDF5. Of 8 images 1 has no boxes, 2 no relations; 5 to 7
     are for testing.
     """
@@ -81,7 +81,7 @@ def test_vg150_is_read_as_its_loader_reads_it(tmp_path, monkeypatch):
     (tmp_path / "VG_100K_2").mkdir()
     (tmp_path / "VG_100K_2/0.jpg").touch()
     rows = imported(vg150_source(*files, tmp_path, "all"), tmp_path, tmp_path / "all")
-    assert [row.image_id for row in rows] == [str(n) for n in range(8)]
+    assert values_of(rows, "image_id") == list(map(str, range(8)))
     assert rows[0].objects == [
         Box("dog", 1, (0.0, 125.0, 100.0, 50.0)),
         Box(
@@ -97,7 +97,7 @@ def test_vg150_is_read_as_its_loader_reads_it(tmp_path, monkeypatch):
 
     def ids(split: str) -> str:
         rows = imported(vg150_source(*files, tmp_path, split), tmp_path, tmp_path / split)
-        return "".join(row.image_id for row in rows)
+        return "".join(values_of(rows, "image_id"))
 
     assert (ids("val"), ids("test")) == ("034", "567")  # of 5,000, only these have relations
     with h5py.File(files[0], "r+") as file:
@@ -169,7 +169,7 @@ def test_numbered_splits_of_merged_runs_stay_on_their_side(tmp_path):
     ]
     run = make_shards(tmp_path / "run", originals)
     content = json.loads((export_run(run, "psg", tmp_path / "psg").root / "psg.json").read_text())
-    ids = {image["file_name"]: image["image_id"] for image in content["data"]}
+    ids = dict(values_of(content["data"], "file_name", "image_id"))
     assert len(set(ids.values())) == len(splits)
     test = [ids[f"{split}.jpg"] for split in ("test", "test_2", "val", "val_2")]
     assert content["test_image_ids"] == test
@@ -183,7 +183,7 @@ def test_numbered_splits_of_merged_runs_stay_on_their_side(tmp_path):
         returned = imported(
             psg_source(tmp_path / "psg/psg.json", split), tmp_path, tmp_path / f"in {split}"
         )
-        assert {record.file_name for record in returned} == {f"{name}.jpg" for name in names}
+        assert set(values_of(returned, "file_name")) == {f"{name}.jpg" for name in names}
     with pytest.raises(
         UserError,
         match="has no split 'x': pass --split train, test_2, train_2, val, val_2, test or all",
@@ -191,11 +191,9 @@ def test_numbered_splits_of_merged_runs_stay_on_their_side(tmp_path):
         psg_source(tmp_path / "psg/psg.json", "x")
     out = export_run(run, "vg150", tmp_path / "vg150").root
     listed = json.loads((out / "image_data.json").read_text())
-    assert len({image["image_id"] for image in listed}) == len(splits)
+    assert len(set(values_of(listed, "image_id"))) == len(splits)
     with h5py.File(out / "VG-SGG-with-attri.h5") as file:
-        sides = dict(
-            zip((image["file_name"] for image in listed), file["split"][()].tolist(), strict=True)
-        )
+        sides = dict(zip(values_of(listed, "file_name"), file["split"][()].tolist(), strict=True))
         assert file.attrs["validation_images"] == 2
     assert [name for name in sides if sides[name] == 2] == ["test.jpg", "test_2.jpg"]
     assert list(sides)[:2] == ["val.jpg", "val_2.jpg"]

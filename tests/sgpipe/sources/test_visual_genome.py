@@ -19,6 +19,7 @@ from sgpipe.sources.visual_genome import (
     remove_redundant,
     visual_genome_source,
 )
+from tests.values import values_of
 
 # the IoU of pixels is 0.7, not 69 / 99
 HERE = (0, 0, 99, 99)
@@ -60,7 +61,7 @@ def test_relations_by_id_and_inline_and_all_kinds_of_names():
     )
     assert not problems
     assert (record.image_id, record.file_name, record.width) == ("3", "3.jpg", 0)
-    assert [box.category for box in record.objects] == ["man", "hat", "Cat"]
+    assert values_of(record.objects, "category") == ["man", "hat", "Cat"]
     assert record.objects[0] == Box("man", 0, (1, 2, 3, 4))
     assert record.relations == [Relation(0, 1, "ON"), Relation(2, 0, "by")]
 
@@ -103,7 +104,7 @@ def test_attributes_are_kept_without_repetitions_and_objects_whatever_they_are()
         thing(number, attributes=attributes) for number, attributes in enumerate(attribute_lists)
     ]
     record, problems = read({"image_id": 1, "objects": things, "relationships": []})
-    names = [[attribute.name for attribute in box.attributes] for box in record.objects]
+    names = [values_of(box.attributes, "name") for box in record.objects]
     assert names == [["Shiny", "red"], ["red"], [], [], []]
     assert problems == {"malformed": 5}
 
@@ -199,7 +200,7 @@ def test_preprocessing_is_the_default_and_can_be_switched_off(genome, tmp_path):
     assert record.relations == [Relation(0, 1, "on"), Relation(0, 2, "on")]
     assert problems == {"repeated_relations": 1, "nameless": 1}
     record, problems = only(genome(preprocess=False))
-    assert [relation.predicate for relation in record.relations] == ["ON", "on", "on"]
+    assert values_of(record.relations, "predicate") == ["ON", "on", "on"]
     assert problems == {"nameless": 1}
     assert record.objects[0].category == "Man"
     (tmp_path / "aliases.txt").write_text("man,men\n")
@@ -241,9 +242,7 @@ def test_real_records_lose_only_counted_relations(oracle, tmp_path):
         file = data / f"vadbeg_relationships{suffix}.json"
         record, problems = only(visual_genome_source(file, tmp_path, "train", aliases=aliases))
         assert len(record.relations) == left == count - problems.total()
-        facts = [
-            (relation.subject, relation.object, relation.predicate) for relation in record.relations
-        ]
+        facts = values_of(record.relations, "subject", "object", "predicate")
         assert len(set(facts)) == len(facts)
         assert problems["repeated_relations"] > 0
 
@@ -270,15 +269,15 @@ def many(count: int, times: int) -> str:
         ),
         (  # of overlapping boxes
             [MAN, ("man", NEARLY), ("man", THERE), HAT],
-            *(
-                "0 wears 3, 1 wears 3, 2 wears 3, 1 has 3",
-                "0 wears 3, 2 wears 3, 1 has 3",
-                REDUNDANT,
-            ),
+            "0 wears 3, 1 wears 3, 2 wears 3, 1 has 3",
+            "0 wears 3, 2 wears 3, 1 has 3",
+            REDUNDANT,
         ),
         (  # of aliases, which keep their words
             [MAN, ("men", NEARLY), HAT, ("cap", THERE)],
-            *("1 wearing 3, 0 wears 2, 0 has 2", "1 wearing 3, 0 has 2", REDUNDANT),
+            "1 wearing 3, 0 wears 2, 0 has 2",
+            "1 wearing 3, 0 has 2",
+            REDUNDANT,
         ),
         (
             [MAN, HAT],

@@ -47,9 +47,7 @@ def test_names_have_the_official_ids() -> None:
         "camel",
     )  # corrected, and in lower case
     assert {name.lower().strip() for name in objects365.values()} == {*objects365.values()}
-    hico, vcoco, open_images = (
-        relation_names(dataset) for dataset in ("hico", "vcoco", "open_images")
-    )
+    hico, vcoco, open_images = map(relation_names, ("hico", "vcoco", "open_images"))
     assert (list(hico), list(vcoco), list(open_images)) == (
         list(range(1, 118)),
         list(range(29)),

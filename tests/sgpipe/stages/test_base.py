@@ -11,6 +11,7 @@ from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.stages import base
 from sgpipe.stages.base import ImageStage, IsolatedRunner, Stage, StageRunner, Usage
+from tests.values import values_of
 
 
 @dataclass
@@ -92,6 +93,6 @@ def test_a_process_of_its_own_reports_the_same_and_what_a_stage_raises_is_no_cra
         with pytest.raises(EOFError, match="the stage's own"):
             runner(records(1))
     processed, usage = runner(records(2))
-    assert all(record.ok for record in processed)
+    assert all(values_of(processed, "ok"))
     assert usage.gpus == {"tag": {"gpu": "H100", "memory": 5}}
     assert set(usage.seconds) == {"tag", "compilation"}

@@ -23,6 +23,7 @@ from sgpipe.stages.endpoint import (
     RequestCache,
 )
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
+from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
@@ -130,16 +131,16 @@ def test_nothing_but_the_key_comes_from_the_environment(monkeypatch: pytest.Monk
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another-server")
     with EndpointServer() as server:
         assert isinstance(ask(connect(server.url), question(1)), list)
-    assert "of-another-server" not in repr([dict(header) for header in server.headers])
+    assert "of-another-server" not in repr(list(map(dict, server.headers)))
 
 
 def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds() -> None:
     with EndpointServer() as server:
         server.most_choices = 1  # llama.cpp
         answer = ask(connect(server.url), question(7, n=4))
-    assert (len(answer), len({choice.text for choice in answer}) > 1) == (4, True)
+    assert (len(answer), len(set(values_of(answer, "text"))) > 1) == (4, True)
     assert [body.get("n", 1) for body in server.requests] == [4, 3, 2, 1]
-    assert len({body["seed"] for body in server.requests}) == 4
+    assert len(set(values_of(server.requests, "seed"))) == 4
 
 
 def test_a_server_that_rejects_n_is_asked_one_by_one() -> None:
@@ -167,7 +168,7 @@ def test_a_server_that_calls_the_limit_by_its_newer_name(tmp_path: Path) -> None
         )
         requests = list(map(question, range(8)))
         first = list(connect(server.url, cache=tmp_path).ask_all(requests))
-        assert [type(answer) for answer in first] == [list] * 8
+        assert list(map(type, first)) == [list] * 8
         assert server.requests[-1]["max_completion_tokens"] == 16
         asked = len(server.requests)
         assert list(connect(server.url, cache=tmp_path).ask_all(requests)) == first

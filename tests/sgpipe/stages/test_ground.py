@@ -23,6 +23,7 @@ from sgpipe.stages.detect import DetectedBoxes, DetectStage, Prepared, load_prom
 from sgpipe.stages.ground import GroundStage
 from sgpipe.stages.pair import PairStage
 from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino
+from tests.values import values_of
 
 SIZE = (64, 48)
 CPU = torch.device("cpu")
@@ -168,7 +169,7 @@ def test_a_found_word_is_an_object_after_the_given_ones(folder: Path) -> None:
     [alone] = stage(folder, boxes_of_words)(
         [record("puppy", "cone", "dog")]
     )  # without any classes, ids of COCO
-    assert [(box.category, box.category_id, box.phrase) for box in alone.objects] == [
+    assert values_of(alone.objects, "category", "category_id", "phrase") == [
         ("dog", 18, "puppy, dog")
     ]
 
@@ -178,7 +179,7 @@ def matched(ground: GroundStage, image: Record) -> list[tuple[str | None, str | 
     pairs = PairStage(load_recipe("folder").pair, "coco", ())
     pairs.setup()
     pairs(ground([image]))
-    return [(triplet.subject_category, triplet.object_category) for triplet in image.triplets]
+    return values_of(image.triplets, "subject_category", "object_category")
 
 
 def test_the_pair_stage_matches_free_nouns_by_their_heads(folder: Path) -> None:
@@ -266,7 +267,7 @@ def test_kept_boxes_are_those_of_a_greedy_search(folder: Path, data: st.DataObje
     turns = [sum(other[1] == row[1] for other in selected[:at]) for at, row in enumerate(selected)]
     chosen = sorted(sorted(range(len(selected)), key=lambda at: (turns[at], at))[:limit])
     grounded = image.objects[len(objects) :]
-    assert [(box.category, box.bbox) for box in grounded] == [
+    assert values_of(grounded, "category", "bbox") == [
         (selected[at][1], (x1, y1, x2 - x1, y2 - y1))
         for at in chosen
         for x1, y1, x2, y2 in [selected[at][2]]
@@ -288,7 +289,7 @@ def test_many_words_and_boxes_are_cut_and_counted(folder: Path) -> None:
     scripted = Scripted({"bird": grid + below, "cone": [((1, 1, 60, 40), 0.4)]})
     [image] = stage(folder, scripted)([record("bird", "cone")])
     assert (len(image.objects), image.left_out) == (50, {"words": 0, "grounded": 207})
-    assert [box.category for box in image.objects].count("cone") == 1
+    assert values_of(image.objects, "category").count("cone") == 1
     words = [f"thing{'abcdefghij'[n % 10]}{n}" for n in range(2000)]
     [many] = stage(folder, scripted)([record(*words, words[1500], "a" * 100)])
     assert scripted.asked[-1] == [words[1500], *words[:29]]  # what most captions say comes first
@@ -326,12 +327,10 @@ def test_images_are_prepared_in_threads_and_get_the_same_boxes(tmp_path: Path) -
             prepare(image),
         )[1]
         results.append(
-            [
-                done.objects
-                for done in ground_stage(
-                    [record("dog", "cup", name=f"{turn}.png") for turn in range(5)]
-                )
-            ]
+            values_of(
+                ground_stage([record("dog", "cup", name=f"{turn}.png") for turn in range(5)]),
+                "objects",
+            )
         )
         assert (threading.main_thread() in used) == (threads == 0)
     assert results[0] == results[1]

@@ -6,7 +6,6 @@ import random
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from typer.testing import CliRunner, Result
 
@@ -36,7 +35,7 @@ def scene(
     confidence.
     """
     stated = [Relation(r[0], r[2], r[1], r[3] if len(r) > 3 else None) for r in relations]
-    texts = [Caption(text) for text in captions]
+    texts = list(map(Caption, captions))
     return Record(
         image_id,
         dataset,
@@ -50,7 +49,7 @@ def scene(
     )
 
 
-def make_shards(root: Path, records: Sequence[Record], rows: int = 200, **run: Any) -> Path:
+def make_shards(root: Path, records: Sequence[Record], rows: int = 200, **run: object) -> Path:
     """A run without images; `run`: of the header of its manifest."""
     root.mkdir(parents=True)
     manifest = Manifest.create(root, {"name": "drawn", "fingerprint": "drawn", **run})
@@ -86,7 +85,7 @@ def labelled_records(count: int, seed: int = 0) -> list[Record]:
 
 
 def judgement_of(
-    question: PlannedQuestion, judgement: str | None = None, **values: Any
+    question: PlannedQuestion, judgement: str | None = None, **values: object
 ) -> Judgement:
     """Return an answer to a question of the plan "p", if nothing else is said."""
     line = {

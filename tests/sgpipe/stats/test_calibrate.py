@@ -104,7 +104,7 @@ def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
 
 
 def judgements(confidence, correct, images=None) -> JudgedRelations:
-    names = np.array(images or [str(n) for n in range(len(confidence))], object)
+    names = np.array(images or list(map(str, range(len(confidence)))), object)
     return JudgedRelations(
         np.array(confidence), np.array(correct, bool), names, np.ones(len(confidence))
     )

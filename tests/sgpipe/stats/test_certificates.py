@@ -20,6 +20,7 @@ from sgpipe.storage.judgements import CERTIFICATE, JUDGEMENTS, JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import read_file, shard_name, write_shard
 from tests.sgpipe.stats.runs import invoke, judgement_of, make_shards, scene
+from tests.values import values_of
 
 RUN = "drawn"  # the fingerprint of such a run
 RIGHT = {"judgement": "right"}
@@ -171,7 +172,9 @@ def run(tmp_path_factory):
     for number in range(3):
         records.append(scene(f"rare{number}", [(0, "riding", 1, 0.5)]))
         right[f"rare{number}", 0, 1, "riding"] = True
-    return make_shards(tmp_path_factory.mktemp("certificates") / "run", records), right
+    root = make_shards(tmp_path_factory.mktemp("certificates") / "run", records)
+    with open_run(root):  # the index, which copies of the run have, too
+        return root, right
 
 
 @pytest.fixture
@@ -185,7 +188,7 @@ def answer(
     """Answer all open questions; returns how many."""
     log = JudgementLog(root / JUDGEMENTS, RUN)
     answered = 0
-    known = {state.key for state in log.current()}
+    known = set(values_of(log.current(), "key"))
     for plan in list(log.plans.values()):
         for question in plan.questions:
             if question.key in known:
@@ -221,9 +224,7 @@ def test_certify_verify_and_export(copy, tmp_path):
         "sample of" not in invoke("stats", root, "--judgements", "own").output
     )  # no table of no other plans
     certificate = json.loads((root / CERTIFICATE).read_text())
-    thresholds = {
-        certified["predicate"]: certified["threshold"] for certified in certificate["sets"]
-    }
+    thresholds = dict(values_of(certificate["sets"], "predicate", "threshold"))
     assert thresholds
     assert "near" not in thresholds
     assert certificate["people"].keys() == {"anna"}
@@ -238,7 +239,7 @@ def test_certify_verify_and_export(copy, tmp_path):
     kinds = [(certified["predicate"], certified["confidence"]) for row in rows for certified in row]
     assert {predicate for predicate, _ in kinds} == set(thresholds)
     assert all(confidence >= np.float32(thresholds[predicate]) for predicate, confidence in kinds)
-    assert len(kinds) == sum(certified["relations"] for certified in certificate["sets"])
+    assert len(kinds) == sum(values_of(certificate["sets"], "relations"))
     assert "certify a precision of each predicate of at least 0.9" in " ".join(
         (out / "README.md").read_text().split()
     )
@@ -418,7 +419,7 @@ def test_a_run_that_has_changed_since(copy):
     root, right = copy
     certify(root, right, "--precision", "0.9", rounds=1)
     manifest = Manifest.load(root)
-    start = sum(shard.rows for shard in manifest.shards)
+    start = sum(values_of(manifest.shards, "rows"))
     more = [scene(f"new{number}", [(0, "on", 1, 0.7)]) for number in range(50)]
     manifest.commit(write_shard(root, shard_name("val", start, start + 50), "val", start, more, {}))
     [old] = JudgementLog(root / JUDGEMENTS, RUN).plans.values()
@@ -481,7 +482,7 @@ def test_another_process_makes_the_same_round(copy):
         shutil.copytree(root, root.parent / name)
         certify(root.parent / name, right, "--precision", "0.9", rounds=4)
         log = JudgementLog(root.parent / name / JUDGEMENTS, RUN)
-        lines.append([(plan.plan, plan.strata, plan.questions) for plan in log.plans.values()])
+        lines.append(values_of(log.plans.values(), "plan", "strata", "questions"))
     assert lines[0] == lines[1]
     keys = [question.key for _, _, questions in lines[0] for question in questions]
     assert len(set(keys)) == len(keys) > 100  # without replacement

@@ -9,6 +9,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import Box, Record
 from sgpipe.stats.doubts import IMPROBABLE, PROBABLE, find_doubts, plan_doubts
 from tests.sgpipe.stats.runs import invoke, make_shards, scene
+from tests.values import values_of
 
 RIDER = Box("person", 1, (110, 40, 50, 110))
 HORSE = Box("horse", 2, (80, 90, 120, 110))
@@ -85,7 +86,7 @@ def test_the_report_lists_doubts_and_a_plan_asks_about_both_kinds_in_turn(tmp_pa
     assert "3 of 6 annotated relations of persons improbable" in printed
     assert "likely missing: 3 pairs that nobody annotated" in printed
     doubts = json.loads(invoke("stats", run, "--doubts", "2", "--json").stdout)["doubts"]
-    assert [doubt["predicate"] for doubt in doubts["improbable"]] == ["holding"] * 2
+    assert values_of(doubts["improbable"], "predicate") == ["holding"] * 2
     plan = plan_doubts(find_doubts(run, 2), "drawn", "anna")
-    assert [question.stratum for question in plan.questions] == [0, 1, 0, 1]
-    assert [stratum.relations for stratum in plan.strata] == [2, 2]
+    assert values_of(plan.questions, "stratum") == [0, 1, 0, 1]
+    assert values_of(plan.strata, "relations") == [2, 2]

@@ -19,6 +19,7 @@ from sgpipe.storage.index import open_run
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.config_file import parse_set
 from tests.sgpipe.stats.runs import CUP, PERSON, make_shards, scene
+from tests.values import values_of
 
 UP = Box("cup", 3, (10, 10, 20, 20))
 DOWN = Box("table", 4, (10, 100, 60, 40))
@@ -85,7 +86,7 @@ def test_each_check_finds_what_it_is_for_and_nothing_else(tmp_path):
         }
         assert check.count == len(wanted)
         assert check.share == check.count / check.total < 0.5
-        assert {example.image_id: example.text for example in check.examples} == wanted
+        assert dict(values_of(check.examples, "image_id", "text")) == wanted
 
 
 def test_datasets_with_other_classes(tmp_path):
@@ -102,7 +103,7 @@ def test_datasets_with_other_classes(tmp_path):
     check = check_run(tmp_path / "many", [record for record in records for _ in range(3)])[
         "uneven_classes"
     ]
-    assert [example.text for example in check.examples] == [
+    assert values_of(check.examples, "text") == [
         f"{n}: 16.7% of one, 0.0% of another" for n in ("car", "bus")
     ]
     assert check.count == 120
@@ -161,7 +162,7 @@ def annotated(request, tmp_path_factory) -> Callable[[], tuple[dict, dict]]:
 
 def records_of(folder: Path, instances: dict, captions: dict, shift: int = 0) -> list[Record]:
     """The records of COCO's files, with the captions of other images if there is a `shift`."""
-    images = [entry["id"] for entry in instances["images"]]
+    images = values_of(instances["images"], "id")
     owner = dict(zip(images, np.roll(images, -shift).tolist(), strict=True))
     for entry in captions["annotations"]:
         entry["image_id"] = owner.get(entry["image_id"], entry["image_id"])
@@ -202,7 +203,7 @@ def test_captions_of_other_images_are_named(annotated, tmp_path):
 
 def test_boxes_with_the_names_of_other_classes_are_named(annotated, tmp_path):
     instances, captions = annotated()
-    ids = [category["id"] for category in instances["categories"]]
+    ids = values_of(instances["categories"], "id")
     following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
     for annotation in instances["annotations"]:
         annotation["category_id"] = following[annotation["category_id"]]

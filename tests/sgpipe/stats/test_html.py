@@ -15,6 +15,7 @@ from sgpipe.viz import Line, Plot
 from tests.sgpipe.stats.forms import assert_forms_agree
 from tests.sgpipe.stats.runs import PERSON, invoke, judge, labelled_records, make_shards, scene
 from tests.sgpipe.training.data.runs import make_run, plain_record
+from tests.values import values_of
 
 EVIL = "<script>alert('&')</script>"
 
@@ -72,7 +73,7 @@ def test_findings_follow_from_the_measures(tmp_path):
     bad[2].fail("load", "gone")
     findings = Audit(measure(make_shards(tmp_path / "bad", bad))).findings
     training = [finding for finding in findings if finding.question == "Can I train on it?"]
-    assert [finding.grade for finding in training] == ["fair", "fair"]
+    assert values_of(training, "grade") == ["fair", "fair"]
     assert "20% of the images are error rows" in training[0].text
     assert "objects related to themselves (100.0% of relations)" in training[1].text
     none = Audit(
@@ -228,4 +229,4 @@ def test_the_sheet_is_an_image_with_a_card_for_each_image(tmp_path):
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 2 * 480
         assert sheet.height > 2 * 320
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "sheet.png"]
+    assert sorted(values_of(tmp_path.iterdir(), "name")) == ["run", "sheet.png"]

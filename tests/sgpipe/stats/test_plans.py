@@ -28,6 +28,7 @@ from sgpipe.storage.judgements import (
 )
 from sgpipe.view.search import Filters, select_relations
 from tests.sgpipe.stats.runs import invoke, judge, judgement_of, make_shards, scene
+from tests.values import values_of
 
 RUN = "drawn"  # the fingerprint of such a run
 
@@ -72,11 +73,11 @@ def say(log: JudgementLog, question: PlannedQuestion, judgement: str, **values: 
 
 def test_bands_get_equal_shares_in_random_order(population):
     strata, questions = draw(*population, "bands", 65)
-    assert [(s.name, s.relations, s.sampled) for s in strata] == [
+    assert values_of(strata, "name", "relations", "sampled") == [
         ("none", 5, 5), ("0.10 to 0.20", 40, 30), ("0.50 to 0.70", 300, 30)
     ]  # fmt: skip
-    assert len({question.key for question in questions}) == 65
-    assert len({question.stratum for question in questions[:15]}) > 1
+    assert len(set(values_of(questions, "key"))) == 65
+    assert len(set(values_of(questions[:15], "stratum"))) > 1
     one = questions[0]
     assert (one.subject_category, one.object_category) == ("person", "dog")
     assert draw(*population, "bands", 65) == (strata, questions)
@@ -98,7 +99,7 @@ def test_every_relation_of_a_stratum_is_drawn_equally_often(population):
 
 def test_predicates_are_strata_and_the_rare_ones_are_one(population):
     strata, questions = draw(*population, "predicates", 30)
-    assert [(s.name, s.predicate, s.relations, s.sampled) for s in strata] == [
+    assert values_of(strata, "name", "predicate", "relations", "sampled") == [
         ("on", "on", 145, 10), ("at", "at", 100, 10), ("other predicates", None, 100, 10)
     ]  # fmt: skip
     assert all(strata[q.stratum].predicate in (q.predicate, None) for q in questions)

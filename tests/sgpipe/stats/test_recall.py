@@ -15,6 +15,7 @@ from sgpipe.stats.recall import measure_recall, recapture
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from tests.sgpipe.stats.runs import invoke, make_shards, scene
 from tests.sgpipe.view.gallery_run import open_client
+from tests.values import values_of
 
 SECRET = "levitating above"  # a predicate of the run that nobody else utters
 IMAGES = 60
@@ -143,7 +144,7 @@ def test_nothing_of_the_labels_reaches_the_page_or_its_answers(client):
 def test_boxes_of_a_question_stand_for_all_pairs_of_the_image(client):
     draw(client, boxes=2, count=5)
     asked = question(client)
-    indices = [item["index"] for item in asked["question"]["objects"]]
+    indices = values_of(asked["question"]["objects"], "index")
     assert len(indices) == 2
     other = next(index for index in range(4) if index not in indices)
     assert (
@@ -151,7 +152,7 @@ def test_boxes_of_a_question_stand_for_all_pairs_of_the_image(client):
         in answer(client, asked, [(indices[0], "on", other)], status=400)["error"]
     )
     plan = client.app.state.freshness.viewer.judgements.recall_plans["r"]
-    assert {item.weight for item in plan.questions} == {6.0}
+    assert set(values_of(plan.questions, "weight")) == {6.0}
 
 
 def test_what_is_no_answer_and_plans_that_cannot_be_drawn_are_refused(client, run):

@@ -20,6 +20,7 @@ from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.shards import VLM_SCORE, read_file, write_copy
 from tests.sgpipe.stats.forms import assert_forms_agree
 from tests.sgpipe.stats.runs import invoke, judge, make_shards, scene
+from tests.values import values_of
 
 TRUE = [scene(str(n), [(0, "holding", 2), (1, "near", 2)]) for n in range(20)]
 
@@ -56,7 +57,7 @@ def test_thresholds_that_reach_a_precision(runs):
     assert compare(*runs, 0.2, 0.8).suggested.threshold == pytest.approx(0.9)
     rows = {row.predicate: row for row in comparison.predicates}
     assert rows["holding"].suggested is rows["near"].suggested is rows["under"].suggested is None
-    rows = {row.predicate: row.suggested for row in compare(*runs, 0.2, 0.6).predicates}
+    rows = dict(values_of(compare(*runs, 0.2, 0.6).predicates, "predicate", "suggested"))
     assert (rows["holding"].kept, rows["near"].kept, rows["under"]) == (
         20,
         10,

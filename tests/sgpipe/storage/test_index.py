@@ -23,6 +23,7 @@ from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, read_file, shard_name, 
 from sgpipe.utils.console import Progress
 from sgpipe.view.search import Filters, queues, search
 from tests.sgpipe.training.data.runs import make_records, make_run, plain_record
+from tests.values import values_of
 
 QUIET = Progress(Console(quiet=True))
 
@@ -114,7 +115,7 @@ def test_rows_that_were_processed_again_replace_the_earlier_ones(tmp_path: Path)
     index = Index(tmp_path, QUIET)
     add(tmp_path, [plain_record(str(number), "under") for number in range(3)], 0, revision=1)
     index = newer(index)
-    predicates = {hit.image_id: hit.predicate for hit in search(index, Filters())[0]}
+    predicates = dict(values_of(search(index, Filters())[0], "image_id", "predicate"))
     assert predicates == dict.fromkeys("012", "under") | dict.fromkeys("345", "on")
     assert index.vocabulary.predicates == ("on", "under")
 
@@ -132,7 +133,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_shown(tmp_path: Path, damage: 
     index = Index(tmp_path, QUIET)
     [problem] = index.problems
     assert shard_name("train", 3, 6) in problem
-    assert {hit.image_id for hit in search(index, Filters())[0]} == set("012678")
+    assert set(values_of(search(index, Filters())[0], "image_id")) == set("012678")
     assert read_record(index, "train", "4") is None
     shard.write_bytes(data_bytes)
     index = newer(index)
@@ -150,7 +151,7 @@ def test_values_beyond_their_types_leave_out_a_shard_or_find_no_box(tmp_path: Pa
     index = Index(tmp_path, QUIET)
     [problem] = index.problems
     assert path.name in problem
-    assert [(hit.image_id, hit.subject_category) for hit in search(index, Filters())[0]] == [
+    assert values_of(search(index, Filters())[0], "image_id", "subject_category") == [
         ("2", "person"),
         ("3", None),
     ]
@@ -211,7 +212,7 @@ def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
 
 
 def test_images_in_shards_are_read(tmp_path: Path) -> None:
-    make_run(tmp_path, [plain_record(name) for name in "abc"], embedded=True)
+    make_run(tmp_path, list(map(plain_record, "abc")), embedded=True)
     index = Index(tmp_path, QUIET)
     data = [read_embedded(index, "train", name) for name in "abc"]
     assert all(data)
@@ -235,7 +236,7 @@ def test_a_scored_run_is_ordered_by_clip_score_though_cosines_may_be_negative(
     order = Filters(order="clip_score")
     first, after = search(index, order, limit=6)
     second, _ = search(index, order, after, limit=6)
-    assert [hit.clip_score for hit in first + second] == pytest.approx(cosines[:12])
+    assert values_of(first + second, "clip_score") == pytest.approx(cosines[:12])
 
 
 def test_vlm_scores_order_relations_and_list_those_that_they_doubt(tmp_path: Path) -> None:
@@ -243,14 +244,14 @@ def test_vlm_scores_order_relations_and_list_those_that_they_doubt(tmp_path: Pat
     index = scored(tmp_path, VLM_SCORE, pa.array(scores, pa.list_(pa.float32())))
     assert (index.has_vlm_scores, index.scored) == (True, False)
     hits = search(index, Filters(order="vlm_score"))[0]
-    assert [hit.vlm_score for hit in hits] == pytest.approx([0.2, 0.4, 0.5, 0.6, 0.9, None])
+    assert values_of(hits, "vlm_score") == pytest.approx([0.2, 0.4, 0.5, 0.6, 0.9, None])
     [queue] = [queue for queue in queues(index) if queue.key == "low_vlm_score"]
     assert queue.count == 2
     doubted = search(index, Filters(queue="low_vlm_score", order="vlm_score"))[0]
-    assert [hit.image_id for hit in doubted] == ["1", "4"]
+    assert values_of(doubted, "image_id") == ["1", "4"]
     add(tmp_path, [plain_record("6")], 6)
     index = newer(index)
-    assert [hit.vlm_score for hit in search(index, Filters(order="vlm_score"))[0][-2:]] == [
+    assert values_of(search(index, Filters(order="vlm_score"))[0][-2:], "vlm_score") == [
         None,
         None,
     ]

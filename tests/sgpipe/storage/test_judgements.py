@@ -21,6 +21,7 @@ from sgpipe.storage.judgements import (
     RelationState,
     SamplingPlan,
 )
+from tests.values import values_of
 
 RUN = "f" * 16
 KEY = RelationKey("val", "7", 0, 1, "on")
@@ -56,7 +57,7 @@ def log(tmp_path: Path) -> JudgementLog:
 
 
 def states(log: JudgementLog) -> dict[RelationKey, str]:
-    return {state.key: state.state for state in log.current()}
+    return dict(values_of(log.current(), "key", "state"))
 
 
 def test_what_is_appended_is_read_back_and_a_repeated_id_is_not_written(log):
@@ -178,12 +179,12 @@ def test_a_file_that_was_replaced_is_read_anew(log):
     rest.write_bytes(log.file.read_bytes().splitlines(keepends=True)[1])
     os.replace(rest, log.file)
     log.reload()
-    assert [key.image_id for key in states(log)] == ["2"]
+    assert values_of(states(log), "image_id") == ["2"]
     log.file.write_text(
         "".join(line(key=KEY._replace(image_id=str(n))).model_dump_json() + "\n" for n in range(3))
     )
     log.reload()  # in place
-    assert [key.image_id for key in states(log)] == ["0", "1", "2"]
+    assert values_of(states(log), "image_id") == ["0", "1", "2"]
     log.file.unlink()
     log.reload()
     assert not states(log)
@@ -229,10 +230,8 @@ def test_several_logs_and_threads_lose_and_repeat_nothing(tmp_path):
     parts = [(log, answers[start : start + 40]) for log in logs for start in (0, 20)]
     with ThreadPoolExecutor(len(parts)) as threads:
         list(threads.map(send, *zip(*parts, strict=True)))
-    written = [
-        Judgement.model_validate_json(text) for text in logs[0].file.read_text().splitlines()
-    ]
-    assert sorted(judgement.id for judgement in written) == sorted(answer.id for answer in answers)
+    written = list(map(Judgement.model_validate_json, logs[0].file.read_text().splitlines()))
+    assert sorted(values_of(written, "id")) == sorted(values_of(answers, "id"))
     for log in logs:
         log.reload()
         assert states(log) == {answer.key: "right" for answer in answers}
@@ -292,7 +291,9 @@ def test_plans_that_contradict_themselves_are_refused():
     for wrong in (
         *({"questions": each} for each in ([], [PlannedQuestion(*KEY, "cat", "sofa", 0.05, 1)])),
         {"strata": [PlanStratum(name="", relations=0, sampled=1)]},
-        *({"seed": -1}, {"kind": "other"}, {"kind": "certificate"}),
+        {"seed": -1},
+        {"kind": "other"},
+        {"kind": "certificate"},
     ):
         with pytest.raises(ValidationError):
             plan(**wrong)

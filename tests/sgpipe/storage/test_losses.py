@@ -26,6 +26,7 @@ from sgpipe.storage.losses import (
 )
 from tests.detections import make_coco
 from tests.sgpipe.stats.runs import make_shards, scene
+from tests.values import values_of
 
 SOURCES = Path(__file__).parents[3] / "sgpipe/sources"
 DOCUMENT = Path(__file__).parents[3] / "docs/faults.md"
@@ -46,7 +47,7 @@ def test_whatever_a_source_counts_is_a_loss_or_a_remark() -> None:
 
 def test_the_documented_table_has_every_kind_of_loss() -> None:
     table = DOCUMENT.read_text(encoding="utf-8")
-    texts = [*LEFT_OUT.values(), *(kind.text for kind in SOURCE_LOSSES.values())]
+    texts = [*LEFT_OUT.values(), *values_of(SOURCE_LOSSES.values(), "text")]
     assert [text for text in texts if f"| {text} |" not in table] == []
     assert _ROW_LOSSES.keys() == LEFT_OUT.keys()
 
@@ -73,7 +74,7 @@ def test_what_stages_leave_out_is_worth_a_note_by_the_same_rule(name: str) -> No
 
 
 def invoke(*words: object) -> Any:
-    result = CliRunner().invoke(app, [str(word) for word in words])
+    result = CliRunner().invoke(app, list(map(str, words)))
     assert result.exit_code == 0, result.output
     return result
 
@@ -123,7 +124,7 @@ def test_boxes_that_are_not_finite_have_a_reason_a_note_and_a_health_check(
         total,
         total - lost,
     )
-    texts = [finding["text"] for finding in audit["findings"]]
+    texts = values_of(audit["findings"], "text")
     assert f"Lost {note.removeprefix('NOTE: lost ')}." in texts
     assert any(
         text.startswith("Check this first: boxes of the source that were lost") for text in texts

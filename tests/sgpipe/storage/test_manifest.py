@@ -26,6 +26,7 @@ from sgpipe.storage.manifest import (
 )
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import RunFolder
+from tests.values import values_of
 
 LINES = 6
 
@@ -44,7 +45,7 @@ def test_what_is_committed_is_read_back_and_superseded_by_a_shard_done_again(tmp
     assert reloaded.shards == manifest.shards == [entry(0, 8), entry(8, 16)]
     assert reloaded.run["name"] == "x"
     manifest.commit(entry(0, 8, file="data/again.parquet"))
-    assert [shard.file for shard in Manifest.load(tmp_path).shards] == [
+    assert values_of(Manifest.load(tmp_path).shards, "file") == [
         "data/again.parquet",
         entry(8, 16).file,
     ]
@@ -183,7 +184,7 @@ def test_a_writer_may_die_before_every_step(tmp_path: Path) -> None:
             heir = Driver(tmp_path / f"{steps} heir", store)
             for number in range(len(heir.manifest.shards), LINES):
                 heir.commit(number)
-            assert [shard.start for shard in shards(store)] == list(range(LINES))
+            assert values_of(shards(store), "start") == list(range(LINES))
             steps += 1
             continue
         break
@@ -200,7 +201,7 @@ def test_a_run_that_is_taken_over_ends_and_loses_nothing_that_it_committed(tmp_p
             late()
     second.commit(1)
     assert read_manifest(store) == second.content
-    assert [shard.start for shard in shards(store)] == [0, 1]
+    assert values_of(shards(store), "start") == [0, 1]
 
 
 def test_a_copy_that_is_on_its_way_at_the_takeover_does_not_count(tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_a_copy_that_is_on_its_way_at_the_takeover_does_not_count(tmp_path: Path
     first.claim.check = checked  # type: ignore[method-assign]
     with pytest.raises(StoreError, match="another run took over"):
         first.commit(7)
-    assert [shard.start for shard in shards(store)] == [1]
+    assert values_of(shards(store), "start") == [1]
 
 
 def test_a_copy_whose_answer_was_lost_is_written(
@@ -253,7 +254,7 @@ def test_of_runs_that_start_at_once_one_wins_and_nothing_is_lost(tmp_path: Path)
             ended = list(threads.map(run, folders, [store] * runs, [start] * runs))
             assert "" in ended  # more than once where one had finished before the next began
             assert all("another run" in line and "\n" not in line for line in ended if line)
-            assert [shard.start for shard in shards(store)] == [0, 1]
+            assert values_of(shards(store), "start") == [0, 1]
 
 
 @pytest.mark.parametrize(

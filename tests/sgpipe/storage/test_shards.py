@@ -36,6 +36,7 @@ from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import Run, iter_records, read_file, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.utils.hashing import file_sha256
+from tests.values import values_of
 
 Harm = Callable[[Path], object]
 FIRST = "data/val-000000000-000000003.parquet"
@@ -79,7 +80,7 @@ def test_records_survive_the_table_and_the_shard_with_all_that_is_known(tmp_path
 
 
 def test_a_shard_is_described_as_it_lies_on_disk(tmp_path):
-    records = [full_record(i) for i in range(3)]
+    records = list(map(full_record, range(3)))
     name = shard_name("val", 4, 7)
     entry = write_shard(tmp_path, name, "val", 4, records, {"tag": 1.5})
     path = tmp_path / entry.file
@@ -94,7 +95,7 @@ def test_a_shard_is_described_as_it_lies_on_disk(tmp_path):
 
 
 def test_row_groups_are_small_enough_to_stream(tmp_path):
-    records = [full_record(i) for i in range(1100)]
+    records = list(map(full_record, range(1100)))
     write_shard(tmp_path, shard_name("val", 0, 1100), "val", 0, records, {})
     file = pq.ParquetFile(tmp_path / shard_name("val", 0, 1100))
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [
@@ -105,7 +106,7 @@ def test_row_groups_are_small_enough_to_stream(tmp_path):
 
 
 def test_images_lie_beside_their_records(tmp_path):
-    records = [full_record(i) for i in range(2)]
+    records = list(map(full_record, range(2)))
     name = shard_name("val", 0, 2)
     entry = write_shard(tmp_path, name, "val", 0, records, {}, [b"image", None])
     assert read_file(tmp_path / name)["image"].to_pylist() == [
@@ -138,27 +139,32 @@ def test_relations_of_a_run_are_rows_of_pandas(tmp_path: Path) -> None:
     bare.relations = []
     run = run_of(tmp_path, [full_record(1), failed, bare, full_record(4)], [bare], [full_record(6)])
     frame = run.to_pandas()
-    assert [record.image_id for record in run] == ["1", "2", "3", "4", "3", "6"]
+    assert values_of(run, "image_id") == ["1", "2", "3", "4", "3", "6"]
     assert list(zip(frame["image_id"], frame["subject"], frame["object"], strict=True)) == [
         (image, *ends) for image in ("1", "4", "6") for ends in ((0, 1), (1, 0))
     ]
     assert frame.iloc[2].to_dict() == {
-        **{"image_id": "4", "split": "val", "file_name": "4.jpg"},
-        **{"subject": 0, "subject_category": "dog"},
-        **{"subject_x1": 1.5, "subject_y1": 2.25, "subject_x2": 4.5, "subject_y2": 6.25},
-        **{
-            "object": 1,
-            "object_category": "person",
-            "object_x1": 0,
-            "object_y1": 0,
-            "object_x2": 9,
-            "object_y2": 9,
-        },
-        **{"predicate": "near", "confidence": 0.25},
+        "image_id": "4",
+        "split": "val",
+        "file_name": "4.jpg",
+        "subject": 0,
+        "subject_category": "dog",
+        "subject_x1": 1.5,
+        "subject_y1": 2.25,
+        "subject_x2": 4.5,
+        "subject_y2": 6.25,
+        "object": 1,
+        "object_category": "person",
+        "object_x1": 0,
+        "object_y1": 0,
+        "object_x2": 9,
+        "object_y2": 9,
+        "predicate": "near",
+        "confidence": 0.25,
     }
     assert frame["confidence"].isna().tolist() == [False, True] * 3
     assert run.to_pandas(threshold=0.3)["predicate"].tolist() == ["on"] * 3
-    assert [table.num_rows for table in run.relation_tables()] == [4, 0, 2]
+    assert values_of(run.relation_tables(), "num_rows") == [4, 0, 2]
     assert run.to_arrow().column_names == list(frame.columns)
     polars = pytest.importorskip("polars")
     assert polars.from_arrow(run.to_arrow(0.3))["predicate"].to_list() == ["on"] * 3
@@ -198,7 +204,7 @@ def run(tmp_path) -> Path:
         failed = full_record(4)
         failed.relations = []
         failed.fail("load", "image file not found")
-        commit(root, 0, [full_record(i) for i in range(3)], manifest)
+        commit(root, 0, list(map(full_record, range(3))), manifest)
         commit(root, 3, [full_record(3), failed], manifest)
     return root
 
@@ -210,7 +216,7 @@ def flip(path: Path, at: int) -> None:
 
 
 def problems(root: Path) -> list[tuple[str, str]]:
-    return [(problem.file, problem.problem) for problem in verify(root).problems]
+    return values_of(verify(root).problems, "file", "problem")
 
 
 def with_columns(root: Path, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -245,7 +251,7 @@ def test_images_within_a_shard_are_not_read_at_once(tmp_path):
         manifest = Manifest.create(tmp_path, {"name": "mine"})
         images = [os.urandom(4 << 20) for _ in range(6)]
         manifest.commit(
-            write_shard(tmp_path, FIRST, "val", 0, [full_record(i) for i in range(6)], {}, images)
+            write_shard(tmp_path, FIRST, "val", 0, list(map(full_record, range(6))), {}, images)
         )
     del images
     tracemalloc.start()
@@ -396,9 +402,9 @@ def test_a_repaired_run_is_right_and_knows_what_is_missing(run):
     assert problems(run) == []
     manifest = Manifest.load(run)
     assert manifest.missing("val", 5) == [(0, 3)]
-    assert [record.image_id for record in iter_records(run)] == ["3", "4"]
-    commit(run, 0, [full_record(i) for i in range(3)], manifest)
-    assert [record.image_id for record in iter_records(run)] == ["0", "1", "2", "3", "4"]
+    assert values_of(iter_records(run), "image_id") == ["3", "4"]
+    commit(run, 0, list(map(full_record, range(3))), manifest)
+    assert values_of(iter_records(run), "image_id") == ["0", "1", "2", "3", "4"]
 
 
 def test_a_run_at_work_is_not_repaired(run):

@@ -54,24 +54,20 @@ def hico_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "hico"
 
 
-def still(run: Path, **changes: Any) -> TrainRecipe:
+def still(run: Path, **changes: object) -> TrainRecipe:
     """One step, without learning, of the packaged network, which finds some relations."""
     part = [{"shards": str(run)}]
     settings = {
         **{f"data.{name}": value for name, value in SHARDS.items()},
-        **{
-            "data.train": part,
-            "data.val": part,
-            "model.init": str(PACKAGED),
-            "model.config": {"num_queries": 40},
-        },
+        "data.train": part,
+        "data.val": part,
+        "model.init": str(PACKAGED),
+        "model.config": {"num_queries": 40},
         **{f"optimisation.{name}": 0 for name in ("lr", "lr_backbone", "lr_text", "weight_decay")},
-        **{
-            "optimisation.steps": 1,
-            "optimisation.batch": 4,
-            "output.best": "hico",
-            "output.tensorboard": False,
-        },
+        "optimisation.steps": 1,
+        "optimisation.batch": 4,
+        "output.best": "hico",
+        "output.tensorboard": False,
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
     return load_train_recipe("pretrain", settings)
@@ -148,10 +144,10 @@ def test_several_processes_get_the_score_of_one(
     list_all = job.list_row_groups
     annotations = job.shard_annotations
 
-    def halves(*place: Any) -> list[RowGroup]:
+    def halves(*place: object) -> list[RowGroup]:
         return [replace(group, group=half) for group in list_all(*place) for half in (0, 1)]
 
-    def annotations_of_half(*place: Any, group: RowGroup, **options: Any) -> Any:
+    def annotations_of_half(*place: object, group: RowGroup, **options: Any) -> Any:
         annotated.append(group.group)
         return annotations(*place, group=replace(group, group=0), **options)
 
@@ -203,7 +199,7 @@ def test_processes_with_fewer_images_wait_for_the_others(
     passes = [0]
     detect_images = Objective.detect
 
-    def detect(self: Objective, *images: Any) -> Any:
+    def detect(self: Objective, *images: object) -> Any:
         passes[0] += 1
         return detect_images(self, *images)
 

@@ -16,7 +16,7 @@ from tests.sgpipe.training.trainings import SIZES
 TEXTS = ["person", "traffic light", "riding", "in front of", "kite", "dog", "holding"]
 
 
-def initial_model(folder: Path, seed: int = 0, **changes: Any) -> Any:
+def initial_model(folder: Path, seed: int = 0, **changes: object) -> Any:
     values = {"kind": "tagger", "backbone": "miniature", "config": SIZES, **changes}
     make_initial_model(ModelConfig(**values), TEXTS, seed, folder)
     return AutoModel.from_pretrained(folder)

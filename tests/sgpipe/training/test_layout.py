@@ -91,7 +91,7 @@ def test_what_nothing_can_be_learned_from_is_one_line(
 def test_rare_predicates_and_crowded_images_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = [made_record(index) for index in range(20)]
+    records = list(map(made_record, range(20)))
     records[0].relations.append(Relation(0, 2, "seeing"))
     records[1].objects += [Box("cup", 2, (0, 0, 5, 5))] * 10
     make_run(tmp_path / "run", records, rows=25)

@@ -11,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from sgpipe.errors import UserError
 from sgpipe.training.metrics import METRICS, metrics_log, read_metrics, training_display
 from sgpipe.utils.console import Progress
+from tests.values import values_of
 
 
 def row(step: int, loss: float = 1.0, event: str = "step") -> dict[str, Any]:
@@ -26,7 +27,7 @@ def written(out: Path, start: int, *rows: dict[str, Any], tensorboard: bool = Fa
 def test_lines_after_the_checkpoint_are_replaced(tmp_path: Path) -> None:
     written(tmp_path, 0, row(1), row(2), row(2, event="validation"), row(3, loss=5.0))
     written(tmp_path, 2, row(3), row(4))
-    assert [(r["event"], r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [
+    assert values_of(read_metrics(tmp_path), "event", "step", "loss") == [
         ("step", 1, 1.0), ("step", 2, 1.0), ("validation", 2, 1.0), ("step", 3, 1.0), ("step", 4, 1.0),
     ]  # fmt: skip
 
@@ -38,9 +39,9 @@ def test_an_incomplete_line_is_ignored_and_then_removed(tmp_path: Path, torn: st
     written(tmp_path, 0, row(1), row(2))
     with (tmp_path / METRICS).open("a") as file:
         file.write(torn)
-    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]
+    assert values_of(read_metrics(tmp_path), "step") == [1, 2]
     written(tmp_path, 2, row(3))
-    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
+    assert values_of(read_metrics(tmp_path), "step") == [1, 2, 3]
     assert torn + "{" not in (tmp_path / METRICS).read_text()
 
 
@@ -93,7 +94,7 @@ def test_tensorboard_discards_repeated_steps(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def step_row(step: int, **changes: Any) -> dict[str, Any]:
+def step_row(step: int, **changes: object) -> dict[str, Any]:
     values = {
         "event": "step",
         "epoch": 1,

@@ -17,6 +17,7 @@ from sgpipe.training.run import _identity
 from sgpipe.utils.hashing import differences
 from tests.factories import make_calibration
 from tests.sgpipe.training.data.runs import make_run, plain_record
+from tests.values import values_of
 
 # What was published, of Swin-T where the scripts differ: epochs, drop after, rate of the rest (a
 # tenth for backbone and text encoder), images per step, queries, labels, quality labels,
@@ -32,7 +33,7 @@ PUBLISHED = {
     "vcoco": (20, 15, 1e-4, 32, 200, "full", False, False, True),
     "openimages": (20, 15, 1e-4, 32, 200, "full", True, False, True),
 }
-NAMES = sorted(path.stem for path in train_recipe_folder().glob("*.yaml"))
+NAMES = sorted(values_of(train_recipe_folder().glob("*.yaml"), "stem"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

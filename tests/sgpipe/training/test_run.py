@@ -46,6 +46,7 @@ from tests.sgpipe.training.trainings import (
     training,
     weights,
 )
+from tests.values import values_of
 
 KillAt = Callable[[int], None]
 
@@ -66,7 +67,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> KillAt:
     train_step = Trainer._step
 
     def arrange(number: int) -> None:
-        def step(trainer: Trainer, *arguments: Any) -> Any:
+        def step(trainer: Trainer, *arguments: object) -> Any:
             if trainer.position.step == number - 1:
                 raise KilledError
             return train_step(trainer, *arguments)
@@ -97,7 +98,7 @@ def test_the_files_of_a_training(trained_tagger: Path) -> None:
         yaml.safe_load((trained_tagger / "recipe.yaml").read_text())
     )
     assert saved_recipe.model.config["num_queries"] == SIZES["num_queries"]
-    assert [row["step"] for row in steps(trained_tagger)] == list(range(1, STEPS + 1))
+    assert values_of(steps(trained_tagger), "step") == list(range(1, STEPS + 1))
     assert [
         row["epoch"] for row in read_metrics(trained_tagger) if row["event"] == "validation"
     ] == [1, 2]
@@ -123,7 +124,7 @@ def test_the_files_of_a_training(trained_tagger: Path) -> None:
         assert row["skipped"] == 0
     assert list((trained_tagger / "tensorboard").glob("events.*"))
     assert not list(trained_tagger.rglob(".*tmp")) + list(trained_tagger.rglob(".writing-*"))
-    assert {path.name for path in (trained_tagger / "checkpoints").iterdir()} == {
+    assert set(values_of((trained_tagger / "checkpoints").iterdir(), "name")) == {
         (trained_tagger / name).resolve().name for name in ("last", "best")
     }
 
@@ -245,7 +246,7 @@ def finished_training(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_a_training_ends_after_its_steps_and_its_end_is_validated_and_saved(
     drawn_run: Path, finished_training: Path
 ) -> None:
-    assert [(row["epoch"], row["step"], row["steps"]) for row in steps(finished_training)] == [
+    assert values_of(steps(finished_training), "epoch", "step", "steps") == [
         *((1, step, 5) for step in (1, 2, 3)),
         *((2, step, 5) for step in (4, 5)),
     ]
@@ -256,7 +257,7 @@ def test_a_training_ends_after_its_steps_and_its_end_is_validated_and_saved(
     ]
     assert validations == [(1, 2), (2, 4), (2, 5)]
     assert (finished_training / "last").resolve().name == "step-00000005"
-    rates = [row["lr_rest"] for row in steps(finished_training)]
+    rates = values_of(steps(finished_training), "lr_rest")
     assert rates == sorted(rates, reverse=True)
     assert 0 < rates[-1] < 0.1 * rates[0]  # cosine ends with the last step, not with the epochs
 
@@ -351,7 +352,7 @@ def test_parts_are_halved_until_they_fit(
         assert plan.plan_training(recipe(drawn_run), QUIET, steps=1).accumulate == fits
 
 
-def invoke(run: Path, out: Path, *more: str, kind: str = "tagger", **changes: Any) -> Result:
+def invoke(run: Path, out: Path, *more: str, kind: str = "tagger", **changes: object) -> Result:
     arguments = command(run, out, kind, **changes)
     return CliRunner().invoke(app, [*arguments[arguments.index("train") :], *more])
 
@@ -418,7 +419,7 @@ def test_a_training_resumes_after_a_full_disk(
 ) -> None:
     save = state.Checkpoints.save
 
-    def save_first(self: state.Checkpoints, *arguments: Any) -> Path:
+    def save_first(self: state.Checkpoints, *arguments: object) -> Path:
         if (self.root / "last").exists():
             monkeypatch.setattr(state, "save_file", full)
         return save(self, *arguments)
@@ -427,7 +428,7 @@ def test_a_training_resumes_after_a_full_disk(
     error = refused(invoke(drawn_run, tmp_path / "out"), code=1)
     assert "No space left on device" in error
     assert (tmp_path / "out" / "last").resolve().name == "step-00000003"
-    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000003"]
+    assert values_of((tmp_path / "out" / "checkpoints").iterdir(), "name") == ["step-00000003"]
     monkeypatch.undo()
     training(drawn_run, tmp_path / "out")
     assert not different(weights(tmp_path / "out"), weights(trained_tagger))

@@ -20,6 +20,7 @@ from sgpipe.training.metrics import TrainSummary, read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.training.run import train
 from sgpipe.utils.console import Progress
+from tests.values import values_of
 
 QUIET = Progress(Console(quiet=True))
 IMAGES = 12
@@ -55,17 +56,17 @@ def overrides(run: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**SETTINGS, "data.train": [{"shards": str(run)}], **dotted}
 
 
-def recipe(run: Path, kind: str = "tagger", **changes: Any) -> TrainRecipe:
+def recipe(run: Path, kind: str = "tagger", **changes: object) -> TrainRecipe:
     return load_train_recipe(kind, overrides(run, changes), miniature=True)
 
 
 def training(
-    run: Path, out: Path, kind: str = "tagger", *, progress: Progress = QUIET, **changes: Any
+    run: Path, out: Path, kind: str = "tagger", *, progress: Progress = QUIET, **changes: object
 ) -> TrainSummary:
     return train(recipe(run, kind, **changes), out, progress)
 
 
-def command(run: Path, out: Path, kind: str = "tagger", **changes: Any) -> list[str]:
+def command(run: Path, out: Path, kind: str = "tagger", **changes: object) -> list[str]:
     """The command line of the same training, with one thread as in the tests."""
     settings = [
         part
@@ -99,4 +100,4 @@ def steps(out: Path) -> list[dict[str, Any]]:
 
 
 def curve(out: Path) -> list[tuple[int, float]]:
-    return [(row["step"], row["loss"]) for row in steps(out)]
+    return values_of(steps(out), "step", "loss")

@@ -119,13 +119,12 @@ def test_dtypes(monkeypatch):
         (0, "mps", 0, 3, "expected auto, cpu, cuda or cuda:N"),
         (2, "cuda:1", 1, 3, r"Ray chooses the GPU of each worker: set the\.gpus to 1 instead"),
         (2, "cuda", 0, 3, r"'cuda': Ray chooses the GPU of each worker: set the\.gpus to 1"),
-        *(
-            (0, "auto", 0, 1, ""),
-            (0, "cpu", 1, 1, ""),
-            (1, "auto", 1, 1, ""),
-            (2, "cuda:1", 1, 1, ""),
-        ),
-        *((0, "auto", 1, 8, ""), (0, "cuda", 1, 8, "")),  # on other machines
+        (0, "auto", 0, 1, ""),
+        (0, "cpu", 1, 1, ""),
+        (1, "auto", 1, 1, ""),
+        (2, "cuda:1", 1, 1, ""),
+        (0, "auto", 1, 8, ""),
+        (0, "cuda", 1, 8, ""),  # on other machines
     ],
 )
 def test_gpus_that_would_be_ignored_are_refused(
@@ -149,7 +148,9 @@ def test_gpus_that_would_be_ignored_are_refused(
 @pytest.mark.parametrize(
     ("workers", "cpus", "gpus", "message"),
     [
-        *((4, 1, 0, None), (2, 2, 1, None), (4, 1, 0.5, None)),
+        (4, 1, 0, None),
+        (2, 2, 1, None),
+        (4, 1, 0.5, None),
         (
             4,
             2,

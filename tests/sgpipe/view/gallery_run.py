@@ -74,4 +74,4 @@ def open_client(
 
 def attributes(page: str, pattern: str) -> list[str]:
     """What a pattern of one group finds in a page, as a browser reads it."""
-    return [html.unescape(value) for value in re.findall(pattern, page)]
+    return list(map(html.unescape, re.findall(pattern, page)))

@@ -27,6 +27,7 @@ from sgpipe.view.pages import (
 from sgpipe.view.provenance import Provenance
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
 from tests.sgpipe.view.gallery_run import EVIL, STRANGE, attributes, make_gallery_run, open_client
+from tests.values import values_of
 
 RUN = {"identity": {"pair": {"candidates": "captions"}, "tag": {"threshold": 0.05}}}
 
@@ -142,7 +143,7 @@ def test_judgements_of_another_server_are_in_the_next_search(client: TestClient)
 
 
 @pytest.mark.parametrize("path", ["/", "/judge", "/image/val/a", "/api/neighbours/val/a"])
-@pytest.mark.parametrize("values", [[str(number) for number in range(2000)], ["x" * 20_000]])
+@pytest.mark.parametrize("values", [list(map(str, range(2000))), ["x" * 20_000]])
 def test_a_search_of_very_many_values_is_refused(
     client: TestClient, path: str, values: list[str]
 ) -> None:
@@ -171,7 +172,7 @@ def test_everything_that_the_page_shows_is_there() -> None:
         record, clip_score=[{"score": 0.31}, None, None], vlm_score=[0.75, float("nan"), None]
     )
     assert shown["image"]["photo"] == "/photo/val/a/b"
-    assert [item["key"] for item in shown["relations"]] == ["2-1-under", "0-1-near", "0-1-on"]
+    assert values_of(shown["relations"], "key") == ["2-1-under", "0-1-near", "0-1-on"]
     on = shown["relations"][2]
     assert (on["rank"], on["stated"], on["clip_score"], on["vlm_score"]) == (
         2,
@@ -179,10 +180,10 @@ def test_everything_that_the_page_shows_is_there() -> None:
         {"score": 0.31},
         0.75,
     )
-    assert [relation["vlm_score"] for relation in shown["relations"][:2]] == [None, None]
-    assert [c["predicate"] for c in shown["candidates"]["0-1"]] == ["near", "on", "with"]
+    assert values_of(shown["relations"][:2], "vlm_score") == [None, None]
+    assert values_of(shown["candidates"]["0-1"], "predicate") == ["near", "on", "with"]
     assert "1-0" not in shown["candidates"]  # only pairs with relations
-    assert {edge["key"] for edge in shown["graph"]["edges"]} == {"2-1-under", "0-1-near", "0-1-on"}
+    assert set(values_of(shown["graph"]["edges"], "key")) == {"2-1-under", "0-1-near", "0-1-on"}
     assert (shown["total"], shown["why"]) == (3, None)
 
 
@@ -283,7 +284,7 @@ def test_predicates_are_suggested_by_how_often_they_occur(client: TestClient) ->
     assert suggested == [{"predicate": "near", "count": 99}, {"predicate": "next to", "count": 1}]
 
 
-def header(imported: str | None = None, **pair: Any) -> dict[str, Any]:
+def header(imported: str | None = None, **pair: object) -> dict[str, Any]:
     """The header of an imported run, or of a generated one with these settings of the pair
     stage.
     """
@@ -292,11 +293,11 @@ def header(imported: str | None = None, **pair: Any) -> dict[str, Any]:
     }
 
 
-def paired(triplets: list[Triplet], **settings: Any) -> Record:
+def paired(triplets: list[Triplet], **settings: object) -> Record:
     """A record with the pairs that the pair stage finds."""
     captions = [Caption("a young man riding horses"), Caption("a dog near a horse")]
     record = Record(
-        "0", "coco", "val", "0.jpg", 20, 20, list(BOXES), captions, [replace(t) for t in triplets]
+        "0", "coco", "val", "0.jpg", 20, 20, list(BOXES), captions, list(map(replace, triplets))
     )
     stage = PairStage(PairConfig(**settings), "coco", [])
     stage.setup()
@@ -359,12 +360,11 @@ def test_candidates_are_ranked_by_confidence_and_those_without_come_last() -> No
     record.relations = [Relation(0, 1, predicate, confidence) for predicate, confidence in scores]
     candidates = Provenance(record, header(candidates="captions")).candidates[0, 1]
     assert [tuple(candidate.values()) for candidate in candidates] == [
-        *(
-            ("near", 0.7, 1, True, True),
-            ("on", 0.2, 2, True, True),
-            ("by", None, None, True, False),
-        ),
-        *(("riding", None, None, False, True), ("at", None, None, False, True)),
+        ("near", 0.7, 1, True, True),
+        ("on", 0.2, 2, True, True),
+        ("by", None, None, True, False),
+        ("riding", None, None, False, True),
+        ("at", None, None, False, True),
     ]
 
 
@@ -379,9 +379,7 @@ def test_what_a_caption_implies_is_a_statement() -> None:
     ):
         provenance = Provenance(record, header(candidates="captions", match="head", loose=loose))
         assert provenance.explain(Relation(0, 1, "skiing on", 0.5)).startswith(origin)
-        assert [
-            (statement["caption"], statement["implied"]) for statement in provenance.statements
-        ] == [(1, True)] * loose
+        assert values_of(provenance.statements, "caption", "implied") == [(1, True)] * loose
 
 
 def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:

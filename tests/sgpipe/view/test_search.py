@@ -19,8 +19,9 @@ from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.stats.measures import measure
 from sgpipe.storage.index import Index
 from sgpipe.view.filters import ORDERS, Pattern, Query, QueryError, RunNames, parse
-from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search
+from sgpipe.view.search import Facets, Filters, Hit, facets, neighbours, queues, search
 from tests.sgpipe.training.data.runs import SIZE, make_records, make_run
+from tests.values import values_of
 
 VOCABULARY = RunNames(
     predicates=("on", "riding", "sitting on", "next to", "to", "holding", "Riding", "a|b"),
@@ -103,8 +104,9 @@ def test_what_cannot_be_understood_is_pointed_at(text: str, position: int, says:
     assert error.value.position == position
 
 
-def test_strange_queries_are_read_or_refused() -> None:
-    for text in (
+@pytest.mark.parametrize(
+    "text",
+    [
         "  ",
         "," * 99,
         "dog " * 100,
@@ -113,9 +115,11 @@ def test_strange_queries_are_read_or_refused() -> None:
         "' " * 100,
         "*" * 500,
         "-" * 500,
-    ):
-        with suppress(QueryError):  # and nothing else
-            assert read(text).text == text
+    ],
+)
+def test_strange_queries_are_read_or_refused(text: str) -> None:
+    with suppress(QueryError):  # and nothing else
+        assert read(text).text == text
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def records() -> list[Record]:
         texts = rng.sample(
             ["A RED Umbrella", "the dog sleeps", "100% 'odd' _text_", "ein Ärgernis"], 2
         )
-        record.captions = [Caption(text) for text in texts] if record.ok else []
+        record.captions = list(map(Caption, texts)) if record.ok else []
     records.append(
         Record("empty", "other", "val", "e.png", *SIZE, objects=[Box("dog", 2, (0, 0, 5, 5))])
     )
@@ -257,39 +261,52 @@ def test_a_search_and_its_facets_are_what_reading_the_records_finds(
     params, wanted = SEARCHES[name]
     expected = rows(records, wanted)
     hits = all_hits(index, filters(index, *params, ("order", order), ("seed", "4")), limit=23)
-    assert sorted(map(key, hits)) == sorted(row.key for row in expected)
+    assert sorted(map(key, hits)) == sorted(values_of(expected, "key"))
     assert expected or name == "unknown"
     counted = facets(index, filters(index, *params), limit=500)
     assert counted.total == len(expected)
     assert counted.total_images == len({row.key[:2] for row in expected})
     if not {"subject", "predicate"} & dict(params).keys():
-        triplets = Counter(" ".join(row.triplet) for row in expected)
-        objects = Counter(row.triplet[2] for row in expected)
-        assert {value.value: value.count for value in counted.values["triplet"]} == triplets
-        assert {value.value: value.count for value in counted.values["object"]} == objects
+        check_names(counted, values_of(expected, "triplet"))
     if not {"low", "high"} & dict(params).keys():
-        assert counted.unscored == sum(row.relation.confidence is None for row in expected)
-        assert sum(counted.histogram) + counted.unscored == len(expected)
-        assert counted.histogram[14] == sum(row.relation.confidence == 0.7 for row in expected)
-        assert counted.histogram[19] == sum(row.relation.confidence == 1.0 for row in expected)
+        check_histogram(counted, values_of(values_of(expected, "relation"), "confidence"))
+
+
+def check_names(counted: Facets, triplets: list[tuple[str, str, str]]) -> None:
+    assert counts_of(counted, "triplet") == Counter(map(" ".join, triplets))
+    assert counts_of(counted, "object") == Counter(name for _, _, name in triplets)
+
+
+def check_histogram(counted: Facets, confidences: list[float | None]) -> None:
+    times = Counter(confidences)
+    assert counted.unscored == times[None]
+    assert sum(counted.histogram) == len(confidences) - times[None]
+    assert counted.histogram[14] == times[0.7]
+    assert counted.histogram[19] == times[1.0]
+
+
+def counts_of(counted: Facets, facet: str) -> dict[str, int]:
+    return dict(values_of(counted.values[facet], "value", "count"))
 
 
 def test_orders(index: Index, records: list[Record]) -> None:
-    times = Counter(row.triplet for row in rows(records))
+    times = Counter(values_of(rows(records), "triplet"))
     hits = {order: all_hits(index, filters(index, ("order", order))) for order in ORDERS}
-    sure = [1.0 if hit.confidence is None else hit.confidence for hit in hits["confidence"]]
+    sure = certainties(hits["confidence"])
+    unsure = certainties(hits["-confidence"])
+    triplets = values_of(hits["rarity"], "subject_category", "predicate", "object_category")
+    rare = [times[triplet] for triplet in triplets]
     assert sure == sorted(sure, reverse=True)
-    unsure = [1.0 if hit.confidence is None else hit.confidence for hit in hits["-confidence"]]
     assert unsure == sorted(unsure)
-    rare = [
-        times[hit.subject_category, hit.predicate, hit.object_category] for hit in hits["rarity"]
-    ]  # type: ignore[index]
     assert rare == sorted(rare)
-    second, other = (
-        all_hits(index, filters(index, ("order", "shuffle"), ("seed", seed))) for seed in ("0", "1")
-    )
+    second = all_hits(index, filters(index, ("order", "shuffle"), ("seed", "0")))
+    other = all_hits(index, filters(index, ("order", "shuffle"), ("seed", "1")))
     assert second == hits["shuffle"] != other
     assert sorted(map(key, second)) == sorted(map(key, other))
+
+
+def certainties(hits: list[Hit]) -> list[float]:
+    return [1.0 if hit.confidence is None else hit.confidence for hit in hits]
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -303,10 +320,9 @@ def test_pages_lead_on_and_neighbours_lead_through(
     assert first + search(index, chosen, after, limit=20)[0] == hits[:40]
     times = Counter(map(key, hits))
     once = [at for at, hit in enumerate(hits) if times[key(hit)] == 1]
+    surrounded = [None, *hits, None]
     for at in (once[0], once[len(once) // 2], once[-1]):
-        before, after = _beside(index, chosen, hits[at])
-        assert before == (hits[at - 1] if at else None)
-        assert after == (hits[at + 1] if at + 1 < len(hits) else None)
+        assert _beside(index, chosen, hits[at]) == (surrounded[at], surrounded[at + 2])
 
 
 def _beside(index: Index, chosen: Filters, hit: Hit) -> tuple[Hit | None, Hit | None]:
@@ -331,17 +347,15 @@ def test_captions_alone_find_images(index: Index, records: list[Record]) -> None
     chosen = filters(index, ("q", '"a red"'))
     hits = all_hits(index, chosen)
     images = [record for record in records if _says(record, "a red")]
-    assert [hit.image_id for hit in hits] == [record.image_id for record in images]
-    assert {hit.caption for hit in hits} == {"A RED Umbrella"}
-    assert {hit.predicate for hit in hits} == {None}
+    assert values_of(hits, "image_id") == values_of(images, "image_id")
+    assert set(values_of(hits, "caption")) == {"A RED Umbrella"}
+    assert set(values_of(hits, "predicate")) == {None}
     counted = facets(index, chosen, limit=500)
     assert counted.total == counted.total_images == len(images)
-    assert sum(value.count for value in counted.values["predicate"]) == sum(
+    assert sum(values_of(counted.values["predicate"], "count")) == sum(
         len(image.relations) for image in images
     )
-    assert {value.value: value.count for value in counted.values["split"]} == Counter(
-        image.split for image in images
-    )
+    assert counts_of(counted, "split") == Counter(values_of(images, "split"))
 
 
 def test_error_rows_and_images_without_relations_are_found(
@@ -350,8 +364,8 @@ def test_error_rows_and_images_without_relations_are_found(
     failed = [record.image_id for record in records if not record.ok]
     for param in (("status", "error"), ("queue", "errors")):
         hits = all_hits(index, filters(index, param))
-        assert [hit.image_id for hit in hits] == failed
-        assert {hit.error for hit in hits} == {"caption: image file not found"}
+        assert values_of(hits, "image_id") == failed
+        assert set(values_of(hits, "error")) == {"caption: image file not found"}
     [empty] = all_hits(index, filters(index, ("queue", "without_relations: no captions")))
     assert (empty.image_id, empty.why) == ("empty", "no captions")
 
@@ -359,9 +373,9 @@ def test_error_rows_and_images_without_relations_are_found(
 def test_queues_are_the_health_checks_of_the_audit(
     index: Index, root: Path, records: list[Record]
 ) -> None:
-    counts = {queue.key: queue.count for queue in queues(index)}
+    counts = dict(values_of(queues(index), "key", "count"))
     exact = ("self_relations", "impossible_places", "far_apart", "no_relation")
-    health = {check.name: check.count for check in measure(root).health}
+    health = dict(values_of(measure(root).health, "name", "count"))
     assert {name: counts.get(name, 0) for name in exact} == {name: health[name] for name in exact}
     assert counts["self_relations"] > 0
     without = [record for record in records if record.ok and not record.relations]
@@ -371,27 +385,36 @@ def test_queues_are_the_health_checks_of_the_audit(
         assert facets(index, filters(index, ("queue", queue.key))).total == queue.count
 
 
+def judge(index: Index, hits: list[Hit], states: list[str]) -> None:
+    rows = [(*key(hit), state) for hit, state in zip(hits, states, strict=True)]
+    index.set_judged(rows)  # type: ignore[arg-type]
+
+
+def keys(index: Index, *params: tuple[str, str]) -> set[Key]:
+    return set(map(key, all_hits(index, filters(index, *params))))
+
+
 def test_judgements_can_be_searched(index: Index) -> None:
     hits = list({key(hit): hit for hit in all_hits(index, filters(index))}.values())
     states = ["right", "wrong", "conflict", "right"]
-    index.set_judged([(*key(hit), state) for hit, state in zip(hits, states, strict=False)])  # type: ignore[misc]
-    assert {key(hit) for hit in all_hits(index, filters(index, ("judged", "right")))} == {
-        key(hits[0]),
-        key(hits[3]),
-    }
-    assert [key(hit) for hit in all_hits(index, filters(index, ("queue", "conflicts")))] == [
-        key(hits[2])
-    ]
-    open_ = all_hits(index, filters(index, ("queue", "not_judged")))
-    assert not {key(hit) for hit in open_} & {key(hit) for hit in hits[:4]}
-    assert [hit.judged for hit in search(index, filters(index))[0][:3]] == states[:3]
-    counts = {value.value: value.count for value in facets(index, filters(index)).values["judged"]}
-    assert counts == {"right": 2, "wrong": 1, "conflict": 1, "none": len(open_)}
-    states = ["right", "wrong", "wrong"]
-    index.set_judged([(*key(hit), state) for hit, state in zip(hits[1:], states, strict=False)])  # type: ignore[misc]
-    both = filters(index, ("judged", "wrong"), ("judged", "right"))
-    assert {key(hit) for hit in all_hits(index, both)} == {key(hit) for hit in hits[1:4]}
-    assert {queue.key: queue.count for queue in queues(index)}["not_judged"] == len(open_) + 1
+    judge(index, hits[:4], states)
+    assert keys(index, ("judged", "right")) == {key(hits[0]), key(hits[3])}
+    assert keys(index, ("queue", "conflicts")) == {key(hits[2])}
+    assert keys(index, ("queue", "not_judged")).isdisjoint(map(key, hits[:4]))
+    assert values_of(search(index, filters(index))[0][:3], "judged") == states[:3]
+    left = len(all_hits(index, filters(index, ("queue", "not_judged"))))
+    counts = counts_of(facets(index, filters(index)), "judged")
+    assert counts == {"right": 2, "wrong": 1, "conflict": 1, "none": left}
+
+
+def test_judgements_of_several_kinds_are_searched_together(index: Index) -> None:
+    hits = list({key(hit): hit for hit in all_hits(index, filters(index))}.values())
+    judge(index, hits[:4], ["right", "wrong", "conflict", "right"])
+    left = dict(values_of(queues(index), "key", "count"))["not_judged"]
+    judge(index, hits[1:4], ["right", "wrong", "wrong"])
+    both = keys(index, ("judged", "wrong"), ("judged", "right"))
+    assert both == set(map(key, hits[1:4]))
+    assert dict(values_of(queues(index), "key", "count"))["not_judged"] == left + 1
 
 
 def test_parameters_and_cursors_without_sense_are_refused(index: Index) -> None:
@@ -422,11 +445,7 @@ def test_hostile_values_find_nothing(index: Index) -> None:
 def test_a_facet_counts_without_its_own_filter(index: Index, records: list[Record]) -> None:
     counted = facets(index, filters(index, ("predicate", "on"), ("subject", "dog")), limit=2)
     expected = Counter(row.triplet[1] for row in rows(records, lambda row: row.triplet[0] == "dog"))
-    assert {
-        value.value: value.count for value in counted.values["predicate"]
-    }.items() <= expected.items()
-    assert {value.value for value in counted.values["predicate"] if value.chosen} == {"on"}
-    assert [value.params for value in counted.values["predicate"] if value.chosen] == [
-        (("predicate", "on"),)
-    ]
+    chosen = [value for value in counted.values["predicate"] if value.chosen]
+    assert counts_of(counted, "predicate").items() <= expected.items()
+    assert values_of(chosen, "value", "params") == [("on", (("predicate", "on"),))]
     assert counted.total == expected["on"]

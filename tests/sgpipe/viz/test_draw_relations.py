@@ -7,6 +7,7 @@ from PIL import Image, ImageChops
 from sgpipe import viz as drawing
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.viz import TextPlacer, curve, draw_card, draw_relations, fit, font, overlap, shown
+from tests.values import values_of
 
 
 def record(*relations: Relation, size=(320, 240)) -> Record:
@@ -31,8 +32,8 @@ def test_people_come_first_then_the_most_confident_and_only_so_many():
         Relation(0, 1, name, c)
         for name, c in (("a", 0.2), ("b", 0.9), ("c", None), ("d", 0.1), ("e", 0.5))
     ]
-    assert [r.predicate for r in shown(relations, 0.2, 10)] == ["c", "b", "e", "a"]
-    assert [r.predicate for r in shown(relations, 0.2, 2)] == ["c", "b"]
+    assert values_of(shown(relations, 0.2, 10), "predicate") == ["c", "b", "e", "a"]
+    assert values_of(shown(relations, 0.2, 2), "predicate") == ["c", "b"]
     stored = [Relation(0, 1, "a", float(np.float32(0.7)))]
     assert shown(stored, 0.7, 10) == stored
 

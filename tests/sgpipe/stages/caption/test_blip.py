@@ -13,6 +13,7 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.blip import BlipCaptioner, fuse_vision_attention
 from sgpipe.stages.caption.captioner import settings_of
 from tests.factories import make_blip, make_tokenizer
+from tests.values import values_of
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,8 @@ def test_resized_pixels_are_normalised_on_a_device_to_the_same_bits(original):
         ).permute(2, 0, 1)
         assert torch.equal(blip.prepare(picture), (pixels.float() / 255 - mean) / std)
     resized = [blip.prepare.resize(picture) for picture in pictures]
-    assert {picture.dtype for picture in resized} == {torch.uint8}
-    assert torch.equal(
-        blip.to_device(resized), blip.to_device([blip.prepare(picture) for picture in pictures])
-    )
+    assert set(values_of(resized, "dtype")) == {torch.uint8}
+    assert torch.equal(blip.to_device(resized), blip.to_device(list(map(blip.prepare, pictures))))
     assert blip.to_device(resized).is_contiguous()
 
 
@@ -102,7 +101,7 @@ def test_text_has_no_special_tokens_and_single_spaces(original):
         "white",
         ".",
     ]
-    assert blip.text([ids(token) for token in tokens]) == "s on the cats, white."
+    assert blip.text(list(map(ids, tokens))) == "s on the cats, white."
     assert blip.text([10_000]) == ""
 
 

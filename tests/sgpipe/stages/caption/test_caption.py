@@ -12,6 +12,7 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Box, Record
 from sgpipe.stages.caption.stage import CaptionStage, noise_key, regions
 from tests.factories import make_blip
+from tests.values import values_of
 
 SIZES = [(60, 40), (32, 32), (45, 70), (90, 30), (33, 57), (64, 64), (51, 43)]
 
@@ -50,7 +51,7 @@ def make_stage(captioner, images, seed=0, **settings):
 
 
 def captions(stage, captioned=None):
-    return {record.image_id: record.captions for record in stage(captioned or records())}
+    return dict(values_of(stage(captioned or records()), "image_id", "captions"))
 
 
 def test_captions_do_not_depend_on_order_company_batches_threads_or_scopes(captioner, images):
@@ -81,7 +82,7 @@ def test_captions_record_their_boxes_and_each_region_is_encoded_once(captioner, 
     texts = captions(stage)["0"]
     boxes = [[], [0], [1], [3], [0, 1], [0, 3], [1, 3]]
     expected = [(("image", "box", "pair")[len(box)], box) for box in boxes]
-    assert [(caption.scope, caption.boxes) for caption in texts[::2]] == expected
+    assert values_of(texts[::2], "scope", "boxes") == expected
     seen = []
     vision = stage.captioner.model.vision_model
     vision.register_forward_pre_hook(
@@ -90,7 +91,7 @@ def test_captions_record_their_boxes_and_each_region_is_encoded_once(captioner, 
     stage(records(1))
     # One at a time on a CPU: other shapes round differently, and captions would depend on the
     # batch.
-    assert [len(pixels) for pixels in seen] == [1] * (1 + 3 + 3)
+    assert list(map(len, seen)) == [1] * (1 + 3 + 3)
     with Image.open(images / "0.png") as image:
         for window, pixels in (
             ((0, 0, 60, 40), seen[0]),
@@ -153,15 +154,13 @@ def record_of(*boxes):
 
 def test_windows_cover_the_boxes_and_stay_in_the_image():
     cut, _ = regions(record_of((0.4, 1.2, 10.5, 10.3), (88.5, 70.1, 20, 20)), ("box", "pair"), 100)
-    assert [region.window for region in cut] == [
+    assert values_of(cut, "window") == [
         (0, 1, 11, 12),
         (88, 70, 100, 80),
         (0, 1, 100, 80),
     ]
     degenerate = record_of((3, 4, 0, 0), (99.9, 79.9, 0.05, 0.05), (100, 80, 5, 5), (-9, -9, 4, 4))
-    for left, top, right, bottom in (
-        region.window for region in regions(degenerate, ("box",), 100)[0]
-    ):
+    for left, top, right, bottom in values_of(regions(degenerate, ("box",), 100)[0], "window"):
         assert 0 <= left < right <= 100  # a pixel at least
         assert 0 <= top < bottom <= 80
 
@@ -173,7 +172,7 @@ def test_pairs_are_of_the_largest_boxes():
     for number in (2, 5, 12):
         pairs = sorted(tuple(sorted(pair)) for pair in combinations(order[:number], 2))
         cut, beyond = regions(record_of(*boxes), ("pair",), len(pairs))
-        assert ([region.boxes for region in cut], beyond) == (pairs, 66 - len(pairs))
+        assert (values_of(cut, "boxes"), beyond) == (pairs, 66 - len(pairs))
     assert regions(record_of(*boxes), ("pair",), 500)[1] == 0
 
 

@@ -19,13 +19,14 @@ from sgpipe.recipe import CaptionConfig, Requests
 from sgpipe.records import Record
 from sgpipe.stages.caption.stage import CaptionStage
 from tests.endpoint_server import EndpointServer, scripted, shown_image
+from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
 COLOURS = ["red", "lime", "blue", "yellow", "white", "black", "cyan", "magenta"]
 
 
-def stage(server: EndpointServer, folder: Path, **settings: Any) -> CaptionStage:
+def stage(server: EndpointServer, folder: Path, **settings: object) -> CaptionStage:
     values = {
         "captioner": "tiny-vlm",
         "endpoint": server.url,
@@ -57,7 +58,7 @@ def test_every_image_gets_its_own_captions_in_order(tmp_path: Path) -> None:
     with EndpointServer(size_and_colour) as server:
         done = stage(server, tmp_path)(records(tmp_path))
         assert 1 < server.most_at_once <= 8
-    assert [[caption.text for caption in record.captions] for record in done] == [
+    assert [values_of(record.captions, "text") for record in done] == [
         [f"{20 + index} {Image.new('RGB', (1, 1), COLOURS[index % 8]).getpixel((0, 0))}"] * 2
         for index in range(24)
     ]
@@ -81,11 +82,11 @@ def test_captions_are_plain_lines(tmp_path: Path) -> None:
     with EndpointServer(lambda body: [next(answers)]) as server:
         captioner = stage(server, tmp_path, samples=1, requests=Requests(in_flight=1))
         first, second = captioner(records(tmp_path, 2))
-    assert [caption.text for caption in first.captions] == ["A dog. on a sofa."]
+    assert values_of(first.captions, "text") == ["A dog. on a sofa."]
     assert (second.captions, second.error) == ([], "caption: the answer has no caption in it")
 
 
-def sent_image(file: Path, size: tuple[int, int], **settings: Any) -> tuple[str, bytes]:
+def sent_image(file: Path, size: tuple[int, int], **settings: object) -> tuple[str, bytes]:
     """The media type and content of the image in the request for a file."""
     with EndpointServer() as server:
         stage(server, file.parent, **settings)([Record("1", "coco", "val", file.name, *size)])

@@ -58,7 +58,7 @@ def test_captions_depend_on_the_image_and_the_key_alone(checkpoint, family):
     captioner = make_captioner(checkpoint(family), max_tokens=10)
     sources = inputs()
     together = list(captioner.caption(sources))
-    assert [len(captions) for captions in together] == [3, 3, 3]
+    assert list(map(len, together)) == [3, 3, 3]
     assert len({text for captions in together for text in captions}) == 9
     assert [next(captioner.caption([source])) for source in sources[::-1]] == together[::-1]
     image = sources[0].image
@@ -140,9 +140,7 @@ def test_vision_features_are_computed_once_per_image(checkpoint, family, decodin
         with_kwargs=True,
     )
     arguments = inputs()
-    assert [len(captions) for captions in captioner.caption(arguments)] == [
-        1 if decoding == "beam" else 5
-    ] * 3
+    assert list(map(len, captioner.caption(arguments))) == [1 if decoding == "beam" else 5] * 3
     expected = [captioner.inputs(tensor.image)["pixel_values"] for tensor in arguments]
     assert [seen.numel() for seen in pixels] == [tensor.numel() for tensor in expected]
 
@@ -157,7 +155,7 @@ def test_lengths_are_within_limits_and_a_caption_ends_before_its_end_token(
     drawn = []
     monkeypatch.setattr(captioner.tokenizer, "decode", lambda row, **_: drawn.append(row) or "")
     list(captioner.caption(inputs()))
-    lengths = {len(row) for row in drawn}
+    lengths = set(map(len, drawn))
     assert 8 in lengths <= {4, 5, 6, 7, 8}
     assert not any(captioner.generation.eos_token_id in row for row in drawn)
 
@@ -169,7 +167,7 @@ def test_sampling_settings_and_beams_reach_the_decoder(checkpoint):
         captions[0] for captions in make_captioner(folder, decoding="beam", beams=1).caption(images)
     ]
     likeliest = list(make_captioner(folder, top_k=1).caption(images))
-    assert [set(captions) for captions in likeliest] == [{text} for text in greedy]
+    assert list(map(set, likeliest)) == [{text} for text in greedy]
     assert [
         captions[0] for captions in make_captioner(folder, decoding="beam").caption(images)
     ] != greedy

@@ -38,7 +38,7 @@ def _make_letters(length: int) -> tuple[transformers.CLIPTokenizerFast, dict[str
     """A tokenizer of letters that reads `length` tokens, and the settings of CLIP's text encoder
     for it.
     """
-    letters = [chr(code) for code in range(33, 127)]
+    letters = list(map(chr, range(33, 127)))
     # A text that begins with token 0 is padding to OWL-ViT.
     tokens = [
         *letters,

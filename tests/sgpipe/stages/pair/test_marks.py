@@ -29,6 +29,7 @@ from sgpipe.viz import TextPlacer, overlap
 from tests.endpoint_server import EndpointServer, scripted, shown_image
 from tests.factories import make_blip
 from tests.marked_model import NAMES, MarkedWorld
+from tests.values import values_of
 from tests.vlm_checkpoints import make_vlm
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -40,7 +41,11 @@ MAN = Box("person", 1, (70, 10, 20, 20))
 
 
 def make_stage(
-    url: str | None, folder: Path, cache: Path | None = None, present: Any = None, **settings: Any
+    url: str | None,
+    folder: Path,
+    cache: Path | None = None,
+    present: Any = None,
+    **settings: object,
 ) -> MarksStage:
     values = {
         "candidates": "marks",
@@ -66,7 +71,7 @@ def test_pairs_and_predicates_are_exactly_those_that_the_model_states(tmp_path: 
     with EndpointServer(world) as server:
         done = make_stage(server.url, world.folder)(copy.deepcopy(world.records))
     stated = [{ends: set(texts) for ends, texts in pairs(record).items()} for record in done]
-    assert stated == [world.expected(record) for record in world.records]
+    assert stated == list(map(world.expected, world.records))
     assert any(stated)
     assert all(record.ok and not any(record.left_out.values()) for record in done)
     assert any(world.stated(record) != world.truth[record.image_id] for record in world.records)
@@ -185,7 +190,7 @@ def test_samples_are_united_and_each_is_asked_once_more_by_itself(tmp_path: Path
 
     with EndpointServer(answer) as server:
         [record] = make_stage(server.url, tmp_path, samples=4)([one_image(tmp_path)])
-        assert len({body["seed"] for body in server.requests[1:]}) == 3
+        assert len(set(values_of(server.requests[1:], "seed"))) == 3
     assert pairs(record) == {(0, 1): ["by"], (2, 0): ["chasing", "on"]}
     assert (record.ok, record.left_out["answers"]) == (True, 1)
 
@@ -201,10 +206,7 @@ def test_what_captions_state_remains_beside_it(tmp_path: Path) -> None:
             assert pairs(record) == {(0, 1): ["on", "by"], (2, 0): ["by"]}
             pair = PairConfig(candidates=candidates, model="m", endpoint="u")
             AssumedStage(TagConfig(method="all"), pair)([record])
-            origins = [
-                (relation.subject, relation.predicate, relation.origin)
-                for relation in record.relations
-            ]
+            origins = values_of(record.relations, "subject", "predicate", "origin")
             assert origins == [(0, "on", on), (0, "by", "marks"), (2, "by", "marks")]
     with EndpointServer(lambda body: ["no"]) as server:
         record = replace(one_image(tmp_path), triplets=[triplet])
@@ -335,7 +337,5 @@ def test_label_needs_no_captioner_with_it(tmp_path: Path) -> None:
             ["zebu", "okapi"],
         ):  # the second are no classes of the recipe
             graph = pipeline(tmp_path / "1.png", boxes=boxes, classes=classes)
-            assert [tuple(triplet) for triplet in graph.triplets()] == [
-                (classes[0], "chasing", classes[1], 1.0)
-            ]
+            assert list(map(tuple, graph.triplets())) == [(classes[0], "chasing", classes[1], 1.0)]
         assert shown_image(server.requests[-1]).size == (1024, 819)

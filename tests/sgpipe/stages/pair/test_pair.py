@@ -24,6 +24,7 @@ from sgpipe.stages import pair as pairing
 from sgpipe.stages.matching import HeadMatcher, SubstringMatcher
 from sgpipe.stages.pair import PairStage, candidate_pairs, collect_prior, read_prior
 from sgpipe.stages.parse.stage import ParseStage
+from tests.values import values_of
 
 COCO = HeadMatcher(packaged_synonyms("coco"))
 OBJECTS365 = HeadMatcher(packaged_synonyms("objects365"))
@@ -179,12 +180,12 @@ def test_a_hundred_thousand_boxes_need_little_memory() -> None:
     pairs, beyond = candidate_pairs(objects, predicates, limit=10_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len({(pair.subject, pair.object) for pair in pairs}) == len(pairs) == 10_000
+    assert len(set(values_of(pairs, "subject", "object"))) == len(pairs) == 10_000
     assert beyond == 80_000 * 79_999 + 80_000 * 20_000 - 10_000
     assert peak < 300 << 20
 
 
-def stage(categories: tuple[str, ...] = (), dataset: str = "coco", **settings: Any) -> PairStage:
+def stage(categories: tuple[str, ...] = (), dataset: str = "coco", **settings: object) -> PairStage:
     pair_stage = PairStage(PairConfig(**settings), dataset, categories)
     pair_stage.setup()
     return pair_stage
@@ -201,7 +202,7 @@ def record(
 
 
 def pairs(result: Record) -> list[tuple[int, int, list[str]]]:
-    return [(pair.subject, pair.object, pair.predicates) for pair in result.pairs]
+    return values_of(result.pairs, "subject", "object", "predicates")
 
 
 def test_triplets_become_pairs_of_matching_boxes() -> None:
@@ -216,7 +217,7 @@ def test_triplets_become_pairs_of_matching_boxes() -> None:
         (3, 1, ["near"]),
         (3, 2, ["near"]),
     ]
-    named = [(triplet.subject_category, triplet.object_category) for triplet in paired.triplets]
+    named = values_of(paired.triplets, "subject_category", "object_category")
     assert named == [
         ("person", "horse"),
         ("dog", "person"),
@@ -371,10 +372,7 @@ def described(source: Record, attributes: bool = True) -> list[list[tuple[str, i
     parse, pair = ready(attributes)
     [paired] = pair(parse([source]))
     assert paired.mentions is None
-    return [
-        [(attribute.name, attribute.caption) for attribute in box.attributes]
-        for box in paired.objects
-    ]
+    return [values_of(box.attributes, "name", "caption") for box in paired.objects]
 
 
 @pytest.mark.parametrize(("classes", "captions", "expected"), [

@@ -15,6 +15,7 @@ from sgpipe.stages.parse.grammar.relations import coordinated, phrase, relations
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Tree, tokenise
 from sgpipe.stages.parse.stage import CaptionParser
+from tests.values import values_of
 
 # caption: its relations, "subject | predicate | object", separated by semicolons
 RELATIONS = {
@@ -160,7 +161,7 @@ def triples():
     """(subject, predicate, object) of a caption's triplets, sorted."""
     rules = CaptionParser()
     return lambda caption: sorted(
-        (t.subject, t.predicate, t.object) for t in rules.parse([caption])[0]
+        values_of(rules.parse([caption])[0], "subject", "predicate", "object")
     )
 
 
@@ -174,7 +175,7 @@ def test_relations_of_a_caption(triples, caption, text):
 def tree(*rows: str) -> Tree:
     """From rows "word tag label head"."""
     words, tags, deps, heads = zip(*(row.split() for row in rows), strict=True)
-    return Tree.build(list(words), list(tags), list(deps), [int(head) for head in heads])
+    return Tree.build(list(words), list(tags), list(deps), list(map(int, heads)))
 
 
 def test_nothing_is_related_to_itself():
@@ -218,7 +219,7 @@ def test_mentions_have_heads_and_the_number_of_their_caption_if_they_are_wanted(
     ("a top hat on a man", "a top hat on a man"), ("upon topic of men", "upon topic of men"),
 ])  # fmt: skip
 def test_words_of_a_caption(caption, expected):
-    assert " ".join(token.text for token in tokenise(caption)) == expected
+    assert " ".join(values_of(tokenise(caption), "text")) == expected
 
 
 @pytest.mark.parametrize(("words", "expected"), [
@@ -228,7 +229,7 @@ def test_words_of_a_caption(caption, expected):
 ])  # fmt: skip
 def test_prepositions_of_several_words_are_one_token(words, expected):
     tokens = tokenise(f"a cat {words} a bed")
-    assert [token.text for token in tokens] == ["a", "cat", expected, "a", "bed"]
+    assert values_of(tokens, "text") == ["a", "cat", expected, "a", "bed"]
     assert " " not in tokens[2].word
 
 
@@ -238,7 +239,7 @@ def test_prepositions_of_several_words_are_one_token(words, expected):
 ])  # fmt: skip
 def test_the_parser_sees_stand_ins_and_the_rules_the_words(caption, seen):
     tokens = tokenise(caption)
-    assert (" ".join(token.word for token in tokens), " ".join(token.text for token in tokens)) == (
+    assert (" ".join(values_of(tokens, "word")), " ".join(values_of(tokens, "text"))) == (
         seen,
         caption,
     )
@@ -299,7 +300,7 @@ def test_every_word_list_that_a_rule_names_exists_and_every_list_is_named():
 
 def test_singular():
     pairs = [pair.split(":") for pair in PLURALS.split()]
-    assert [(plural, singular(plural)) for plural, _ in pairs] == [tuple(pair) for pair in pairs]
+    assert [(plural, singular(plural)) for plural, _ in pairs] == list(map(tuple, pairs))
 
 
 @pytest.mark.parametrize(("text", "expected"), [

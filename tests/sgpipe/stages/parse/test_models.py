@@ -22,6 +22,7 @@ from sgpipe.stages.parse.rules import Texts, analyse, ground
 from sgpipe.stages.parse.seq2seq import PREFIX, Seq2SeqParser, read_graph
 from sgpipe.stages.parse.stage import CaptionParser, LlmParser, ParseStage
 from tests.endpoint_server import Answerer, EndpointServer, scripted
+from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 load_model = cache(rules.load_model)
@@ -98,7 +99,7 @@ def test_graphs_become_triplets(parser: Seq2SeqParser, monkeypatch: pytest.Monke
     parsed = parser.parse(list(GRAPHS))
     expected = [[("man", "riding", "ride", "horse")], [("pigs", "fly on", "fly on", "sky")], []]
     assert [
-        [(t.subject, t.predicate, t.predicate_lemma, t.object) for t in triplets]
+        values_of(triplets, "subject", "predicate", "predicate_lemma", "object")
         for triplets in parsed
     ] == expected
 
@@ -213,14 +214,13 @@ def llm_config(server: EndpointServer) -> ParseConfig:
     )
 
 
-def served(answer: Any = gold, **options: Any) -> EndpointServer:
+def served(answer: Any = gold, **options: object) -> EndpointServer:
     return EndpointServer(answer, models=["tiny-llm"], **options)
 
 
 def texts(parser: Any, captions: list[str]) -> list[list[tuple[str, str, str]]]:
     return [
-        [(triplet.subject, triplet.predicate, triplet.object) for triplet in parsed]
-        for parsed in parser.parse(captions)
+        values_of(parsed, "subject", "predicate", "object") for parsed in parser.parse(captions)
     ]
 
 

@@ -20,6 +20,7 @@ from sgpipe.stages.parse.learned.parser import (
 )
 from sgpipe.stages.parse.rules import RuleParser, load_model
 from sgpipe.stages.parse.stage import CaptionParser, ParseStage, parse_lines, parser_identity
+from tests.values import values_of
 
 CAPTIONS = [
     "a man riding a horse next to a dog on the beach", "a cat", "Two zebras standing in a grassy field.",
@@ -48,11 +49,11 @@ def learned() -> LearnedParser:
 
 
 def stated(parser: rules.Parser, caption: str) -> list[tuple[str, str, str]]:
-    return [(t.subject, t.predicate, t.object) for t in parser.parse([caption])[0]]
+    return values_of(parser.parse([caption])[0], "subject", "predicate", "object")
 
 
 def record(*texts: str, **columns: object) -> Record:
-    captions = [Caption(text) for text in texts]
+    captions = list(map(Caption, texts))
     return Record("1", "coco", "val", "1.jpg", 10, 10, captions=captions, **columns)
 
 
@@ -78,7 +79,7 @@ def test_triplets_do_not_depend_on_the_batch(parser):
     shuffled = random.Random(0).sample(CAPTIONS, len(CAPTIONS))
     other = CaptionParser(ParseConfig(batch_size=7))
     together = [
-        [(t.subject, t.predicate, t.object) for t in triplets] for triplets in other.parse(shuffled)
+        values_of(triplets, "subject", "predicate", "object") for triplets in other.parse(shuffled)
     ]
     assert together == [alone[caption] for caption in shuffled]
 
@@ -126,13 +127,13 @@ def test_stage_fills_good_records_only():
     ]
     assert stage(records) == records
     assert all((t.subject, t.object) == ("dog", "bed") for r in records for t in r.triplets)
-    assert [[t.caption for t in r.triplets] for r in records] == [[1], [], [], [0, 1]]
+    assert [values_of(r.triplets, "caption") for r in records] == [[1], [], [], [0, 1]]
 
 
 def test_lines_keep_their_order_over_batches(parser):
     lines = [f"a dog on a {thing}\n" for thing in ("bed", "sofa", "chair")] + ["\n"]
     results = list(parse_lines(lines, parser, batch_size=2))
-    assert [result["caption"] for result in results] == [line.strip() for line in lines]
+    assert values_of(results, "caption") == [line.strip() for line in lines]
     assert results[-1] == {"caption": "", "triplets": []}
     texts = {"subject": "dog", "predicate": "on", "object": "bed"}
     assert results[0]["triplets"] == [
@@ -196,4 +197,4 @@ def test_a_caption_of_many_things_takes_few_pairs(learned):
     mentions = list(range(0, 100, 2))
     _, pairs, [places] = pair_features([sentence], [mentions], learned._network._tables)
     assert len(pairs) == len(places) < len(mentions) * (2 * FARTHEST + 3)
-    assert {(0, 0), (0, 2), (2, 0)} <= {tuple(pair) for pair in pairs[:, :2].tolist()}
+    assert {(0, 0), (0, 2), (2, 0)} <= set(map(tuple, pairs[:, :2].tolist()))

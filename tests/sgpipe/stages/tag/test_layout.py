@@ -15,6 +15,7 @@ from sgpipe.stages.tag.layout import ImageLayout, LayoutModel
 from sgpipe.stages.tag.layout import model as layout_model
 from sgpipe.stages.tag.layout.fit import LayoutExample, LayoutSettings, fit_layout
 from sgpipe.stages.tag.layout.model import CONFIG, MODEL, VERSION, WEIGHTS
+from tests.values import values_of
 
 FAST = LayoutSettings(networks=2, epochs=15, min_steps=0, batch=16, width=8, average=0.9)
 
@@ -72,7 +73,7 @@ class TestScore:
         self, shipped: LayoutModel
     ) -> None:
         images = [random_layout(seed, 3 + seed, ("person", "cup", "dog")) for seed in range(9)]
-        together = shipped.score_many(images, [every_pair(image) for image in images])
+        together = shipped.score_many(images, list(map(every_pair, images)))
         for image, scores in zip(images, together, strict=True):
             for row, pair in enumerate(every_pair(image)):
                 alone = shipped.score(image, pair[None])
@@ -222,13 +223,13 @@ class TestFit:
             features = torch.from_numpy(table.features * scale).clamp(-6, 6)
             expected = torch.sigmoid(network(features, Batch(table, rows)))
         model = to_model([network.state_dict()], 0 * scale, scale, vocabulary)
-        images = [example.layout for example in examples]
+        images = values_of(examples, "layout")
         scores = model.score_many(images, [np.array([[0, 1], [0, 2]])] * len(images))
         np.testing.assert_allclose(
-            np.concatenate([one.interacts for one in scores]), expected[:, 0], rtol=1e-4
+            np.concatenate(values_of(scores, "interacts")), expected[:, 0], rtol=1e-4
         )
         np.testing.assert_allclose(
-            np.concatenate([one.actions for one in scores]), expected[:, 1:], rtol=1e-4
+            np.concatenate(values_of(scores, "actions")), expected[:, 1:], rtol=1e-4
         )
 
     def test_examples_without_relations_or_negatives_are_refused(self) -> None:

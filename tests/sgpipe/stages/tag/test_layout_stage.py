@@ -20,6 +20,7 @@ from sgpipe.stages.tag.layout.evidence import FILE, CaptionEvidence
 from sgpipe.stages.tag.layout.model import LayoutModel
 from sgpipe.stages.tag.layout.prior import LayoutPrior
 from sgpipe.stages.tag.layout.stage import LayoutStage
+from tests.values import values_of
 
 RIDER = (100.0, 50.0, 60.0, 120.0)
 HORSE = (60.0, 110.0, 160.0, 130.0)
@@ -29,13 +30,14 @@ CLASSES = ("person", "horse", "dog", "skateboard", "thingamajig")
 
 LANGUAGES = ["reitet auf", "乗る", "", "ridding", "🐎"]
 ODD = [
-    *(
-        (0.0, 0.0, 0.0, 0.0),
-        (10.0, 10.0, 0.0, 5.0),
-        (-50.0, -50.0, 20.0, 20.0),
-        (900.0, 900.0, 50.0, 50.0),
-    ),
-    *(RIDER, RIDER, (0.0, 0.0, 640.0, 480.0), (1e9, 1e9, 1e9, 1e9)),
+    (0.0, 0.0, 0.0, 0.0),
+    (10.0, 10.0, 0.0, 5.0),
+    (-50.0, -50.0, 20.0, 20.0),
+    (900.0, 900.0, 50.0, 50.0),
+    RIDER,
+    RIDER,
+    (0.0, 0.0, 640.0, 480.0),
+    (1e9, 1e9, 1e9, 1e9),
 ]
 SIDE = st.floats(-1e4, 1e4, allow_nan=False, width=32)
 
@@ -89,7 +91,7 @@ def test_the_confidence_is_that_of_the_pair_times_that_of_the_predicate() -> Non
     )
     ride = scores.actions[:, actions_of("riding", model.actions)].max(1)
     confidence_of = confidences(tagged)
-    assert {one.origin for one in tagged.relations} == {"layout"}
+    assert set(values_of(tagged.relations, "origin")) == {"layout"}
     for row, subject in enumerate((0, 2)):
         assert confidence_of[subject, "next to", 1] == pytest.approx(
             scores.interacts[row], rel=1e-4
@@ -150,7 +152,7 @@ def test_candidates_need_no_captions_and_are_the_probable_actions() -> None:
     [fewer] = pairing(probability=0.5)(
         [record(("person", RIDER), ("horse", HORSE), ("person", FAR))]
     )
-    assert [(pair.subject, pair.object) for pair in fewer.pairs] == [(0, 1)]
+    assert values_of(fewer.pairs, "subject", "object") == [(0, 1)]
 
 
 def test_candidates_of_captions_are_kept_beside_those_of_the_model_and_not_repeated() -> None:

@@ -28,6 +28,7 @@ from sgpipe.stages.tag.methods import AssumedStage, check_tagger
 from sgpipe.stages.tag.stage import Batch, ScoredStage, TagStage, normalised_boxes, own_batches
 from tests.clip_checkpoints import make_clip
 from tests.factories import make_calibration, make_tagger
+from tests.values import values_of
 
 NAMES = ("person", "dog", "bench")
 PREDICATES = ("sitting on", "next to", "holding", "under")
@@ -111,7 +112,7 @@ def _loaded(
 
 
 def stated(tagged: Record) -> list[tuple[int, int, str]]:
-    return [(item.subject, item.object, item.predicate) for item in tagged.relations]
+    return values_of(tagged.relations, "subject", "object", "predicate")
 
 
 def test_a_group_shares_its_predicates(folder: Path) -> None:
@@ -186,15 +187,15 @@ def test_images_in_batches_of_one_size_get_the_scores_that_they_get_alone(
     shapes = encoded(tagger)
     alone = of_many_groups(folder, pair)(copy.deepcopy(records))
     assert_same(tagger(records), alone)
-    assert [item.ok for item in records] == [index != 2 for index in range(7)]
+    assert values_of(records, "ok") == [index != 2 for index in range(7)]
     assert sorted(shapes) == [(3, 3, 64, 84), (3, 3, 64, 85)]
 
 
 def assert_same(together: list[Record], alone: list[Record]) -> None:
     for one, other in zip(together, alone, strict=True):
         assert (one.image_id, stated(one)) == (other.image_id, stated(other))
-        confidences = [relation.confidence for relation in other.relations]
-        assert [r.confidence for r in one.relations] == pytest.approx(confidences, abs=1e-5)
+        confidences = values_of(other.relations, "confidence")
+        assert values_of(one.relations, "confidence") == pytest.approx(confidences, abs=1e-5)
 
 
 def per_image(
@@ -222,15 +223,15 @@ def test_a_vocabulary_of_the_image_that_has_all_classes_gives_the_same_bits(fold
 def test_the_image_decides_its_vocabulary_with_the_seed(folder: Path) -> None:
     tagger = per_image(folder, 2)
     records = of_equal_size()
-    lists = [tagger._classes(words) for words in records]
+    lists = list(map(tagger._classes, records))
     assert all(
         words == sorted(words) and set(NAMES) < set(words) and len(words) == 5 for words in lists
     )
-    assert len({tuple(words) for words in lists}) > 1
+    assert len(set(map(tuple, lists))) > 1
     backwards = per_image(folder, 2, [*OTHERS, *reversed(NAMES)])
-    assert [backwards._classes(words) for words in records[::-1]] == lists[::-1]
+    assert list(map(backwards._classes, records[::-1])) == lists[::-1]
     tagger.seed = 1
-    assert [tagger._classes(words) for words in records] != lists
+    assert list(map(tagger._classes, records)) != lists
 
 
 def test_images_with_vocabularies_of_unequal_length_are_scored_as_alone(folder: Path) -> None:
@@ -241,7 +242,7 @@ def test_images_with_vocabularies_of_unequal_length_are_scored_as_alone(folder: 
         return images
 
     alone = [per_image(folder, 2)([image])[0] for image in records()]
-    assert all(image.relations for image in alone)
+    assert all(values_of(alone, "relations"))
     assert per_image(folder, 2)(records()[::-1])[::-1] == alone
     assert_same(in_batches(per_image(folder, 2), 7)(records()), alone)
 
@@ -287,9 +288,9 @@ def test_the_order_of_boxes_changes_the_order_of_relations_and_nothing_else(
 ) -> None:
     def confidences(one: Record) -> list[tuple[str, str, str, float]]:
         [tagged] = stage(folder, group_size=group_size)([one])
-        ends = [(r.subject, r.object) for r in tagged.relations]
+        ends = values_of(tagged.relations, "subject", "object")
         assert ends == sorted(ends)
-        boxes = [str(box) for box in tagged.objects]
+        boxes = list(map(str, tagged.objects))
         return sorted(
             (boxes[r.subject], r.predicate, boxes[r.object], r.confidence) for r in tagged.relations
         )
@@ -305,7 +306,7 @@ def test_the_image_and_each_text_are_encoded_once(
     tagger([record(0)])
     assert len(images) == 1
     monkeypatch.delattr(tagger.tagger._label_cache, "tokenizer")  # not needed once more
-    assert all(image.relations for image in tagger([record(1), record(2)]))
+    assert all(values_of(tagger([record(1), record(2)]), "relations"))
 
 
 def test_unreadable_images_become_error_rows_if_there_is_something_to_score(folder: Path) -> None:
@@ -317,8 +318,8 @@ def test_unreadable_images_become_error_rows_if_there_is_something_to_score(fold
     unasked.file_name = absent.file_name = "absent.png"
     free.objects[0].category = "zebra"  # of no dataset
     results = stage(folder)([failed, wordless, unasked, absent, free, good])
-    assert [item.image_id for item in results] == ["0", "1", "2", "3", "0", "1"]
-    assert [item.ok for item in results] == [False, True, True, False, True, True]
+    assert values_of(results, "image_id") == ["0", "1", "2", "3", "0", "1"]
+    assert values_of(results, "ok") == [False, True, True, False, True, True]
     assert absent.error.startswith("tag: image file not found")
     assert failed.error == "caption: no"
     assert [bool(item.relations) for item in results] == [False] * 4 + [True] * 2
@@ -326,7 +327,7 @@ def test_unreadable_images_become_error_rows_if_there_is_something_to_score(fold
 
 def test_only_confidences_of_at_least_the_threshold(folder: Path) -> None:
     [everything] = stage(folder)([record(0)])
-    middle = sorted(item.confidence for item in everything.relations)[3]
+    middle = sorted(values_of(everything.relations, "confidence"))[3]
     [fewer] = stage(folder, threshold=middle)([record(0)])
     assert fewer.relations == [item for item in everything.relations if item.confidence >= middle]
     assert len(fewer.relations) == len(everything.relations) - 3
@@ -382,7 +383,7 @@ def test_all_candidates_are_relations_with_confidence_1() -> None:
     failed.fail("caption", "no")
     [tagged, bare, _] = stage([candidates(0), candidates(9, []), failed])
     assert (stated(tagged), failed.relations) == (ALL, [])
-    assert {item.confidence for item in tagged.relations} == {1.0}
+    assert set(values_of(tagged.relations, "confidence")) == {1.0}
     assert (bare.ok, bare.relations) == (True, [])
 
 
@@ -400,7 +401,7 @@ def test_a_scorer_keeps_what_has_at_least_the_threshold(folder: Path) -> None:
     assert stated(tagged) == [relation for relation in ALL if relation[1] != 3], (
         "a cup without area is not seen"
     )
-    minimum = sorted(item.confidence for item in tagged.relations)[2]
+    minimum = sorted(values_of(tagged.relations, "confidence"))[2]
     [fewer] = scored(folder, threshold=minimum)([candidates(0)])
     assert fewer.relations == [item for item in tagged.relations if item.confidence >= minimum]
 
@@ -410,9 +411,9 @@ def test_a_scorer_gives_the_same_confidences_whatever_is_beside(folder: Path) ->
     for index in range(3):
         assert scored(folder)([candidates(index)])[0] == together[index]
     [reversed_] = scored(folder)([candidates(1, CANDIDATES[::-1])])
-    assert {item.confidence for item in reversed_.relations} == {
-        item.confidence for item in together[1].relations
-    }
+    assert set(values_of(reversed_.relations, "confidence")) == set(
+        values_of(together[1].relations, "confidence")
+    )
 
 
 def test_what_cannot_be_scored_is_an_error_row(folder: Path) -> None:

@@ -15,6 +15,7 @@ from sgpipe.records import Box, Record, Relation
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import shard_name, write_shard
 from sgpipe.training.recipe import DataConfig, ShardsConfig
+from tests.values import values_of
 
 NAMES = ("person", "dog", "cup", "left hand", "car", "tree")
 PREDICATES = ("on", "left of", "holding", "next to", "under")
@@ -45,7 +46,7 @@ def _record(rng: random.Random, image_id: str, split: str) -> Record:
 
 
 def plain_record(
-    image_id: str, predicate: str = "on", confidence: float | None = None, **changes: Any
+    image_id: str, predicate: str = "on", confidence: float | None = None, **changes: object
 ) -> Record:
     """A record of a person and a dog with one relation."""
     values = {
@@ -105,7 +106,7 @@ def cut_shards(
     records: Sequence[Record], rows: int
 ) -> Iterator[tuple[str, str, int, list[Record]]]:
     """The name, the split, the first row and the records of each shard."""
-    for split in dict.fromkeys(record.split for record in records):
+    for split in dict.fromkeys(values_of(records, "split")):
         members = [record for record in records if record.split == split]
         for start in range(0, len(members), rows):
             part = members[start : start + rows]
@@ -120,7 +121,7 @@ def image(record: Record) -> bytes:
     return file.getvalue()
 
 
-def data(*configs: ShardsConfig, **changes: Any) -> DataConfig:
+def data(*configs: ShardsConfig, **changes: object) -> DataConfig:
     """Settings for small images."""
     small = {
         "short_sides": (12, 16),

@@ -53,7 +53,7 @@ def plain(batch: TrainingBatch) -> tuple:
 
 
 def plain_steps(steps: list[list[TrainingBatch]]) -> list[list[tuple]]:
-    return [[plain(batch) for batch in step] for step in steps]
+    return [list(map(plain, step)) for step in steps]
 
 
 @pytest.mark.parametrize("max_pairs", [None, 3])
@@ -97,7 +97,7 @@ def test_the_parts_of_all_workers_make_up_the_step(config, world, accumulate):
     ]
     for [single], *workers in zip(training(feed(config), 10), *shares, strict=True):
         parts = [part for worker in workers for part in worker]
-        assert {len(part) for part in parts} == {4 // (world * accumulate)}
+        assert set(map(len, parts)) == {4 // (world * accumulate)}
         assert joined(parts, "image_ids") == list(single.image_ids)
         assert all(part.texts == single.texts for part in parts)
         for name in ("subject_boxes", "relation_labels"):
@@ -121,7 +121,7 @@ def test_images_are_flipped_together_with_their_boxes(tmp_path):
         }
         for flip in (1.0, 0.0)
     )
-    assert set(changed) == set(unchanged) == {str(n) for n in range(8)}
+    assert set(changed) == set(unchanged) == set(map(str, range(8)))
     for image_id, (pixels, triplets) in unchanged.items():
         flipped, mirrored = changed[image_id]
         assert torch.allclose(flipped.flip(2), pixels)
@@ -145,7 +145,7 @@ def test_an_unreadable_image_is_skipped_and_counted(tmp_path, embedded):
     [[batch]] = training(fed, 1)
     assert batch.skipped == 3
     assert len(batch) == len(batch.triplets) == 9
-    assert set(batch.image_ids) == {str(n) for n in range(12)} - {"3", "5", "7"}
+    assert set(batch.image_ids) == set(map(str, range(12))) - {"3", "5", "7"}
 
 
 @pytest.mark.parametrize("count", [5, 60])
@@ -164,9 +164,9 @@ def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
 @pytest.mark.parametrize("world", [1, 3])
 def test_a_validation_reads_every_image_once_unchanged(config, world):
     fed = [feed(config, batch=3, rank=rank, world=world) for rank in range(world)]
-    shares = [validation(shard_feed) for shard_feed in fed]
+    shares = list(map(validation, fed))
     rows = fed[0].stream.training_set.rows
-    assert {len(share) for share in shares} == {-(-rows // 3)}
+    assert set(map(len, shares)) == {-(-rows // 3)}
     ids = [image_id for share in shares for batch in share for image_id in batch.image_ids]
     assert len(ids) == len(set(ids)) == rows
     assert {

@@ -16,6 +16,7 @@ from sgpipe.training.data.stream import Epoch, iter_epoch
 from sgpipe.training.recipe import ShardsConfig
 from tests.factories import make_calibration
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
+from tests.values import values_of
 
 LABELS = {"objects": ["person", "dog"], "relations": ["on", "left of"]}
 
@@ -57,8 +58,8 @@ def test_counts_equal_those_of_a_loop_over_the_records(
     relations = [relation for record in records for relation in usable_relations(record, threshold)]
     objects = [box for record in records if record.ok for box in record.objects if not box.iscrowd]
     for names, vocabulary in (
-        (Counter(box.category for box in objects), training_set.objects),
-        (Counter(relation.predicate for relation in relations), training_set.relations),
+        (Counter(values_of(objects, "category")), training_set.objects),
+        (Counter(values_of(relations, "predicate")), training_set.relations),
     ):
         assert list(zip(vocabulary.names, vocabulary.counts, strict=True)) == names.most_common()
     usable = [bool(usable_relations(record, threshold)) for record in records]
@@ -66,7 +67,7 @@ def test_counts_equal_those_of_a_loop_over_the_records(
     assert [note.split()[2] for note in training_set.notes] == [
         str(n) for n in (len(records) - training_set.rows,) if n
     ]
-    assert [row_group.rows for row_group in training_set.row_groups] == [
+    assert values_of(training_set.row_groups, "rows") == [
         total
         for start in range(0, len(records), rows)
         if (total := sum(usable[start : start + rows]))

@@ -27,6 +27,7 @@ from sgpipe.training.data.stream import (
     shuffled_epoch,
 )
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
+from tests.values import values_of
 
 Sizes = list[list[int]]
 
@@ -150,11 +151,11 @@ def plain(item: TrainingItem) -> tuple:
 
 
 def objects(item: TrainingItem) -> tuple[str, ...]:
-    return tuple(thing.name for thing in item.graph.objects)
+    return tuple(values_of(item.graph.objects, "name"))
 
 
 def relations(item: TrainingItem) -> tuple[str, ...]:
-    return tuple(relation.predicate for relation in item.graph.relations)
+    return tuple(values_of(item.graph.relations, "predicate"))
 
 
 def images_of(step: TrainingStep) -> list[TrainingItem]:
@@ -163,11 +164,11 @@ def images_of(step: TrainingStep) -> list[TrainingItem]:
 
 def plain_step(step: TrainingStep) -> tuple:
     texts = [part.texts for part in step if part.items]
-    return texts, [plain(item) for item in images_of(step)]
+    return texts, list(map(plain, images_of(step)))
 
 
 def first(step_stream: StepStream, count: int, epoch: int = 0, step: int = 0) -> list[tuple]:
-    return [plain_step(step) for step in islice(step_stream.steps(epoch, step), count)]
+    return list(map(plain_step, islice(step_stream.steps(epoch, step), count)))
 
 
 @settings(max_examples=5, deadline=None)
@@ -235,7 +236,7 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
         text_group=group,
         negative_texts=9,
     )
-    single = [[part.texts for part in step] for step in islice(grouped().epoch(0), 2)]
+    single = [values_of(step, "texts") for step in islice(grouped().epoch(0), 2)]
     for world, accumulate in [(1, 1), (1, 3), (2, 1), (3, 2), (4, 1), (6, 2), (12, 1)]:
         workers = [
             grouped(rank=rank, world=world, accumulate=accumulate).epoch(0) for rank in range(world)
@@ -243,7 +244,7 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
         for number, steps in enumerate(
             zip(*(islice(worker, 2) for worker in workers), strict=True)
         ):
-            assert len({len(step) for step in steps}) == 1
+            assert len(set(map(len, steps))) == 1
             parts = [part for step in steps for part in step if part.items]
             items = [item for part in parts for item in part.items]
             assert len(items) == 12
@@ -269,7 +270,7 @@ def test_flips_are_random_per_image_and_change_names(tmp_path):
     mirrored = tuple(tuple(map(flip_text, part)) for part in plain_names)
     for item in items:
         assert (objects(item), relations(item)) == (mirrored if item.flip else plain_names)
-    assert 8 < sum(item.flip for item in items) < 32
+    assert 8 < sum(values_of(items, "flip")) < 32
 
 
 def test_closed_labels_are_the_texts_and_flips_stay_within_them(tmp_path):
@@ -288,10 +289,9 @@ def test_closed_labels_are_the_texts_and_flips_stay_within_them(tmp_path):
 @pytest.mark.parametrize("world", [2, 7])
 def test_a_validation_visits_all_images_in_the_same_order_whoever_computes_it(config, world):
     single, *shares = (
-        [
-            plain_step(step)
-            for step in stream(config, rank=rank, world=process_count, training=False).epoch(0)
-        ]
+        list(
+            map(plain_step, stream(config, rank=rank, world=process_count, training=False).epoch(0))
+        )
         for rank, process_count in ((0, 1), *((rank, world) for rank in range(world)))
     )
     for step, *parts in zip(single, *shares, strict=True):
@@ -336,6 +336,6 @@ def test_relations_are_reworded_only_in_training(config):
     assert {spoken for known, spoken in counter if known == "on"} == {"on"}
     for [part] in parts:  # never said as another relation of the group
         assert len(set(part.network_texts.relations)) == len(part.texts.relations)
-    assert [plain_step(step) for step in steps] == first(stream(config, wordings=wordings), 40)
+    assert list(map(plain_step, steps)) == first(stream(config, wordings=wordings), 40)
     checked = stream(config, wordings=wordings, training=False)
     assert all(part.network_texts == part.texts for step in checked.epoch(0) for part in step)
