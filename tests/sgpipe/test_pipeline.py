@@ -18,6 +18,7 @@ from sgpipe.errors import UserError
 from sgpipe.miniworld.dataset import IMAGES, INSTANCES, render_dataset
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.folder import read_folder
+from tests.values import values_of
 
 BOXES = [[4, 6, 60, 70], [40.5, 20, 90, 88]]
 CLASSES = ["person", "dog"]
@@ -60,7 +61,7 @@ def test_the_packaged_models_find_relations_between_given_boxes(graphs, miniworl
     assert sum(len(graph.objects) for graph in graphs) == len(instances["annotations"])
     assert sum(len(graph.triplets()) for graph in graphs) >= 2
     for graph in graphs:
-        confidences = [triplet.confidence for triplet in graph.triplets(0.5)]
+        confidences = values_of(graph.triplets(0.5), "confidence")
         assert confidences == sorted(confidences, reverse=True)
         assert all(confidence >= 0.5 for confidence in confidences)
         assert len(graph.captions) == 10
@@ -143,7 +144,7 @@ def test_detections_of_supervision_keep_their_relations_when_filtered(detected):
     assert detections.confidence.tolist() == [0.5, 0.75]
     assert detections.class_id.tolist() == [18, 18]
     assert detections["class_name"].tolist() == ["dog", "dog"]
-    assert [r.predicate for r in detections.metadata["relations"]] == ["run", "next to", "chasing"]
+    assert values_of(detections.metadata["relations"], "predicate") == ["run", "next to", "chasing"]
     second = detections[detections.confidence > 0.6]
     assert second["object_index"].tolist() == [2]
     assert second.metadata == detections.metadata
@@ -235,7 +236,7 @@ def test_the_command_draws_images_and_prints_relations(miniworld, tmp_path):
     assert f"{tmp_path / 'bad.png'}: source: image cannot be read" in result.stdout
     assert any(" · " in line for line in lines)
     assert "know only synthetic images" in result.stderr
-    assert sorted(path.name for path in out.iterdir()) == [
+    assert sorted(values_of(out.iterdir(), "name")) == [
         f"{path.name}.relations.png" for path in sorted(images.iterdir())
     ]
     assert all(Image.open(path).width == 960 for path in out.iterdir())
@@ -279,7 +280,7 @@ def cut_image() -> Image.Image:
 
 
 def objects(graph: SceneGraph) -> list[tuple]:
-    return [(box.category, box.bbox) for box in graph.objects]
+    return values_of(graph.objects, "category", "bbox")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_odd_file_names_are_handled_as_by_generate(pipeline, file, tmp_path):
         for row in range(len(names))
     ]
     assert reasons == [graph.error or "" for graph in graphs]
-    assert [bool(reason) for reason in reasons] == [False, True, False, False]
+    assert list(map(bool, reasons)) == [False, True, False, False]
     assert "source: the file name is not UTF-8: " in reasons[1]
     assert graphs[0].objects
 
@@ -371,7 +372,7 @@ def test_boxes_of_a_call_replace_the_detector(pipeline, file, array):
 def test_other_classes_than_the_detectors_do_not_change_other_calls(pipeline, file):
     before = pipeline(file, boxes=BOXES, classes=CLASSES).record
     other = pipeline(file, boxes=BOXES, classes=["kangaroo", "person"])
-    assert [box.category for box in other.objects] == ["kangaroo", "person"]
+    assert values_of(other.objects, "category") == ["kangaroo", "person"]
     assert other.error is None
     assert pipeline(file, boxes=BOXES, classes=CLASSES).record == before
     fresh = Pipeline(settings={"caption.samples": 3})

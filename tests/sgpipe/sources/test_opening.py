@@ -8,6 +8,7 @@ from sgpipe.images import ImageError, decode, reads_heif
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources.folder import list_folder, read_folder
 from sgpipe.sources.opening import open_source
+from tests.values import values_of
 
 
 def save(path, size=(40, 30), **options):
@@ -43,8 +44,8 @@ def test_images_are_found_with_their_displayed_size(photos, tmp_path):
     failed = {record.image_id: record.error for record in indexed if not record.ok}
     assert list(failed) == ["broken.jpg", "link.png"]
     assert "source: image cannot be read" in failed["broken.jpg"]
-    assert [record.image_id for record in indexed] == sorted(record.image_id for record in indexed)
-    assert {(record.dataset, record.split) for record in indexed} == {("folder", "all")}
+    assert values_of(indexed, "image_id") == sorted(values_of(indexed, "image_id"))
+    assert set(values_of(indexed, "dataset", "split")) == {("folder", "all")}
 
 
 def test_names_that_are_not_utf8_are_called_so(tmp_path):
