@@ -54,7 +54,7 @@ class FolderFiles:
 
 def list_folder(location: ImagePlace) -> FolderFiles:
     images: dict[str, ObjectInfo] = {}
-    others: list[str] = []
+    further: list[str] = []
     stems: set[str] = set()  # the names of images, with and without their suffixes
     for entry in sorted(image_root(location).entries(), key=lambda entry: entry.name):
         path = PurePosixPath(entry.name)
@@ -64,8 +64,8 @@ def list_folder(location: ImagePlace) -> FolderFiles:
             images[entry.name] = entry
             stems |= {path.name, path.stem}
         else:
-            others.append(entry.name)
-    unread = [name for name in others if not _is_sidecar(name, stems)]
+            further.append(entry.name)
+    unread = [name for name in further if not _is_sidecar(name, stems)]
     return FolderFiles(images, unread)
 
 

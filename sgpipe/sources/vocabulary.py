@@ -71,9 +71,10 @@ def packaged_synonyms(dataset: str) -> Synonyms:
     parts are not synonyms of a person: the relation of "a cup in his hand" does not hold for the
     person's box.
     """
-    common, own = (_packaged(f"{table}_synonyms.json") or {} for table in ("common", dataset))
+    common = _packaged("common_synonyms.json")
+    of_dataset = _packaged(f"{dataset}_synonyms.json") or {}
     return {
-        name: (name, *common.get(name, ()), *own.get(name, ()))
+        name: (name, *common.get(name, ()), *of_dataset.get(name, ()))
         for name in category_names(dataset).values()
     }
 
@@ -122,8 +123,8 @@ def load_predicate_synonyms(path: Location) -> PredicateSynonyms:
     return _check_table(_read_table(path), f"synonyms file {path}", "predicate: [other texts]")
 
 
-def _read_table(path: Location, what: str = "synonyms file") -> Any:
-    text = read_text(path, what)
+def _read_table(path: Location, title: str = "synonyms file") -> Any:
+    text = read_text(path, title)
     try:
         with suppress(
             ValueError
@@ -132,7 +133,7 @@ def _read_table(path: Location, what: str = "synonyms file") -> Any:
         return parse_yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{what} {path} is neither YAML nor JSON ({reason})") from None
+        raise UserError(f"{title} {path} is neither YAML nor JSON ({reason})") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -168,18 +169,18 @@ def load_equivalents(path: Location | None) -> Equivalents:
     if path is None:
         return Equivalents(packaged)
     place = f"equivalents file {path}"
-    own = _read_table(path, "equivalents file")
-    if not isinstance(own, dict) or not own or not own.keys() <= {_SYNONYMS, _INVERSES}:
+    stated = _read_table(path, "equivalents file")
+    if not isinstance(stated, dict) or not stated or not stated.keys() <= {_SYNONYMS, _INVERSES}:
         raise UserError(
             f"{place}: expected {{synonyms: {{predicate: [texts]}}, inverses: {{predicate:"
             " [texts]}}"
         )
-    own = {
+    tables = {
         kind: _check_table(table, f"{place}: {kind}", "predicate: [texts]")
-        for kind, table in own.items()
+        for kind, table in stated.items()
     }
     try:
-        return Equivalents(packaged, own)
+        return Equivalents(packaged, tables)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
 
@@ -269,12 +270,19 @@ class Equivalents:
         """Drop from the pairs the predicates that a known relation says, too, and then pairs
         without predicates.
         """
-        said = {self.key(each.subject, each.predicate, each.object) for each in known}
+        known_keys = {
+            self.key(relation.subject, relation.predicate, relation.object) for relation in known
+        }
+        further: list[Pair] = []
         for pair in pairs:
             pair.predicates = [
-                p for p in pair.predicates if self.key(pair.subject, p, pair.object) not in said
+                predicate
+                for predicate in pair.predicates
+                if self.key(pair.subject, predicate, pair.object) not in known_keys
             ]
-        return [pair for pair in pairs if pair.predicates]
+            if pair.predicates:
+                further.append(pair)
+        return further
 
     def _find(self, text: str) -> _Form:
         lemma, swapped = _form(text)
