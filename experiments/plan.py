@@ -5,8 +5,9 @@ several seeds.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -320,47 +321,64 @@ def load_plan(path: Path = PLAN) -> Plan:
     except (OSError, yaml.YAMLError, ValidationError) as reason:
         raise UserError(f"{path} is not a plan of experiments: {reason}") from None
     for name, experiment in plan.experiments.items():
-        for expected, arm in ((item, arm) for item in experiment.expected for arm in item.order):
-            if arm not in experiment.arms:
-                raise UserError(
-                    f"{path}: experiment {name} expects something of {arm!r}, which is not an arm"
-                )
-            measures = (
-                stage.measures for stage in experiment.arms[arm] if stage.name == expected.stage
-            )
-            if expected.measure not in next(measures, ()):
-                raise UserError(
-                    f"{path}: {arm!r} of {name} has no {expected.measure!r} after"
-                    f" {expected.stage!r}"
-                )
-    stages = [
-        *plan.networks.values(),
-        *(
-            one
-            for experiment in plan.experiments.values()
-            for arm in experiment.arms.values()
-            for one in arm
-        ),
-    ]
-    networks = {stage.init for stage in stages} | {
-        item.labels.tagger for item in plan.sets.values() if item.labels
-    }
-    sets: set[str | None] = {part.set for stage in stages for part in stage.data}
-    sets |= {stage.calibrated_by for stage in stages} - {None}
-    sets |= {
-        item.labels.captioner.of
-        for item in plan.sets.values()
-        if item.labels and item.labels.captioner
-    }
-    sets |= {item.labels.layout for item in plan.sets.values() if item.labels} - {None}
-    for item in plan.sets.values():
-        sets.update(item.product or ())
-    sets |= {name for experiment in plan.experiments.values() for name in experiment.compared_sets}
-    for kind, used, known in (
-        ("network", networks - {None}, plan.networks),
-        ("set", sets, plan.sets),
-    ):
-        missing = sorted(str(item) for item in used if item not in known)
-        if missing:
-            raise UserError(f"{path} names the {kind} {missing[0]!r}, which does not exist")
+        for expected in experiment.expected:
+            for arm in expected.order:
+                _check_expected(path, name, experiment, expected, arm)
+    networks = {stage.init for stage in _stages(plan)}
+    networks |= {labels.tagger for labels in _labels(plan)}
+    _check_known(path, "network", networks, plan.networks)
+    _check_known(path, "set", _named_sets(plan), plan.sets)
     return plan
+
+
+def _check_expected(
+    path: Path, name: str, experiment: Experiment, expected: Expected, arm: str
+) -> None:
+    """Raises UserError: an arm or its measure, of which something is expected, does not exist."""
+    if arm not in experiment.arms:
+        raise UserError(
+            f"{path}: experiment {name} expects something of {arm!r}, which is not an arm"
+        )
+    measures = {stage.name: stage.measures for stage in reversed(experiment.arms[arm])}
+    if expected.measure not in measures.get(expected.stage, ()):
+        raise UserError(
+            f"{path}: {arm!r} of {name} has no {expected.measure!r} after {expected.stage!r}"
+        )
+
+
+def _check_known(
+    path: Path, kind: str, names: Iterable[str | None], known: Container[str | None]
+) -> None:
+    """Raises UserError: one of the names is not known; None is no name."""
+    missing = sorted(name for name in names if name is not None and name not in known)
+    if missing:
+        raise UserError(f"{path} names the {kind} {missing[0]!r}, which does not exist")
+
+
+def _stages(plan: Plan) -> list[Stage]:
+    """Return the stages of networks and of the arms of all experiments."""
+    stages: list[Stage] = [*plan.networks.values()]
+    for experiment in plan.experiments.values():
+        stages += chain.from_iterable(experiment.arms.values())
+    return stages
+
+
+def _labels(plan: Plan) -> list[LabelsConfig]:
+    return [item.labels for item in plan.sets.values() if item.labels]
+
+
+def _named_sets(plan: Plan) -> set[str | None]:
+    """Return the names of sets that stages, labels, sets and experiments refer to."""
+    names: set[str | None] = set()
+    for stage in _stages(plan):
+        names.add(stage.calibrated_by)
+        names.update(part.set for part in stage.data)
+    for labels in _labels(plan):
+        names.add(labels.layout)
+        if labels.captioner:
+            names.add(labels.captioner.of)
+    for item in plan.sets.values():
+        names.update(item.product or ())
+    for experiment in plan.experiments.values():
+        names.update(experiment.compared_sets)
+    return names

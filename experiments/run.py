@@ -28,7 +28,7 @@ from rich.console import Console
 from experiments.code_state import changed_code
 from experiments.command import run_command
 from experiments.measures import curve, image_interval, measure, measure_labels, resampling
-from experiments.plan import PLAN, Stage, load_plan
+from experiments.plan import PLAN, Experiment, Stage, load_plan
 from experiments.results import RESULTS, Results, Row
 from experiments.workshop import Network, Workshop, turn
 from sgpipe.errors import DivergedError, UserError
@@ -147,29 +147,47 @@ def _open_tasks(results: Results, name: str, seeds: int | None) -> Iterator[Task
     for labels, seed in experiment.label_sets(results.plan):
         if seed < seeds and (labels, seed) not in compared:
             yield Task(name, "labels", (labels, str(seed)))
-    unfinished = set()
-    diverged = {row["arm"] for row in rows if "diverged" in row}
+    incomparable = {row["arm"] for row in rows if "diverged" in row}
+    for arm, seed in _unfinished(experiment, rows, seeds):
+        incomparable.add(arm)
+        yield Task(name, "arm", (arm, str(seed)))
+    if seeds > 1:
+        for item in _open_comparisons(experiment, rows, seeds):
+            if incomparable.isdisjoint(item[2:4]):
+                yield Task(name, "comparison", item)
+
+
+def _unfinished(
+    experiment: Experiment, rows: Sequence[Row], seeds: int
+) -> Iterator[tuple[str, int]]:
+    """Yield the arms that have stages without a measured line, and did not diverge, seed by
+    seed.
+    """
     for seed in range(seeds):
         for arm, stages in experiment.arms.items():
             if seed not in experiment.seeds_of(arm):
                 continue
-            rows_of_arm = [row for row in rows if (row.get("arm"), row.get("seed")) == (arm, seed)]
-            missing = {stage.name for stage in stages if stage.measured} - {
-                row["stage"] for row in rows_of_arm
-            }
-            if missing and not any("diverged" in row for row in rows_of_arm):
-                unfinished.add(arm)
-                yield Task(name, "arm", (arm, str(seed)))
-    known = {
-        (row["stage"], row["measure"], *row["compared"], str(row.get("seeds", experiment.seeds)))
-        for row in rows
-        if "compared" in row
-    }
+            arm_rows = [row for row in rows if (row.get("arm"), row.get("seed")) == (arm, seed)]
+            missing = {stage.name for stage in stages if stage.measured}
+            missing -= {row["stage"] for row in arm_rows}
+            if missing and not any("diverged" in row for row in arm_rows):
+                yield arm, seed
+
+
+def _open_comparisons(
+    experiment: Experiment, rows: Sequence[Row], seeds: int
+) -> Iterator[tuple[str, ...]]:
+    """Yield the expected comparisons without a line: stage, measure, both arms, and seeds."""
+    known = set()
+    for row in rows:
+        if "compared" in row:
+            row_seeds = str(row.get("seeds", experiment.seeds))
+            known.add((row["stage"], row["measure"], *row["compared"], row_seeds))
     for expected in experiment.expected:
         for pair in pairwise(expected.order):
             item = (expected.stage, expected.measure, *pair, str(seeds))
-            if seeds > 1 and item not in known and not (unfinished | diverged) & set(pair):
-                yield Task(name, "comparison", item)
+            if item not in known:
+                yield item
 
 
 def run_task(workshop: Workshop, results: Results, task: Task) -> None:
@@ -213,12 +231,7 @@ class Runner:
                     task = waiting.pop(0)
                     self.console.print(f"{len(tasks) - len(waiting)}/{len(tasks)} {task}")
                     running[task] = self._start(task)
-                for task in [
-                    task for task, process in running.items() if process.poll() is not None
-                ]:
-                    if running.pop(task).returncode:
-                        failed += 1
-                        self.console.print(f"{task} failed; see {self._log(task)}")
+                failed += self._collect(running)
                 time.sleep(_POLL_SECONDS)
         finally:
             for process in running.values():
@@ -226,6 +239,14 @@ class Runner:
             for process in running.values():
                 process.wait()
         return failed + len(waiting)
+
+    def _collect(self, running: dict[Task, subprocess.Popen[bytes]]) -> int:
+        """Remove the tasks that have ended, and return how many of these failed."""
+        ended = [task for task, process in running.items() if process.poll() is not None]
+        failed = [task for task in ended if running.pop(task).returncode]
+        for task in failed:
+            self.console.print(f"{task} failed; see {self._log(task)}")
+        return len(failed)
 
     def _log(self, task: Task) -> Path:
         return self.work / "logs" / f"{task.file_name}.log"
@@ -295,10 +316,10 @@ def main(
             )
     runner = Runner(plan, work, results, processes, console)
     left = 0
-    while not left and (
-        tasks := open_tasks(lines, chosen, seeds)
-    ):  # arms are compared after they were trained
+    tasks = open_tasks(lines, chosen, seeds)
+    while tasks and not left:
         left = runner.run(tasks, stop_at)
+        tasks = open_tasks(lines, chosen, seeds)  # arms are compared after they were trained
     console.print(f"{left} left" if left else "all done")
     if left and time.monotonic() < stop_at:
         raise typer.Exit(1)

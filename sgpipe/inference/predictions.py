@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,8 @@ _NAMES = ("image_id", "dataset", "split", "file_name", "width", "height")
 _COLUMNS = (*_NAMES, "status", "error")
 
 
+Item: TypeAlias = dict[str, object]  # of a JSON list
+Items: TypeAlias = "Callable[[ImagePrediction, PredictedPairs], list[Item]]"
 CLASSES = "classes"  # key of the class list in the first item of a file
 
 
@@ -53,6 +55,14 @@ _TRIPLET = {
     },
 }
 _ROWS_PER_WRITE = 512
+SCHEMA = pa.schema(
+    [
+        *(records.SCHEMA.field(name) for name in _NAMES),
+        pa.field("triplets", records.list_of(**_TRIPLET)),
+        pa.field("error", pa.string()),
+    ],
+    metadata={"sgpipe.predictions": "1"},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +201,6 @@ def top_triplets(
     return *np.divmod(chosen, max(scores.shape[1], 1)), flat[chosen]
 
 
-Items = Callable[[ImagePrediction, PredictedPairs], list[dict[str, Any]]]
-
-
 def write_hoia(
     predictions: Iterable[ImagePrediction],
     out: Path,
@@ -210,31 +217,28 @@ def write_hoia(
     objects = list(schema.objects)
     relations = list(schema.relations)
 
-    def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
+    def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[Item]:
         pair, predicate, score = top_triplets(pairs, limit, possible)
-        kept, index = np.unique(
-            pair, return_inverse=True
-        )  # in the order of the queries, which breaks ties
-        boxes = [
+        # In the order of the queries, which breaks ties.
+        used, place = np.unique(pair, return_inverse=True)
+        boxes = np.concatenate((pairs.subject_boxes[used], pairs.object_boxes[used]))
+        labels = np.concatenate((pairs.subject_labels[used], pairs.object_labels[used]))
+        predictions = [
             {"bbox": box, "category_id": objects[label]}
-            for side, labels in (
-                (pairs.subject_boxes, pairs.subject_labels),
-                (pairs.object_boxes, pairs.object_labels),
-            )
-            for box, label in zip(side[kept].tolist(), labels[kept].tolist(), strict=True)
+            for box, label in zip(boxes.tolist(), labels.tolist(), strict=True)
         ]
-        listed = [
+        triplets = zip(place.tolist(), predicate.tolist(), score.tolist(), strict=True)
+        found_relations = [
             {
-                "subject_id": place,
-                "object_id": place + len(kept),
+                "subject_id": subject,
+                "object_id": subject + len(used),
                 "category_id": relations[number],
-                "score": value,
+                "score": confidence,
             }
-            for place, number, value in zip(
-                index.tolist(), predicate.tolist(), score.tolist(), strict=True
-            )
+            for subject, number, confidence in triplets
         ]
-        return [{"file_name": prediction.row.file_name, "predictions": boxes, key: listed}]
+        file_name = prediction.row.file_name
+        return [{"file_name": file_name, "predictions": predictions, key: found_relations}]
 
     return write_json_list(predictions, out, items, schema)
 
@@ -249,11 +253,11 @@ def write_graphs(
         HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1))
     )
 
-    def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
-        graph = {
-            name: values.tolist() for name, values in vars(predicted_graph(pairs, limit)).items()
-        }
-        return [{"image_id": prediction.row.image_id, **graph}]
+    def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[Item]:
+        item: Item = {"image_id": prediction.row.image_id}
+        for name, values in vars(predicted_graph(pairs, limit)).items():
+            item[name] = values.tolist()
+        return [item]
 
     return write_json_list(predictions, out, items, schema)
 
@@ -287,33 +291,32 @@ def write_vcoco(
     """
     parts = [_official_role(name) for name in classes.relations]
     names = tuple(dict.fromkeys(action for action, _ in parts))
-    actions = Actions(
-        names, tuple(Role(names.index(action), role) for action, role in parts if role)
-    )
-    agents = [f"{name}_{AGENT}" for name in names]
-    roles = ["_".join(part) for part in parts if part[1]]
+    roles = [(action, role) for action, role in parts if role]
+    actions = Actions(names, tuple(Role(names.index(action), role) for action, role in roles))
+    agent_keys = [f"{name}_{AGENT}" for name in names]
+    role_keys = [f"{action}_{role}" for action, role in roles]
     convert = people_converter(classes, actions)
 
-    def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
+    def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[Item]:
         people = convert(pairs)
         image = coco_image_id(prediction.row)
-        boxes = np.append(people.role_boxes, people.role_scores[..., None], axis=2).tolist()
-        columns = zip(people.boxes.tolist(), people.agent_scores.tolist(), boxes, strict=True)
-        return [
-            {
-                "image_id": image,
-                "person_box": box,
-                **dict(zip(agents, scores, strict=True)),
-                # a missing object has no box: null, as JSON has no NaN
-                **{
-                    role: [None if x != x else x for x in own]
-                    for role, own in zip(roles, found, strict=True)
-                },
-            }
-            for box, scores, found in columns
-        ]
+        role_values = np.append(people.role_boxes, people.role_scores[..., None], axis=2)
+        persons: list[Item] = []
+        for person, box in enumerate(people.boxes.tolist()):
+            scores = people.agent_scores[person].tolist()
+            roles = map(_without_nan, role_values[person].tolist())
+            item: Item = {"image_id": image, "person_box": box}
+            item |= zip(agent_keys, scores, strict=True)
+            item |= zip(role_keys, roles, strict=True)
+            persons.append(item)
+        return persons
 
     return write_json_list(predictions, out, items)
+
+
+def _without_nan(values: list[float]) -> list[float | None]:
+    """Return null for NaN, which JSON does not have: a missing object has no box."""
+    return [None if np.isnan(value) else value for value in values]
 
 
 def people_converter(
@@ -327,9 +330,8 @@ def people_converter(
     """
     parts = [_official_role(name) for name in classes.relations]
     roles = [(actions.names[role.action], role.name) for role in actions.roles]
-    missing = {*actions.names} - {action for action, _ in parts} | {
-        "_".join(role) for role in {*roles} - {*parts}
-    }
+    missing = {*actions.names} - {action for action, _ in parts}
+    missing |= {f"{action}_{role}" for action, role in {*roles} - {*parts}}
     if missing:
         raise UserError(
             f"the classes lack V-COCO's {min(missing)!r}; use shards of `sgpipe import vcoco`"
@@ -361,10 +363,7 @@ def _official_role(name: str) -> tuple[str, str]:
     """V-COCO's action and role for a predicate of sgpipe; the role is empty if only the person
     acts.
     """
-    official_names = {
-        official_relation_name: official
-        for official, official_relation_name in official_relation_names("vcoco").items()
-    }
+    official_names = {ours: official for official, ours in official_relation_names("vcoco").items()}
     official = official_names.get(name, name)
     action, _, role = official.rpartition("_")
     return (action, role) if role in ("obj", "instr") else (official, "")
@@ -384,26 +383,18 @@ def write_json_list(
     """
     summary = WriteSummary()
     separator = "[\n"
-    first: dict[str, Any] = {CLASSES: schema.class_list} if schema else {}
+    first: Item = {CLASSES: schema.class_list} if schema else {}
     with write_result(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for prediction in predictions:
             summary.add(prediction)
-            for item in items(prediction, prediction.pairs) if prediction.pairs is not None else ():
+            if prediction.pairs is None:
+                continue
+            for item in items(prediction, prediction.pairs):
                 file.write(separator + json.dumps(item | first, allow_nan=False))
                 separator = ",\n"
                 first = {}
         file.write("\n]\n" if separator != "[\n" else "[]\n")
     return summary
-
-
-SCHEMA = pa.schema(
-    [
-        *(records.SCHEMA.field(name) for name in _NAMES),
-        pa.field("triplets", records.list_of(**_TRIPLET)),
-        pa.field("error", pa.string()),
-    ],
-    metadata={"sgpipe.predictions": "1"},
-)
 
 
 def write_parquet(
@@ -420,11 +411,10 @@ def write_parquet(
     """
     summary = WriteSummary()
 
-    def row(prediction: ImagePrediction) -> dict[str, Any]:
+    def row(prediction: ImagePrediction) -> dict[str, object]:
         summary.add(prediction)
-        values = {name: getattr(prediction.row, name) for name in _NAMES} | {
-            "error": prediction.error
-        }
+        values = {name: getattr(prediction.row, name) for name in _NAMES}
+        values["error"] = prediction.error
         pairs = prediction.pairs
         if pairs is None:
             return values
@@ -438,17 +428,15 @@ def write_parquet(
             pairs.subject_boxes[pair].tolist(),
             pairs.object_boxes[pair].tolist(),
         )
-        return values | {
-            "triplets": [
-                dict(zip(_TRIPLET, each, strict=True)) for each in zip(*columns, strict=True)
-            ]
-        }
+        triplets = zip(*columns, strict=True)
+        values["triplets"] = [dict(zip(_TRIPLET, triplet, strict=True)) for triplet in triplets]
+        return values
 
     rows = map(row, predictions)
     with (
         write_result(out) as temporary,
         pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
     ):
-        while part := list(islice(rows, _ROWS_PER_WRITE)):
+        for part in iter(lambda: list(islice(rows, _ROWS_PER_WRITE)), []):
             writer.write_table(pa.Table.from_pylist(part, schema=SCHEMA))
     return summary

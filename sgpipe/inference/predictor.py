@@ -5,7 +5,7 @@ or on Ray.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -55,10 +55,7 @@ def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[I
     if config.workers > 1:
         predictions = _predict_on_ray(config, row_groups)
     else:
-        predictor = Predictor(config)
-        predictions = (
-            prediction for row_group in row_groups for prediction in predictor(row_group)
-        )
+        predictions = chain.from_iterable(map(Predictor(config), row_groups))
     with Progress().images(sum(group.rows for group in row_groups), "predicting") as advance:
         for prediction in predictions:
             yield prediction
@@ -96,32 +93,33 @@ class Predictor:
         size = self.config.batch
         read = partial(self._read, row_group.images)
         with prefetch(read, iter_rows(row_group), self.config.threads, _PREFETCH * size) as images:
-            while batch := list(islice(images, size)):
-                detections = iter(
-                    self._detect([pixels for _, pixels in batch if isinstance(pixels, Tensor)])
-                )
+            for batch in iter(lambda: list(islice(images, size)), []):
+                readable = [pixels for _, pixels in batch if isinstance(pixels, Tensor)]
+                detections = iter(self._detect(readable))
                 for row, pixels in batch:
-                    if not isinstance(pixels, Tensor):
+                    if isinstance(pixels, Tensor):
+                        yield ImagePrediction(row, self._in_pixels(row, next(detections)))
+                    else:
                         yield ImagePrediction(row, None, pixels)
-                        continue
-                    pairs = PredictedPairs.from_detections(next(detections))
-                    parts = pairs.scores, pairs.subject_boxes, pairs.object_boxes
-                    if not all(np.isfinite(part).all() for part in parts):
-                        why = "its training has diverged, or it needs --dtype float32"
-                        raise UserError(
-                            f"{self.config.model} predicts NaN for image {row.image_id}: {why}"
-                        )
-                    sides = np.array((row.width, row.height) * 2, dtype=np.float32)
-                    in_pixels = {
-                        name: getattr(pairs, name) * sides
-                        for name in ("subject_boxes", "object_boxes")
-                    }
-                    yield ImagePrediction(row, replace(pairs, **in_pixels))
+
+    def _in_pixels(self, row: Record, detections: TripletDetections) -> PredictedPairs:
+        """Return detections of normalised boxes with boxes in pixels of the image."""
+        pairs = PredictedPairs.from_detections(detections)
+        parts = pairs.scores, pairs.subject_boxes, pairs.object_boxes
+        if not all(np.isfinite(part).all() for part in parts):
+            why = "its training has diverged, or it needs --dtype float32"
+            raise UserError(f"{self.config.model} predicts NaN for image {row.image_id}: {why}")
+        sides = np.array((row.width, row.height) * 2, dtype=np.float32)
+        return replace(
+            pairs,
+            subject_boxes=pairs.subject_boxes * sides,
+            object_boxes=pairs.object_boxes * sides,
+        )
 
     def _read(
-        self, images: ImagePlace | None, given: tuple[Record, bytes | None]
+        self, images: ImagePlace | None, item: tuple[Record, bytes | None]
     ) -> tuple[Record, Tensor | str]:
-        row, embedded = given
+        row, embedded = item
         if not row.ok:
             return row, str(row.error)
         try:
@@ -140,31 +138,20 @@ class Predictor:
             by_size.setdefault(pixels.shape, []).append(index)
         detections: dict[int, TripletDetections] = {}
         for indices in by_size.values():
-            batch = torch.stack(
-                [images[index].to(self._device, non_blocking=True) for index in indices]
-            )
+            on_device = [images[index].to(self._device, non_blocking=True) for index in indices]
             with enough_memory(self._device, f"lower --batch {self.config.batch}"):
-                output = self._output(batch)
-            sides = torch.ones(len(batch), 2)
-            if self.config.task == "scene graph":
-                found = scene_graph_detections(output, sides)
-            else:
-                of_people = (
-                    hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
-                )
-                found = of_people(output, sides, self.config.classes.objects.index(PERSON))
-            detections.update(zip(indices, found, strict=True))
-        fetched = iter(
-            send_all(
-                [part for detection in detections.values() for part in vars(detection).values()],
-                "cpu",
-            )
-        )
-        detections = {
-            index: TripletDetections(*islice(fetched, len(vars(detection))))
-            for index, detection in detections.items()
-        }
-        return [detections[index] for index in range(len(images))]
+                output = self._output(torch.stack(on_device))
+            detections.update(zip(indices, self._triplets(output), strict=True))
+        return _fetched([detections[index] for index in range(len(images))])
+
+    def _triplets(self, output: LayerOutput) -> list[TripletDetections]:
+        sides = torch.ones(len(output.object_boxes), 2)
+        if self.config.task == "scene graph":
+            return scene_graph_detections(output, sides)
+        person = self.config.classes.objects.index(PERSON)
+        if self.config.task == "hoi":
+            return hoi_detections(output, sides, person)
+        return zero_shot_hoi_detections(output, sides, person)
 
     def _output(self, pixels: Tensor) -> LayerOutput:
         """pixels `[images, 3, height, width]`."""
@@ -178,6 +165,13 @@ class Predictor:
             classes.relations,
             "bfloat16" if is_half else "float32",
         )
+
+
+def _fetched(detections: Sequence[TripletDetections]) -> list[TripletDetections]:
+    """Copy detections to the CPU, all at once."""
+    tensors = chain.from_iterable(vars(image).values() for image in detections)
+    copies = iter(send_all([*tensors], "cpu"))
+    return [TripletDetections(*islice(copies, len(vars(image)))) for image in detections]
 
 
 class _Worker:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain, product
 from typing import NamedTuple
 
 import numpy as np
@@ -238,8 +239,7 @@ def _kite(look: Look, posture: str) -> Shapes:
     tail = [-0.54j, -0.07 - 0.66j, 0.05 - 0.78j, -0.06 - 0.9j]
     bows = [
         polygon(second, knot, knot + side + 0.06j, knot + side - 0.06j)
-        for knot in tail[1:]
-        for side in (-0.09, 0.09)
+        for knot, side in product(tail[1:], (-0.09, 0.09))
     ]
     shapes = [
         *path(shade(main, 0.6), tail, 0.025),
@@ -286,7 +286,8 @@ def _canopy(colour: RGB, centre: complex, half: float, start: float, stop: float
         dome = across + 0.62j * np.sqrt(np.maximum(1 - across**2, 0.0))
     else:
         heights = np.linspace(0, math.pi / 2, 9)
-        right, left = (end * np.cos(heights) + 0.62j * np.sin(heights) for end in (stop, start))
+        right = stop * np.cos(heights) + 0.62j * np.sin(heights)
+        left = start * np.cos(heights) + 0.62j * np.sin(heights)
         dome = np.concatenate([right, left[::-1]])
     return Shape(np.concatenate([edge, dome]) * half + centre, colour)
 
@@ -397,15 +398,17 @@ def _drawn(
     def inside(point: complex) -> complex:
         return complex((point - at).real * facing, (point - at).imag)
 
+    def inside_if_set(hand: complex | None) -> complex | None:
+        return None if hand is None else inside(hand)
+
     if isinstance(look, PersonLook):
-        near, far = (None if hand is None else inside(hand) for hand in hands)
-        parts = draw_person(
-            look, posture, (near, far), (inside(feet[0]), inside(feet[1])) if feet else None
-        )
+        moved_hands = (inside_if_set(hands[0]), inside_if_set(hands[1]))
+        moved_feet = (inside(feet[0]), inside(feet[1])) if feet else None
+        parts = draw_person(look, posture, moved_hands, moved_feet)
     else:
         parts = [moved(_CLASSES[look.kind].draw(look, posture), scale=look.size)]
     shapes = [moved(part, at, tilt, flip=facing < 0) for part in parts]
-    return shapes, extent_of([shape for part in shapes for shape in part])
+    return shapes, extent_of([*chain.from_iterable(shapes)])
 
 
 class Fact(NamedTuple):

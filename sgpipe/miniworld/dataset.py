@@ -198,7 +198,8 @@ def _ground(image: Image.Image, horizon: float, colour: RGB) -> None:
 
 
 def _park(image: Image.Image, horizon: float, rng: Generator) -> RGB:
-    draw, (width, height) = ImageDraw.Draw(image), image.size
+    draw = ImageDraw.Draw(image)
+    width, height = image.size
     grass = vary(rng, pick(rng, _GRASS), 8)
     for _ in range(rng.integers(1, 4)):
         x = rng.uniform(0, width)
@@ -239,7 +240,8 @@ def _park(image: Image.Image, horizon: float, rng: Generator) -> RGB:
 
 
 def _beach(image: Image.Image, horizon: float, rng: Generator) -> RGB:
-    draw, (width, height) = ImageDraw.Draw(image), image.size
+    draw = ImageDraw.Draw(image)
+    width, height = image.size
     sand = vary(rng, pick(rng, _SAND), 6)
     sea = vary(rng, (64, 142, 178), 16)
     shore = horizon + rng.uniform(0.02, 0.07) * height
@@ -263,7 +265,8 @@ def _beach(image: Image.Image, horizon: float, rng: Generator) -> RGB:
 
 
 def _street(image: Image.Image, horizon: float, rng: Generator) -> RGB:
-    draw, (width, height) = ImageDraw.Draw(image), image.size
+    draw = ImageDraw.Draw(image)
+    width, height = image.size
     road = vary(rng, pick(rng, _STREET), 6)
     x = -rng.uniform(0, 0.1) * width
     while x < width:
@@ -287,7 +290,8 @@ def _street(image: Image.Image, horizon: float, rng: Generator) -> RGB:
 
 
 def _snow(image: Image.Image, horizon: float, rng: Generator) -> RGB:
-    draw, (width, height) = ImageDraw.Draw(image), image.size
+    draw = ImageDraw.Draw(image)
+    width, height = image.size
     snow = vary(rng, pick(rng, _SNOW), 4)
     for _ in range(rng.integers(2, 5)):
         x = rng.uniform(0, width)
@@ -311,7 +315,8 @@ def _snow(image: Image.Image, horizon: float, rng: Generator) -> RGB:
             (x - high * 0.04, foot - high * 0.2, x + high * 0.04, foot), fill=(104, 80, 62)
         )
         for low, half in ((0.12, 0.3), (0.38, 0.24), (0.62, 0.17)):
-            left, right = ((x + side * half * high, foot - low * high) for side in (-1, 1))
+            left = (x - half * high, foot - low * high)
+            right = (x + half * high, foot - low * high)
             draw.polygon([left, (x, foot - (low + 0.4) * high), right], fill=green)
     _ground(image, horizon, snow)
     return shade(snow, 0.94)
@@ -327,9 +332,7 @@ def _room(size: tuple[int, int], horizon: float, rng: Generator) -> tuple[Image.
         step = width / rng.integers(10, 22)
         for x in np.arange(0, width, step * 2):
             draw.rectangle((x, 0, x + step, horizon), fill=shade(wall, 0.96))
-    for x in (
-        rng.permutation([0.18, 0.5, 0.82])[: rng.integers(1, 4)] * width
-    ):  # windows and paintings
+    for x in rng.permutation([0.18, 0.5, 0.82])[: rng.integers(1, 4)] * width:  # what hangs there
         half = width * rng.uniform(0.06, 0.1)
         high = horizon * rng.uniform(0.3, 0.45)
         left = x - half
@@ -384,11 +387,11 @@ def render_dataset(
         raise UserError(f"cannot render {images:,} images: at most {_MAX_IMAGES:,}")
     settings = {"images": images, "seed": seed, "split": split}
     if (out / _SETTINGS).is_file():
-        there = single_line((out / _SETTINGS).read_text("utf-8", "replace"))
-        if there != json.dumps(settings):
+        existing = single_line((out / _SETTINGS).read_text("utf-8", "replace"))
+        if existing != json.dumps(settings):
             raise UserError(
-                f"{out} contains another set of the miniworld ({there}); delete it, or name a new"
-                " folder"
+                f"{out} contains another set of the miniworld ({existing}); delete it, or name a"
+                " new folder"
             )
         return False
     info = {
@@ -414,12 +417,8 @@ def render_dataset(
         for number in range(images):
             scene = random_scene(seed, split, number)
             rendered = render(scene)
-            _add(
-                files,
-                scene,
-                rendered,
-                scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE)),
-            )
+            rng = scene_generator(seed, split, number, _CAPTION_PURPOSE)
+            _add(files, scene, rendered, scene_captions(scene, rng))
             path = folder / IMAGES / file_name(split, number)
             with add_filename(path):
                 rendered.image.save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
@@ -449,17 +448,16 @@ def _add(
     """
     number = image_id(scene.split, scene.number)
     first = number * _MAX_IDS_PER_IMAGE
-    own = {"image_id": number}
+    image = {"image_id": number}
     file = {
         "file_name": file_name(scene.split, scene.number),
         "width": scene.width,
         "height": scene.height,
     }
-    graph: dict[str, Any] = {**own, "objects": [], "relationships": []}
+    graph: dict[str, Any] = {**image, "objects": [], "relationships": []}
     interactions: dict[str, Any] = {**file, "annotations": [], "hoi_annotation": []}
-    files[INSTANCES]["images"].append(
-        {"id": number, **file}
-    )  # the same list as that of the captions
+    # The same list as that of the captions.
+    files[INSTANCES]["images"].append({"id": number, **file})
     files[SCENE_GRAPHS].append(graph)
     files[INTERACTIONS].append(interactions)
     things = zip(scene.things, rendered.boxes.tolist(), rendered.areas.tolist(), strict=True)
@@ -467,7 +465,7 @@ def _add(
         category = {"category_id": _CATEGORY_IDS[thing.kind]}
         instance = {
             "id": index,
-            **own,
+            **image,
             **category,
             "bbox": [x, y, w, h],
             "area": area,
@@ -489,8 +487,5 @@ def _add(
                 "category_id": 1 + PREDICATES.index(predicate),
             }
             interactions["hoi_annotation"].append(interaction)
-    captions = (
-        {"id": index, **own, "caption": sentence.text}
-        for index, sentence in enumerate(sentences, first)
-    )
-    files[CAPTIONS]["annotations"] += captions
+    for index, sentence in enumerate(sentences, first):
+        files[CAPTIONS]["annotations"].append({"id": index, **image, "caption": sentence.text})

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.random import Generator
 
 RGB: TypeAlias = tuple[int, int, int]
+Shapes: TypeAlias = "list[Shape]"
 
 
 # From straight down over the right to straight up.
@@ -94,15 +95,14 @@ class Shape(NamedTuple):
     colour: RGB
 
 
-Shapes: TypeAlias = list[Shape]
-
-
 def shade(colour: RGB, factor: float) -> RGB:
     """Return a darker colour (factor below 1) or a lighter one (above 1)."""
-    red, green, blue = (
-        round(c * factor if factor <= 1 else 255 - (255 - c) / factor) for c in colour
-    )
-    return red, green, blue
+    red, green, blue = colour
+    return _shaded(red, factor), _shaded(green, factor), _shaded(blue, factor)
+
+
+def _shaded(channel: int, factor: float) -> int:
+    return round(channel * factor if factor <= 1 else 255 - (255 - channel) / factor)
 
 
 def polygon(colour: RGB, *corners: complex) -> Shape:
@@ -190,7 +190,10 @@ def limb(
 
 def blob(colour: RGB, *corners: complex) -> Shape:
     """Return a closed smooth curve through the corners (Catmull-Rom)."""
-    p, a, b, c = (np.roll(corners, places)[:, None] for places in (1, 0, -1, -2))
+    a = np.array(corners)[:, None]
+    p = np.roll(a, 1)
+    b = np.roll(a, -1)
+    c = np.roll(a, -2)
     t = np.arange(4) / 4
     curve = 0.5 * (
         2 * a + (b - p) * t + (2 * p - 5 * a + 4 * b - c) * t**2 + (3 * a - p - 3 * b + c) * t**3
@@ -358,13 +361,15 @@ def draw_person(
     hip = (build.hip + pose.hip) * 1j
     shoulder = shoulder_of(look, posture)
     legs = build.hip / MAN.hip  # postures are defined for the legs of a man
-    near_foot, far_foot = (
-        (foot / height for foot in feet) if feet else (hip + foot * legs for foot in pose.feet)
-    )
-    near_hand, far_hand = (
-        shoulder + rest if point is None else point / height
-        for point, rest in zip(hands, pose.hands, strict=True)
-    )
+    if feet:
+        near_foot = feet[0] / height
+        far_foot = feet[1] / height
+    else:
+        near_foot = hip + pose.feet[0] * legs
+        far_foot = hip + pose.feet[1] * legs
+    near, far = hands
+    near_hand = shoulder + pose.hands[0] if near is None else near / height
+    far_hand = shoulder + pose.hands[1] if far is None else far / height
     top = look.top.rgb
     girth = look.build.girth
     torso = [capsule(top, shoulder - girth * 0.18j, hip + 0.04j, girth * 0.96, girth * 0.98)]
@@ -550,7 +555,7 @@ def _neck_and_head(look: Look, shoulder: complex, posture: str) -> Shapes:
     coat = look.colour.rgb
     neck = shoulder + frame.girth * (0.12 + 0.2j)
     top = neck + turned(frame.neck, frame.neck_angle + _NECK_TURNS.get(posture, 0))
-    shapes = Shapes()
+    shapes: Shapes = []
     if look.kind == "horse":
         mane = [neck - 0.14 + 0.16j, top - 0.14 - 0.02j, top - 0.02 + 0.12j]
         shapes += path(shade(coat, 0.5), mane, 0.22, 0.16)

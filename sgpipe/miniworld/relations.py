@@ -7,7 +7,7 @@ place, `rng` varies the details, and people and animals that act face right.
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple, TypeAlias
 
 from numpy.random import Generator
@@ -244,7 +244,9 @@ def next_to(group: SceneGroup, first: Actor, second: Actor, rng: Generator) -> N
     right = (side == "fore") == (placed.facing > 0)
     new.facing = int(rng.choice([-1, 1]))
     new.free.discard("aft" if (new.facing > 0) == right else "fore")
-    new.at, box, edge = 0j, new.extent(), placed.extent()
+    box = new.extent()
+    edge = placed.extent()
+    new.at = 0j
     new.at = complex(edge.right + gap - box.left if right else edge.left - gap - box.right)
 
 
@@ -568,18 +570,19 @@ def implied(subject: str, predicate: str, object_: str) -> list[tuple[str, bool]
     subject.
     """
     direct = [*_ALSO.get(predicate, ()), *_ALSO_OF.get((subject, predicate, object_), ())]
-    converse = [CONVERSE[each] for each in (predicate, *direct) if each in CONVERSE]
-    return [(predicate, False) for predicate in dict.fromkeys(direct)] + [
-        (predicate, True) for predicate in dict.fromkeys(converse)
-    ]
+    converse = [CONVERSE[stated] for stated in (predicate, *direct) if stated in CONVERSE]
+    predicates = [(implied_predicate, False) for implied_predicate in dict.fromkeys(direct)]
+    predicates += [(implied_predicate, True) for implied_predicate in dict.fromkeys(converse)]
+    return predicates
 
 
 def closure(statement: Statement) -> frozenset[Statement]:
     subject, _, object_ = statement
-    found = {statement}
+    statements = {statement}
     for predicate, swapped in implied(*statement):
-        found.add((object_, predicate, subject) if swapped else (subject, predicate, object_))
-    return frozenset(found)
+        ends = (object_, subject) if swapped else (subject, object_)
+        statements.add((ends[0], predicate, ends[1]))
+    return frozenset(statements)
 
 
 @cache
@@ -589,12 +592,12 @@ def statements_of(split: str) -> frozenset[Statement]:
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}: expected one of {', '.join(SPLITS)}")
-    all_statements = {statement for rule in RULES for statement in rule.statements}
+    all_statements = set(chain.from_iterable(rule.statements for rule in RULES))
 
     def apart_from(statements: Iterable[Statement]) -> frozenset[Statement]:
-        others = frozenset().union(*map(closure, statements))
+        excluded = frozenset().union(*map(closure, statements))
         return frozenset(
-            statement for statement in all_statements if closure(statement).isdisjoint(others)
+            statement for statement in all_statements if closure(statement).isdisjoint(excluded)
         )
 
     seen = apart_from(_HELD_OUT)

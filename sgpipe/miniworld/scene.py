@@ -43,6 +43,8 @@ _THIRD_THING_PROBABILITY = 0.5
 _THIRD_THING_ATTEMPTS = 4
 
 
+Options: TypeAlias = "dict[str, list[Option]]"  # by predicate
+
 # Verbs in their finite forms and passives; other predicates follow "is".
 _VERBS = {
     "riding": "rides, ridden by", "holding": "holds, held by", "sitting on": "sits on", "standing on": "stands on",
@@ -243,9 +245,6 @@ class Option(NamedTuple):
     share: float
     rule: CompositionRule
     statement: Statement
-
-
-Options: TypeAlias = dict[str, list[Option]]
 
 
 def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:

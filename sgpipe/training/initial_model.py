@@ -4,7 +4,7 @@ checkpoint, or a new one.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import PreTrainedTokenizerBase, RobertaModel
@@ -30,12 +30,10 @@ CLASSES: dict[Kind, type[RLIPModel]] = {
     "rlipv1": ParSeD,
 }
 
+_Settings: TypeAlias = dict[str, Any]  # of a network, by name
 _PACKAGED: dict[Kind, PackagedModel] = {"tagger": "tagger", "parseda": "parseda"}
-_FUSION = (
-    "encoder.fusion_layers.",
-    "encoder.label_layers.",
-    "late_fusion.",
-)  # starts of names of parameters
+# Starts of the names of parameters.
+_FUSION = ("encoder.fusion_layers.", "encoder.label_layers.", "late_fusion.")
 _COMMON_WORDS = (
     "a an the on in at of to with by for from near behind under over next front above below beside"
 )
@@ -85,7 +83,7 @@ def _existing(config: ModelConfig, folder: Path, seed: int) -> RLIPModel:
     return _reconfigured(CLASSES[config.kind].from_pretrained(name), config.config, seed)
 
 
-def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLIPModel:
+def _reconfigured(network: RLIPModel, changes: _Settings, seed: int) -> RLIPModel:
     """Return it with changed settings; parameters of another `fusion` are random. Raises
     CheckpointError.
     """
@@ -158,7 +156,7 @@ def _random(settings: RLIPConfig, seed: int) -> RLIPModel:
         return build_model(settings)
 
 
-def _checked(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:
+def _checked(kind: type[RLIPConfig], changes: _Settings) -> _Settings:
     known = kind().to_dict().keys()
     unknown = sorted(changes.keys() - known)
     if unknown:

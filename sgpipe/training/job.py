@@ -41,7 +41,7 @@ from sgpipe.sources.hoi import HICO
 from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.data.stream import ShardFeed, StepStream
 from sgpipe.training.initial_model import CLASSES
-from sgpipe.training.metrics import metrics_log
+from sgpipe.training.metrics import Row, metrics_log
 from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory, one_line, refusals
@@ -49,13 +49,8 @@ from sgpipe.utils.prefetch import prefetch_generator
 
 PRIVATE = ".training"
 
-
-_BOX_PARTS = (
-    "image_encoder",
-    "text_encoder",
-    "label_resizer",
-    "dense_head",
-)  # trained with loss.only_boxes
+# Trained with loss.only_boxes.
+_BOX_PARTS = ("image_encoder", "text_encoder", "label_resizer", "dense_head")
 _REMEDY = (
     "lower optimisation.batch (--batch), set optimisation.activation_checkpointing, raise"
     " workers.count (--workers)"
@@ -159,19 +154,24 @@ class Benchmark:
     def _images(self) -> Iterator[EvaluationImage]:
         task: Task = "hoi" if self.name == "hico" else "scene graph"
         sides = self.data.short_side, self.data.long_side
-        how: dict[str, Any] = {"batch": self.batch, "sides": sides, "threads": self.data.threads}
-        predictor = _LivePredictor(
-            PredictConfig(Path("the network"), self.labels, task, **how), self.objective
+        config = PredictConfig(
+            Path("the network"),
+            self.labels,
+            task,
+            batch=self.batch,
+            sides=sides,
+            threads=self.data.threads,
         )
+        predictor = _LivePredictor(config, self.objective)
         with prefetch_generator(self._row_groups()) as groups:
             for group, targets in groups:
-                for found in predictor(group):
-                    name = found.row.image_id
-                    pairs = found.pairs
-                    if found.row.error is None:
-                        yield EvaluationImage(
-                            name, targets[name], no_pairs(self.labels) if pairs is None else pairs
-                        )
+                for prediction in predictor(group):
+                    name = prediction.row.image_id
+                    pairs = prediction.pairs
+                    if pairs is None:
+                        pairs = no_pairs(self.labels)
+                    if prediction.row.error is None:
+                        yield EvaluationImage(name, targets[name], pairs)
         predictor.wait()
 
     def _row_groups(self) -> Generator[tuple[RowGroup, dict[str, ImageGroundTruth]], None, None]:
@@ -181,9 +181,9 @@ class Benchmark:
             for split in config.splits or (None,):
                 places += [(root, group) for group in list_row_groups(root, split, config.images)]
         rank, world_size = self.share
-        for root, group in places[
-            len(places) * rank // world_size : len(places) * (rank + 1) // world_size
-        ]:
+        start = len(places) * rank // world_size
+        end = len(places) * (rank + 1) // world_size
+        for root, group in places[start:end]:
             source = shard_annotations(
                 root, self.labels, persons_only=self.name == "hico", group=group
             )
@@ -214,7 +214,7 @@ class TrainingJob:
 
 def run_job(
     job: TrainingJob,
-    show: Callable[[dict[str, Any]], None] = lambda row: None,
+    show: Callable[[Row], None] = lambda row: None,
     *,
     device: torch.device | None = None,
     share: tuple[int, int] = (0, 1),
@@ -245,7 +245,7 @@ def run_job(
 
 def _train(
     job: TrainingJob,
-    show: Callable[[dict[str, Any]], None],
+    show: Callable[[Row], None],
     device: torch.device | None,
     share: tuple[int, int],
     wrap: Callable[[Objective], nn.Module] | None,
@@ -264,7 +264,7 @@ def _train(
     batch = recipe.optimisation.batch // workers // recipe.optimisation.accumulate
     with _metrics_log(job, latest, worker) as write:
 
-        def report(row: dict[str, Any]) -> None:
+        def report(row: Row) -> None:
             write(row)
             show(row)
 
@@ -294,7 +294,7 @@ def _train(
 
 def _metrics_log(
     job: TrainingJob, latest: Path | None, worker: int
-) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
+) -> AbstractContextManager[Callable[[Row], None]]:
     """Return what writes lines of metrics; only the first worker does."""
     if worker > 0:
         return nullcontext(lambda row: None)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
 
@@ -18,6 +18,7 @@ from sgpipe.training.recipe import BENCHMARKS
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, count, print_rows
 
+Row: TypeAlias = dict[str, Any]  # a line of metrics, by name: numbers, and some texts
 METRICS = "metrics.jsonl"
 _FIELDS = {
     "step": ("epoch", "step", "steps", "loss", "images_per_second", "waited", "skipped"),
@@ -28,9 +29,7 @@ MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precisio
 
 
 @contextmanager
-def metrics_log(
-    out: Path, step: int, tensorboard: bool
-) -> Iterator[Callable[[dict[str, Any]], None]]:
+def metrics_log(out: Path, step: int, tensorboard: bool) -> Iterator[Callable[[Row], None]]:
     """Yield a function that appends a line of metrics, for TensorBoard too if asked for. Lines of
     later steps than `step`, from which the training resumes and which are repeated, are removed.
     """
@@ -41,7 +40,7 @@ def metrics_log(
     )
     with (out / METRICS).open("a", encoding="utf-8") as file, board as show:
 
-        def write(row: dict[str, Any]) -> None:
+        def write(row: Row) -> None:
             print(json.dumps(row), file=file, flush=True)
             show(row)
 
@@ -49,13 +48,12 @@ def metrics_log(
 
 
 @contextmanager
-def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[Row], None]]:
     """Yield a function that writes to an event file at once: thus a full disk is an error here, not
     in a thread.
     """
-    from tensorboardX.event_file_writer import (
-        EventsWriter,
-    )  # it imports boto3 where that is installed
+    # It imports boto3 where that is installed.
+    from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.summary import scalar
 
@@ -64,7 +62,7 @@ def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[dict[str, Any]],
         start = SessionLog(status=SessionLog.START)
         writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
-        def write(row: dict[str, Any]) -> None:
+        def write(row: Row) -> None:
             group = "validation" if row["event"] == "validation" else "train"
             for name, value in row.items():
                 if name not in _NOT_MEASURES:
@@ -77,7 +75,7 @@ def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[dict[str, Any]],
         yield write
 
 
-def read_metrics(out: Path) -> list[dict[str, Any]]:
+def read_metrics(out: Path) -> list[Row]:
     """Return the lines so far, without an incomplete last one, left by a crash. Raises UserError:
     one is damaged.
     """
@@ -107,45 +105,50 @@ class TrainSummary:
     epochs: int
     steps: int
     images: int
-    last: dict[str, Any]
-    validation: dict[str, Any]
+    last: Row
+    validation: Row
     best: float | None
     best_by: str
     network: Path
 
 
 @contextmanager
-def training_display(progress: Progress) -> Iterator[Callable[[dict[str, Any]], None]]:
+def training_display(progress: Progress) -> Iterator[Callable[[Row], None]]:
     compile_error = ""
     with progress.bar("training") as bar:
 
-        def show(row: dict[str, Any]) -> None:
+        def show(row: Row) -> None:
             nonlocal compile_error
             error = row.get("compile_error", compile_error)
             if error != compile_error:
                 compile_error = error
                 progress.say(f"NOTE: training continues without torch.compile: {error}")
             if row["event"] == "validation":
-                measures = ", ".join(
-                    f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row
-                )
-                progress.say(
-                    f"epoch {row['epoch']}, step {row['step']} validation:"
-                    f" {measures or 'no images'}"
-                )
-                return
-            skipped = f", {count(row['skipped'], 'unreadable image')}" if row["skipped"] else ""
-            gpu = f", GPU {row['gpu_memory'] / 1e9:.1f} GB" if "gpu_memory" in row else ""
-            rate = (
-                f"{row['images_per_second']:.1f} images/s, waiting for images {row['waited']:.0%}"
-            )
-            bar(
-                row["step"],
-                row["steps"],
-                f"epoch {row['epoch']}, loss {row['loss']:.3f}, {rate}{gpu}{skipped}",
-            )
+                progress.say(_describe_validation(row))
+            else:
+                bar(row["step"], row["steps"], _describe_step(row))
 
         yield show
+
+
+def _describe_validation(row: Row) -> str:
+    measures = [f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row]
+    described = ", ".join(measures) or "no images"
+    return f"epoch {row['epoch']}, step {row['step']} validation: {described}"
+
+
+def _describe_step(row: Row) -> str:
+    parts = [
+        f"epoch {row['epoch']}",
+        f"loss {row['loss']:.3f}",
+        f"{row['images_per_second']:.1f} images/s",
+        f"waiting for images {row['waited']:.0%}",
+    ]
+    if "gpu_memory" in row:
+        parts.append(f"GPU {row['gpu_memory'] / 1e9:.1f} GB")
+    if row["skipped"]:
+        parts.append(count(row["skipped"], "unreadable image"))
+    return ", ".join(parts)
 
 
 def print_training(summary: TrainSummary, use: str, console: Console) -> None:
@@ -154,18 +157,20 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     """
     last = summary.last
     validation = summary.validation
-    counts = {"images": summary.images, "complete epochs": summary.epochs, "steps": summary.steps}
-    rows = {"network": summary.kind, **{name: f"{count:,}" for name, count in counts.items()}}
+    rows = {
+        "network": summary.kind,
+        "images": f"{summary.images:,}",
+        "complete epochs": f"{summary.epochs:,}",
+        "steps": f"{summary.steps:,}",
+    }
     if last:
-        rows |= {
-            "loss": f"{last['loss']:.3f}",
-            "time spent waiting for images": f"{last['waited']:.1%}",
-        }
+        rows["loss"] = f"{last['loss']:.3f}"
+        rows["time spent waiting for images"] = f"{last['waited']:.1%}"
     if "gpu_utilization" in last:
         rows["GPU utilization"] = f"{last['gpu_utilization']:.1%}"
-    rows |= {
-        f"validation {name}": f"{validation[name]:.3f}" for name in MEASURES if name in validation
-    }
+    for name in MEASURES:
+        if name in validation:
+            rows[f"validation {name}"] = f"{validation[name]:.3f}"
     if summary.best is not None:
         rows[f"best validation {summary.best_by}"] = f"{abs(summary.best):.3f}"
     print_rows(str(summary.out), rows, console)

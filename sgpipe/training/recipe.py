@@ -247,14 +247,15 @@ def load_train_recipe(
     return load(TrainRecipe, name, folder, overrides or {}, *overlays)
 
 
-def shards_options(folders: Sequence[str], images: str | None) -> list[dict[str, Any]]:
+def shards_options(
+    folders: Sequence[str], images: str | None
+) -> list[dict[str, str | bool | None]]:
     """Return the recipe's form of `--data FOLDER[@WEIGHT]`."""
-    options: list[dict[str, Any]] = []
+    options: list[dict[str, str | bool | None]] = []
     for text in folders:
-        folder, at, weight = text.rpartition("@")
-        is_weighted = at and not Path(text).exists()
-        options.append(
-            {"images": images}
-            | ({"shards": folder, "weight": weight} if is_weighted else {"shards": text})
-        )
+        shards, at, weight = text.rpartition("@")
+        if at and not Path(text).exists():
+            options.append({"images": images, "shards": shards, "weight": weight})
+        else:
+            options.append({"images": images, "shards": text})
     return options

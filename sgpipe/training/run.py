@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from rich.console import Console
@@ -34,7 +34,7 @@ from sgpipe.training.data.scan import TrainingSet, scan_training, scan_validatio
 from sgpipe.training.data.stream import StepStream, check_batch, shuffled_epoch
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, check_benchmark, run_job
-from sgpipe.training.metrics import TrainSummary, read_metrics, training_display
+from sgpipe.training.metrics import Row, TrainSummary, read_metrics, training_display
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import only_process, write_text
@@ -45,6 +45,8 @@ from sgpipe.utils.gpu import MemoryFullError
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.ray_cluster import prepare_ray
 
+# Split, image id, and the fields of a `JudgedRelation`.
+_JudgedRow: TypeAlias = tuple[str, str, int, int, str, bool, float]
 _RUN = "run.json"
 _RECIPE = "recipe.yaml"
 # steps after the first one, and seconds after which fewer are enough
@@ -257,12 +259,12 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
     return {"sgpipe": __version__, **settings, "images": images}
 
 
-def _judged_rows(training_set: TrainingSet) -> list[list[tuple[Any, ...]]]:
+def _judged_rows(training_set: TrainingSet) -> list[list[_JudgedRow]]:
     """Return the judged relations of each folder that has any, with split and image id."""
     folders = []
     for folder in training_set.folders:
         if folder.judged is not None:
-            rows: list[tuple[Any, ...]] = []
+            rows: list[_JudgedRow] = []
             for image, relations in folder.judged.items():
                 rows += [(*image, *relation) for relation in relations]
             folders.append(sorted(rows))
@@ -339,11 +341,11 @@ class _Measurement:
     """The metrics of the first steps, and when they came."""
 
     def __init__(self, steps: int) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self._times: list[float] = []
         self._steps = steps
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         """Raises _EnoughError: no further step is needed."""
         self.rows.append(row)
         self._times.append(time.monotonic())
@@ -387,7 +389,8 @@ def _measure(
     step_seconds = measurement.step_seconds(share)
     device, device_memory = _device_memory(alone)
     part = -(-share // accumulate)
-    memory = int(max(row.get("gpu_memory", row["memory"]) for row in rows))
+    measure = "gpu_memory" if "gpu_memory" in rows[0] else "memory"
+    memory = int(max(row[measure] for row in rows))
     image_memory = max(memory - state, 0) / part
     all_steps = options.steps
     if not all_steps:

@@ -6,13 +6,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import Any
 
 import ray
 import ray.train
 import torch
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -21,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rlip_model.training.objective import HEAVY, Objective
 from sgpipe.errors import DivergedError, EngineError, UserError
 from sgpipe.training.job import TrainingJob, run_job
-from sgpipe.training.metrics import read_metrics
+from sgpipe.training.metrics import Row, read_metrics
 from sgpipe.training.recipe import WorkersConfig
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
@@ -29,13 +28,11 @@ from sgpipe.utils.devices import check_workers, pick_device
 from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
-_REFUSALS = {each.__name__: each for each in (UserError, DivergedError)}
+_REFUSALS = {"UserError": UserError, "DivergedError": DivergedError}
 _POLL_SECONDS = 0.5
 
 
-def run_workers(
-    job: TrainingJob, show: Callable[[dict[str, Any]], None], progress: Progress
-) -> None:
+def run_workers(job: TrainingJob, show: Callable[[Row], None], progress: Progress) -> None:
     """Run the job in `workers.count` processes. Raises as `train`."""
     config = job.recipe.workers
     refusal = job.private / _REFUSAL
@@ -72,14 +69,14 @@ def run_workers(
         raise _REFUSALS.get(kind, EngineError)(message)
 
 
-def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[dict[str, Any]], None]) -> None:
+def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[Row], None]) -> None:
     """Show new metrics until the training ends, a worker refuses its input (Ray would only retry),
     or Ctrl-C.
 
     It runs in a thread, because in the main thread Ray Train would handle Ctrl-C itself and return
     as if it were done.
     """
-    outcome: Future[Any] = Future()
+    outcome: Future[Result] = Future()
 
     def run() -> None:
         try:
@@ -105,11 +102,11 @@ def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[dict[str, Any]
             ray.shutdown()  # ends the workers, too
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(config: dict[str, TrainingJob]) -> None:
     """The body of a worker. A refusal is passed on in a file, because Ray wraps errors in pages of
     its own frames.
     """
-    job: TrainingJob = config["job"]
+    job = config["job"]
     workers = job.recipe.workers
     context = ray.train.get_context()
     refusal = job.private / _REFUSAL

@@ -42,9 +42,11 @@ COLUMNS = (
     "status",
 )
 
-
 _Place = tuple[int, str, int]  # folder, file, row group
 _Rows = dict[_Place, np.ndarray]  # [rows of the row group]: a bool each
+_NO_ROWS = np.zeros(0, bool)
+# By split and image id.
+Judged: TypeAlias = "Mapping[tuple[str, str], Sequence[JudgedRelation]]"
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,6 @@ class JudgedRelation(NamedTuple):
     predicate: str
     right: bool
     share: float
-
-
-Judged: TypeAlias = Mapping[tuple[str, str], Sequence[JudgedRelation]]  # by split and image id
 
 
 def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelation]], list[str]]:
@@ -515,18 +514,20 @@ class ScannedFolder:
                         run_images(self.folder.root, split, self.folder.images.get(split))
                     for group in range(shard.num_row_groups):
                         place = (self.number, str(path), group)
-                        if selected is None:
+                        rows = None if selected is None else selected.get(place, _NO_ROWS)
+                        if rows is None or rows.any():
                             table = shard.read_row_group(group, columns=list(COLUMNS))
-                            yield place, self._filter(path, table, threshold)
-                        elif place in selected and selected[place].any():
-                            table = shard.read_row_group(group, columns=list(COLUMNS))
-                            filtered = self._filter(path, table.filter(selected[place]), threshold)
-                            rows = np.flatnonzero(selected[place])
-                            filtered.usable_rows = rows[filtered.usable_rows]
-                            yield place, filtered
+                            yield place, self._filter(path, table, threshold, rows)
 
-    def _filter(self, path: Location, table: pa.Table, threshold: float) -> TrainingFilter:
-        return TrainingFilter(path, table, threshold, self.folder.judged)
+    def _filter(
+        self, path: Location, table: pa.Table, threshold: float, selected: np.ndarray | None
+    ) -> TrainingFilter:
+        """Filter a row group, or its `selected` rows."""
+        if selected is None:
+            return TrainingFilter(path, table, threshold, self.folder.judged)
+        filtered = TrainingFilter(path, table.filter(selected), threshold, self.folder.judged)
+        filtered.usable_rows = np.flatnonzero(selected)[filtered.usable_rows]
+        return filtered
 
     def closed_labels(self, objects: Iterable[str], relations: Iterable[str]) -> DatasetClasses:
         """Return the class lists of the dataset.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, islice, pairwise
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import pyarrow as pa
 from PIL import Image
@@ -34,7 +34,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageRoots, IndexFolder
 from sgpipe.files.locations import is_uri, location
 from sgpipe.images import ImageError, open_row_image
-from sgpipe.records import Record
+from sgpipe.records import Record, RelationOrigin
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.scan import COLUMNS, JudgedRelation, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
@@ -43,6 +43,10 @@ from sgpipe.utils.prefetch import prefetch, prefetch_generator, start_early
 
 _FETCHED = 8  # row groups of a store at once
 _FAILURES_BEFORE_REFUSAL = 32
+# A worker's share of a step, computed one after another.
+TrainingStep: TypeAlias = "tuple[StepPart, ...]"
+_FutureExample: TypeAlias = Future[TrainingExample | None]
+_RowValues: TypeAlias = dict[str, Any]  # of a shard, by column
 _IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height")
 
 
@@ -81,11 +85,13 @@ class Epoch:
         Args:
             usable: usable rows of each visit
         """
+        order: list[tuple[int, int]] = []
         if self.key is None:
-            return [(visit, row) for visit, rows in enumerate(usable) for row in rows]
+            for visit_index, rows in enumerate(usable):
+                order += [(visit_index, row) for row in rows]
+            return order
         rng = generator("window", self.key, window)
         visits = self.visits[window * self.window :]
-        order: list[tuple[int, int]] = []
         for index, (visit, rows) in enumerate(zip(visits, usable, strict=False)):
             chosen = rows if visit.rows == len(rows) else rng.sample(rows, visit.rows)
             order += [(index, row) for row in chosen]
@@ -124,7 +130,7 @@ def _fraction(row_groups: Sequence[UsableRowGroup], share: float) -> list[Usable
 
 def iter_epoch(
     training_set: TrainingSet, epoch: Epoch, position: int = 0
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Iterator[tuple[int, _RowValues]]:
     """Yield the rows of an epoch from a position on, each with the index of its folder.
 
     Images remain in Arrow.
@@ -158,7 +164,7 @@ def iter_epoch(
             skipped = 0
 
 
-def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
+def scene_graph(values: _RowValues, threshold: float) -> SceneAnnotation:
     """Return objects but crowds, and sure relations between them.
 
     The id of an object is its index in the row; boxes are xywh in pixels.
@@ -210,10 +216,6 @@ class StepPart:
     texts: Texts
     network_texts: Texts
     items: tuple[TrainingItem, ...]
-
-
-# A worker's share of a step, computed one after another.
-TrainingStep: TypeAlias = tuple[StepPart, ...]
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,7 @@ class StepStream:
         group = self.data.text_group if self.training_set.closed_labels is None else None
         return min(group or self.batch, self.batch)
 
-    def _step(self, epoch: int, index: int, rows: list[tuple[int, dict[str, Any]]]) -> TrainingStep:
+    def _step(self, epoch: int, index: int, rows: list[tuple[int, _RowValues]]) -> TrainingStep:
         first = index * self.batch
         items = []
         for number, (folder, values) in enumerate(rows, first):
@@ -338,7 +340,7 @@ class StepStream:
                 relations[index] = rng.choice([text, *new])
         return Texts(texts.objects, tuple(relations))
 
-    def _item(self, folder: int, values: dict[str, Any], rng: random.Random) -> TrainingItem:
+    def _item(self, folder: int, values: _RowValues, rng: random.Random) -> TrainingItem:
         graph = scene_graph(values, self.training_set.threshold)
         judged = self.training_set.folders[folder].judged
         if judged is not None:
@@ -382,12 +384,13 @@ def _with_judgements(
 
 
 def _sample_origins(
-    graph: SceneAnnotation, shares: Mapping[Any, float], rng: random.Random
+    graph: SceneAnnotation, shares: Mapping[RelationOrigin, float], rng: random.Random
 ) -> SceneAnnotation:
     """Keep a random share of the relations of each origin; of several, the largest counts."""
     relations = []
     for relation in graph.relations:
-        share = max(shares.get(origin, 1.0) for origin in relation.origin.split("+"))
+        origins = cast(list[RelationOrigin], relation.origin.split("+"))
+        share = max(shares.get(origin, 1.0) for origin in origins)
         if rng.random() < share:
             relations.append(relation)
     return replace(graph, relations=tuple(relations))
@@ -417,9 +420,6 @@ def check_batch(batch: int, workers: int, accumulate: int = 1) -> None:
         by = f"between {count(workers, 'worker')} with {count(accumulate, 'part')} each"
         hint = "change optimisation.batch, optimisation.accumulate or workers.count"
         raise UserError(f"a batch of {batch} cannot be divided evenly {by}; {hint}")
-
-
-_FutureExample: TypeAlias = Future[TrainingExample | None]
 
 
 @dataclass(frozen=True)
@@ -460,9 +460,11 @@ class ShardFeed:
             return None
         data = self.stream.data.model_copy(update={"augment": None})
         stream = replace(self.stream, training_set=self.validation_set, training=False, data=data)
-        return prefetch_generator(
-            batch for step in self._batches(stream, stream.epoch(0)) for batch in step
-        )
+        return prefetch_generator(self._validation_batches(stream))
+
+    def _validation_batches(self, stream: StepStream) -> Generator[TrainingBatch, None, None]:
+        for parts in self._batches(stream, stream.epoch(0)):
+            yield from parts
 
     def _batches(
         self, stream: StepStream, steps: Iterator[TrainingStep]
