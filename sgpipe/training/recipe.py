@@ -247,11 +247,9 @@ def load_train_recipe(
     return load(TrainRecipe, name, folder, overrides or {}, *overlays)
 
 
-def shards_options(
-    folders: Sequence[str], images: str | None
-) -> list[dict[str, str | bool | None]]:
+def shards_options(folders: Sequence[str], images: str | None) -> list[dict[str, object]]:
     """Return the recipe's form of `--data FOLDER[@WEIGHT]`."""
-    options: list[dict[str, str | bool | None]] = []
+    options: list[dict[str, object]] = []
     for text in folders:
         shards, at, weight = text.rpartition("@")
         if at and not Path(text).exists():
