@@ -2,6 +2,7 @@
 phrases.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,11 +18,15 @@ _PASSIVE_LABELS = frozenset({"acl", "advcl", "conj", "ROOT", "relcl", "ccomp"})
 # The tree of a malformed sentence can be as deep as the sentence is long.
 _MAX_DEPTH = 12
 
-_OF_THE_OTHER_SEX = {
-    "he": lexicon.FEMALE_NAMES,
-    "him": lexicon.FEMALE_NAMES,
-    "she": lexicon.MALE_NAMES,
+# Whom a pronoun can refer to.
+_PEOPLE_MEANT = {
+    "he": lexicon.PEOPLE - lexicon.FEMALE_NAMES,
+    "him": lexicon.PEOPLE - lexicon.FEMALE_NAMES,
+    "she": lexicon.PEOPLE - lexicon.MALE_NAMES,
+    "they": lexicon.PEOPLE,
+    "them": lexicon.PEOPLE,
 }
+_THINGS_MEANT = frozenset({"it", "them"})
 
 
 @lru_cache(maxsize=1 << 16)
@@ -35,6 +40,11 @@ def singular(noun: str) -> str:
 
 def is_a(tree: Tree, index: int, words: frozenset[str]) -> bool:
     return singular(tree.texts[index]) in words
+
+
+def of_kind(tree: Tree, tokens: Iterable[int], words: frozenset[str]) -> list[int]:
+    """Return those of the tokens that are one of the words, in the singular."""
+    return [token for token in tokens if is_a(tree, token, words)]
 
 
 def head_noun(tree: Tree, index: int) -> str:
@@ -141,17 +151,9 @@ def _meant_by_subject(tree: Tree, verb: int, subject: int) -> list[int]:
     """Return the nouns that the grammatical subject of a verb means."""
     if _is_relative(tree, subject):
         return antecedents(tree, verb)
-    if tree.texts[subject] in lexicon.SOME_OF:
-        return _animate_before(tree, subject)
-    return coordinated(tree, subject) if is_entity(tree, subject) else []
-
-
-def _animate_before(tree: Tree, index: int) -> list[int]:
-    """Return what "another" is one of: the nearest people or animals before it."""
-    for noun in range(index - 1, -1, -1):
-        if tree.is_noun(noun) and is_a(tree, noun, _ANIMATE):
-            return [noun]
-    return []
+    if tree.texts[subject] in lexicon.SOME_OF:  # "another" of the people or animals before it
+        return of_kind(tree, tree.nouns_before(subject), _ANIMATE)[:1]
+    return _all_coordinated(tree, [subject])
 
 
 def _inherited_subjects(tree: Tree, verb: int, depth: int) -> list[int]:
@@ -205,16 +207,15 @@ def _meant_by_object(tree: Tree, verb: int, child: int) -> list[int]:
         return antecedents(tree, verb)
     if tree.texts[child] == "it" and tree.deps[verb] == "conj":
         return _thing_before(tree, verb)
-    return coordinated(tree, child) if is_entity(tree, child) else []
+    return _all_coordinated(tree, [child])
 
 
 def _thing_before(tree: Tree, verb: int) -> list[int]:
     """Return what "it" is in "picks up a ball and throws it": the nearest thing that was acted on."""
-    for noun in range(verb - 1, -1, -1):
-        is_object = tree.is_noun(noun) and tree.deps[noun] in ("dobj", "pobj")
-        if is_object and not is_a(tree, noun, lexicon.PEOPLE):
-            return [noun]
-    return []
+    nouns = tree.nouns_before(verb)
+    people = of_kind(tree, nouns, lexicon.PEOPLE)
+    things = [noun for noun in nouns if noun not in people]
+    return [thing for thing in things if tree.deps[thing] in ("dobj", "pobj")][:1]
 
 
 def _object_before_clause(tree: Tree, verb: int) -> list[int]:
@@ -263,21 +264,18 @@ def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
         The index of the person, or of the pronoun itself: read as a man, a woman or people.
     """
     pronoun = tree.texts[noun]
-    if pronoun not in lexicon.PRONOUNS:
+    if pronoun not in _PEOPLE_MEANT:
         return noun
-    excluded = _OF_THE_OTHER_SEX.get(pronoun, frozenset())
-    for before in range(noun - 1, -1, -1):
-        name = singular(tree.texts[before])
-        if (
-            not tree.is_noun(before)
-            or before == subject
-            or name not in lexicon.PEOPLE
-            or name in excluded
-        ):
-            continue
-        if pronoun not in ("they", "them") or tree.tags[before].endswith("S") or name == "people":
-            return before
+    is_plural = lexicon.PRONOUNS[pronoun] == "people"
+    for person in of_kind(tree, tree.nouns_before(noun), _PEOPLE_MEANT[pronoun]):
+        fits = not is_plural or _is_plural(tree, person)
+        if fits and person != subject:
+            return person
     return noun
+
+
+def _is_plural(tree: Tree, noun: int) -> bool:
+    return tree.tags[noun].endswith("S") or singular(tree.texts[noun]) == "people"
 
 
 def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
@@ -314,11 +312,10 @@ def nouns_above(tree: Tree, index: int) -> list[int]:
 
 def points_back(tree: Tree, index: int) -> bool:
     """Return whether a phrase below refers back with a pronoun: "a plate with a knife on it"."""
+    things: list[int] = []
     for owner in (index, *tree.dependents(index, "acl", "relcl")):
-        things = tree.below(owner, "prep", "pobj")
-        if any(tree.texts[thing] in ("it", "them") for thing in things):
-            return True
-    return False
+        things += tree.below(owner, "prep", "pobj")
+    return not _THINGS_MEANT.isdisjoint(tree.words(things))
 
 
 class ParsedRelation(NamedTuple):
@@ -432,10 +429,10 @@ def _things_after(tree: Tree, preposition: int, head: int) -> list[int]:
     """Return the nouns that a preposition relates to `head`, its governor."""
     things: list[int] = []
     for child in tree.dependents(preposition, "pobj", "pcomp"):
-        if tree.texts[child] in ("it", "them"):
+        if tree.texts[child] in _THINGS_MEANT:
             things += referents(tree, preposition, child)
-        elif is_entity(tree, child):
-            things += coordinated(tree, child)
+        else:
+            things += _all_coordinated(tree, [child])
     stranded = not tree.children[preposition] and tree.deps[head] == "relcl"
     if stranded and is_entity(tree, tree.heads[head]):  # "the bench a man sits on"
         return [tree.heads[head]]
@@ -443,7 +440,7 @@ def _things_after(tree: Tree, preposition: int, head: int) -> list[int]:
 
 
 def _is_reciprocal(tree: Tree, index: int, dep: str) -> bool:
-    return any(tree.texts[child] == "each other" for child in tree.dependents(index, dep))
+    return "each other" in tree.words(tree.dependents(index, dep))
 
 
 def _to_each_other(tree: Tree, head: int, words: list[str]) -> list[ParsedRelation]:

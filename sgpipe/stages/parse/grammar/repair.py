@@ -5,10 +5,10 @@ syntax alone; who can act, what is worn and what is a body part resolves most of
 to it but not to a reader.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.relations import is_a, singular
+from sgpipe.stages.parse.grammar.relations import is_a, of_kind, singular
 from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.utils.lemmas import verb_lemma
 
@@ -22,7 +22,13 @@ _PREMODIFIERS = frozenset(
 )
 _COMPLEMENTS = ("dobj", "attr", "acomp", "ccomp", "agent")
 _SUBJECTS = ("nsubj", "nsubjpass", "csubj", "expl")
-_MISTAKEN_FOR_SUBJECT = frozenset({"compound", "npadvmod", "nmod", "dep"})
+_MISTAKEN_FOR_SUBJECT = ("compound", "npadvmod", "nmod", "dep")
+_MODIFIERS = frozenset({*_MISTAKEN_FOR_SUBJECT, "amod"})
+_NAME_LABELS = frozenset({"compound", "amod", "nmod"})
+_NOUN_OF_BARE_VERB = {"VB": "NN", "VBP": "NN", "VBZ": "NNS", "UH": "NN"}
+_GERUNDS_IN_NAMES = lexicon.GERUND_NOUNS | lexicon.GERUND_MODIFIERS
+
+_Rule = Callable[[Tree, int], None]
 
 
 def repair(tree: Tree) -> None:
@@ -36,23 +42,10 @@ def repair(tree: Tree) -> None:
         _free_final_participle(tree, index)
         _free_relative_clause(tree, index)
         _adopt_subject(tree, index)
-    for index in range(len(tree)):
-        if tree.deps[index] == "conj":
-            _join_modifier(tree, index)
-            _join_object(tree, index)
-            _join_inside(tree, index)
-    for index in range(len(tree)):
-        if tree.deps[index] in ("acl", "relcl"):
-            _move_to_actor(tree, index)
-            _move_from_absent(tree, index)
-        elif tree.deps[index] == "pcomp":
-            _free_from_absent(tree, index)
-        elif tree.deps[index] == "prep":
-            _move_to_part(tree, index)
-            _move_to_owner(tree, index)
-            _move_from_absent(tree, index)
-            _move_to_depiction(tree, index)
-            _move_to_sign(tree, index)
+    for rules_by_label in (_COORDINATION_RULES, _ATTACHMENT_RULES):
+        for index in range(len(tree)):
+            for rule in rules_by_label.get(tree.deps[index], ()):
+                rule(tree, index)
 
 
 def _retag_unknown_noun(tree: Tree, index: int) -> None:
@@ -60,22 +53,24 @@ def _retag_unknown_noun(tree: Tree, index: int) -> None:
     the parser.
     """
     tag = tree.tags[index]
-    misplaced = tree.deps[index] in _NOMINAL and tag in _MISTAKEN_FOR_NOUN
-    is_root = tree.heads[index] == index
-    if not misplaced and not (tag == "JJ" and is_root and tree.dependents(index, "det")):
+    is_mistaken = tree.deps[index] in _NOMINAL and tag in _MISTAKEN_FOR_NOUN
+    if tag == "JJ" and tree.is_root(index):
+        is_mistaken = bool(tree.dependents(index, "det"))
+    if not is_mistaken or tree.texts[index] in lexicon.COLOURS:
         return
-    is_colour = tree.texts[index] in lexicon.COLOURS
-    if not is_colour and not tree.dependents(index, *_SUBJECTS, "dobj"):
+    if not tree.dependents(index, *_SUBJECTS, "dobj"):
         tree.tags[index] = "NN"
 
 
 def _retag_initial_noun(tree: Tree, index: int) -> None:
     """Captions contain no commands: an initial bare verb without subject or object is a noun."""
-    bare = tree.heads[index] == index and tree.tags[index] in ("VB", "VBP", "VBZ", "UH")
-    if not bare or tree.dependents(index, *_SUBJECTS, "dobj", "aux", "auxpass", "attr", "acomp"):
+    noun_tag = _NOUN_OF_BARE_VERB.get(tree.tags[index])
+    if noun_tag is None or not tree.is_root(index):
         return
-    if all(tree.deps[before] in _PREMODIFIERS for before in range(index)):
-        tree.tags[index] = "NNS" if tree.tags[index] == "VBZ" else "NN"
+    if tree.dependents(index, *_SUBJECTS, "dobj", "aux", "auxpass", "attr", "acomp"):
+        return
+    if _PREMODIFIERS.issuperset(tree.deps[:index]):
+        tree.tags[index] = noun_tag
 
 
 def _restore_preposition(tree: Tree, index: int) -> None:
@@ -87,7 +82,7 @@ def _restore_preposition(tree: Tree, index: int) -> None:
         tree.tags[index] = "IN"
     noun = tree.heads[index]
     infinitive = tree.texts[index] == "to" and tree.deps[index] == "aux"
-    if infinitive and tree.is_noun(noun) and noun != tree.heads[noun]:
+    if infinitive and tree.is_noun(noun) and not tree.is_root(noun):
         tree.attach(index, tree.heads[noun], "prep")
         tree.attach(noun, index, "pobj")
 
@@ -97,15 +92,15 @@ def _free_participle(tree: Tree, index: int) -> None:
     phrases.
     """
     word = tree.texts[index]
-    if not word.endswith("ing") or word in lexicon.GERUND_NOUNS or word in lexicon.GERUND_MODIFIERS:
+    if not word.endswith("ing") or word in _GERUNDS_IN_NAMES:
         return
     head = tree.heads[index]
-    in_name = tree.deps[index] in ("compound", "amod", "nmod") and head >= index
     noun = index - 1
-    if not in_name or not tree.is_noun(head) or noun < 0 or not tree.is_noun(noun):
+    if tree.deps[index] not in _NAME_LABELS or noun < 0 or head < index:
         return
-    is_modifier = tree.deps[noun] in _MISTAKEN_FOR_SUBJECT or tree.deps[noun] == "amod"
-    if not is_modifier or tree.heads[noun] not in (index, head):
+    if tree.deps[noun] not in _MODIFIERS or tree.heads[noun] not in (index, head):
+        return
+    if not (tree.is_noun(head) and tree.is_noun(noun)):
         return
     tree.replace(head, noun)
     tree.tags[index] = "VBG"
@@ -120,82 +115,82 @@ def _free_final_participle(tree: Tree, index: int) -> None:
     """
     if not tree.is_noun(index) or tree.deps[index] == "compound":
         return
-    is_participle = _is_participle(tree.texts[index])
-    if not is_participle and tree.texts[index] not in lexicon.POSTURES:
-        return
+    tag = _verb_tag(tree.texts[index])
     noun = index - 1
-    if noun < 0 or tree.heads[noun] != index:
+    if tag is None or noun < 0 or tree.heads[noun] != index:
         return
-    is_person = tree.deps[noun] == "amod" and tree.texts[noun] in lexicon.PEOPLE
-    is_compound = tree.is_noun(noun) and tree.deps[noun] == "compound"
-    if is_participle and is_person:  # "a female holding a bag"
-        tree.tags[noun] = "NN"
-    elif not is_compound:
+    if tree.deps[noun] == "amod" and tree.texts[noun] in lexicon.PEOPLE and tag == "VBG":
+        tree.tags[noun] = "NN"  # "a female holding a bag"
+    elif tree.deps[noun] != "compound" or not tree.is_noun(noun):
         return
     tree.replace(index, noun)
-    tree.tags[index] = "VBG" if is_participle else "VBP"
+    tree.tags[index] = tag
     tree.attach(index, noun, "acl")
     _hand_over_premodifiers(tree, index, noun)
 
 
-def _is_participle(word: str) -> bool:
-    return word.endswith("ing") and len(word) > len("ring") and word not in lexicon.GERUND_NOUNS
+def _verb_tag(word: str) -> str | None:
+    """Return the tag of a participle, or of a verb that is mistaken for a noun."""
+    if word.endswith("ing") and len(word) > len("ring") and word not in lexicon.GERUND_NOUNS:
+        return "VBG"
+    return "VBP" if word in lexicon.POSTURES else None
 
 
 def _free_relative_clause(tree: Tree, index: int) -> None:
     """ "silver helmet man is wearing", "the bench a man is sitting on": the object precedes the
     subject.
     """
-    is_main_verb = tree.heads[index] == index and tree.is_verb(index)
+    is_main_verb = tree.is_root(index) and tree.is_verb(index)
     if not is_main_verb or tree.dependents(index, *_COMPLEMENTS):
         return
-    after = [child for child in tree.children[index] if child > index]
-    if any(tree.children[child] for child in after):
-        return
     noun = _object_before_subject(tree, index)
-    if noun is None:
+    stranded = _stranded_prepositions(tree, index)
+    if noun is None or stranded is None:
         return
-    stranded = [child for child in after if tree.texts[child] in lexicon.STRANDED_PREPOSITIONS]
     if not stranded and verb_lemma(tree.texts[index]) not in lexicon.TRANSITIVE_VERBS:
         return
-    _label_prepositions(tree, stranded)
+    for token in stranded:
+        tree.deps[token] = "prep"
+        tree.tags[token] = "IN"
     tree.replace(index, noun)
     tree.attach(index, noun, "relcl")
 
 
-def _label_prepositions(tree: Tree, tokens: Iterable[int]) -> None:
-    for token in tokens:
-        tree.deps[token] = "prep"
-        tree.tags[token] = "IN"
+def _stranded_prepositions(tree: Tree, verb: int) -> list[int] | None:
+    """Return the prepositions after a verb; None: a phrase follows the verb."""
+    prepositions = []
+    for child in tree.children[verb]:
+        if child > verb and tree.children[child]:
+            return None
+        if child > verb and tree.texts[child] in lexicon.STRANDED_PREPOSITIONS:
+            prepositions.append(child)
+    return prepositions
 
 
 def _object_before_subject(tree: Tree, verb: int) -> int | None:
     """Return the helmet of "silver helmet man is wearing": the first of two subjects, or a part of
     the subject's name.
     """
-    labelled = tree.dependents(verb, "nsubj", "nsubjpass")
-    nouns = [child for child in labelled if tree.is_noun(child)]
-    if not nouns:
-        return None
-    person = nouns[0]
+    nouns = tree.nouns(tree.dependents(verb, "nsubj", "nsubjpass"))
     if len(nouns) > 1:
-        return person
-    thing = person - 1
-    if thing < 0 or tree.deps[thing] != "compound" or tree.heads[thing] != person:
-        return None
-    is_person = is_a(tree, person, lexicon.PEOPLE)
-    return thing if is_person and not is_a(tree, thing, lexicon.PEOPLE) else None
+        return nouns[0]
+    for person in of_kind(tree, nouns, lexicon.PEOPLE):
+        thing = person - 1
+        is_compound = thing in tree.dependents(person, "compound")
+        if is_compound and not is_a(tree, thing, lexicon.PEOPLE):
+            return thing
+    return None
 
 
 def _adopt_subject(tree: Tree, index: int) -> None:
     """A noun before a verb (or a root adverb) without a subject is its subject."""
-    adverb = tree.tags[index] in ("RP", "RB", "IN", "JJ") and tree.heads[index] == index
+    adverb = tree.tags[index] in ("RP", "RB", "IN", "JJ") and tree.is_root(index)
     verb = tree.is_verb(index) and tree.deps[index] not in ("amod", "compound")
     if not (adverb or verb) or tree.dependents(index, *_SUBJECTS):
         return
-    for child in tree.children[index]:
-        if child < index and tree.is_noun(child) and tree.deps[child] in _MISTAKEN_FOR_SUBJECT:
-            tree.deps[child] = "nsubj"
+    for noun in tree.nouns(tree.dependents(index, *_MISTAKEN_FOR_SUBJECT)):
+        if noun < index:
+            tree.deps[noun] = "nsubj"
 
 
 def _hand_over_premodifiers(tree: Tree, old: int, new: int) -> None:
@@ -212,8 +207,9 @@ def _join_modifier(tree: Tree, conjunct: int) -> None:
     """
     first = tree.heads[conjunct]
     head = tree.heads[first]
-    modifier = tree.is_noun(first) and tree.deps[first] in ("nmod", "compound") and head > conjunct
-    if not modifier or not tree.is_noun(head) or tree.is_noun(conjunct):
+    if tree.deps[first] not in ("nmod", "compound") or head < conjunct:
+        return
+    if tree.nouns((first, head, conjunct)) != [first, head]:
         return
     tree.replace(head, first)
     tree.attach(head, first, "conj")
@@ -229,8 +225,8 @@ def _join_object(tree: Tree, conjunct: int) -> None:
         return
     if tree.dependents(conjunct, "nsubj", "aux"):
         return
-    things = tree.dependents(verb, "dobj") + tree.below(verb, "prep", "pobj")
-    before = [thing for thing in things if thing < conjunct and tree.is_noun(thing)]
+    things = tree.nouns(tree.dependents(verb, "dobj") + tree.below(verb, "prep", "pobj"))
+    before = [thing for thing in things if thing < conjunct]
     if before:
         tree.attach(conjunct, max(before), "conj")
 
@@ -243,36 +239,28 @@ def _join_inside(tree: Tree, conjunct: int) -> None:
     animals.
     """
     head = tree.heads[conjunct]
-    if tree.deps[conjunct] != "conj" or not tree.is_noun(conjunct) or not tree.is_noun(head):
+    both = (conjunct, head)
+    if tree.deps[conjunct] != "conj" or len(tree.nouns(both)) < len(both):
         return
-    if is_a(tree, conjunct, _ANIMATE) and is_a(tree, head, _ANIMATE):
+    if len(of_kind(tree, both, _ANIMATE)) == len(both):
         return
     if is_a(tree, conjunct, lexicon.PEOPLE) and is_a(tree, head, lexicon.CLOTHES):
-        tree.attach(conjunct, _person_above(tree, head), "conj")  # "men in hats and women"
+        people = of_kind(tree, tree.nouns(tree.ancestors(head)), lexicon.PEOPLE)
+        tree.attach(conjunct, [*people, head][0], "conj")  # "men in hats and women"
         return
     inside = _things_with(tree, head, conjunct) or _things_held(tree, head, conjunct)
     if inside:
         tree.attach(conjunct, inside[-1], "conj")
 
 
-def _person_above(tree: Tree, noun: int) -> int:
-    """Return the nearest person above a noun, or the noun itself."""
-    for node in tree.ancestors(noun):
-        if tree.is_noun(node) and is_a(tree, node, lexicon.PEOPLE):
-            return node
-    return noun
-
-
 def _move_to_part(tree: Tree, preposition: int) -> None:
     """ "a man with a hat on his head": the place on the body belongs to the hat."""
     if tree.texts[preposition] in ("of", "with"):
         return
-    places = tree.dependents(preposition, "pobj")
-    things = _things_with(tree, tree.heads[preposition], preposition)
-    if not places or not things:
-        return
-    if any(is_a(tree, noun, lexicon.BODY_PARTS) for noun in (things[-1], places[0])):
-        tree.attach(preposition, things[-1], "prep")
+    places = tree.dependents(preposition, "pobj")[:1]
+    things = _things_with(tree, tree.heads[preposition], preposition)[-1:]
+    if places and things and of_kind(tree, places + things, lexicon.BODY_PARTS):
+        tree.attach(preposition, things[0], "prep")
 
 
 def _move_to_owner(tree: Tree, preposition: int) -> None:
@@ -283,16 +271,12 @@ def _move_to_owner(tree: Tree, preposition: int) -> None:
     if tree.texts[preposition] != "with" or not tree.is_noun(noun) or is_a(tree, noun, _ANIMATE):
         return
     things = tree.dependents(preposition, "pobj")
-    if not things:
-        return
-    if all(is_a(tree, index, lexicon.CLOTHES) for index in (noun, things[0])):
+    if is_a(tree, noun, lexicon.CLOTHES) and of_kind(tree, things[:1], lexicon.CLOTHES):
         tree.attach(things[0], noun, "conj")  # "in a suit with a red tie"
-    elif any(_has_possessive_pronoun(tree, thing) for thing in things):
+        return
+    owners = tree.below(preposition, "pobj", "poss")
+    if any(tree.tags[owner] == "PRP$" for owner in owners):
         tree.attach(preposition, _actor_above(tree, noun), "prep")
-
-
-def _has_possessive_pronoun(tree: Tree, noun: int) -> bool:
-    return any(tree.tags[owner] == "PRP$" for owner in tree.dependents(noun, "poss"))
 
 
 def _actor_above(tree: Tree, noun: int) -> int:
@@ -339,10 +323,8 @@ def _move_to_depiction(tree: Tree, preposition: int) -> None:
     the dog.
     """
     depiction = _depiction_above(tree, preposition)
-    places = tree.dependents(preposition, "pobj")
-    if depiction is None or not places:
-        return
-    if is_a(tree, places[0], _places_of(tree, depiction)):
+    places = tree.dependents(preposition, "pobj")[:1]
+    if depiction is not None and of_kind(tree, places, _places_of(tree, depiction)):
         tree.attach(preposition, depiction, "prep")
 
 
@@ -353,7 +335,7 @@ def _places_of(tree: Tree, depiction: int) -> frozenset[str]:
     if singular(tree.texts[depiction]) == "reflection":
         return lexicon.REFLECTORS
     shown = tree.below(depiction, "prep", "pobj")
-    return lexicon.HANGERS if any(is_a(tree, thing, _ANIMATE) for thing in shown) else frozenset()
+    return lexicon.HANGERS if of_kind(tree, shown, _ANIMATE) else frozenset()
 
 
 def _move_to_sign(tree: Tree, preposition: int) -> None:
@@ -362,13 +344,11 @@ def _move_to_sign(tree: Tree, preposition: int) -> None:
     verb = tree.heads[text]
     if tree.deps[text] != "dobj" or tree.texts[verb] not in lexicon.SAYING:
         return
-    places = tree.dependents(preposition, "pobj")
-    if not places or not is_a(tree, places[0], lexicon.POSTS):
-        return
-    for sign in (*tree.dependents(verb, "nsubj"), tree.heads[verb]):
-        if tree.is_noun(sign) and is_a(tree, sign, lexicon.SIGNS):
-            tree.attach(preposition, sign, "prep")
-            return
+    places = tree.dependents(preposition, "pobj")[:1]
+    nouns = tree.nouns([*tree.dependents(verb, "nsubj"), tree.heads[verb]])
+    signs = of_kind(tree, nouns, lexicon.SIGNS)
+    if signs and of_kind(tree, places, lexicon.POSTS):
+        tree.attach(preposition, signs[0], "prep")
 
 
 def _depiction_above(tree: Tree, preposition: int) -> int | None:
@@ -383,19 +363,18 @@ def _depiction_above(tree: Tree, preposition: int) -> int | None:
 
 def _things_with(tree: Tree, head: int, limit: int) -> list[int]:
     """Return the nouns attached to `head` by "with", before the token `limit`."""
-    nouns = []
-    for thing in tree.below(head, "prep", "pobj"):
+    things = []
+    for thing in tree.nouns(tree.below(head, "prep", "pobj")):
         preposition = tree.heads[thing]
-        is_before = thing < limit and preposition < limit
-        if is_before and tree.texts[preposition] == "with" and tree.is_noun(thing):
-            nouns.append(thing)
-    return nouns
+        if max(thing, preposition) < limit and tree.texts[preposition] == "with":
+            things.append(thing)
+    return things
 
 
 def _things_held(tree: Tree, head: int, limit: int) -> list[int]:
     """Return the objects of the participles of `head`, between it and the token `limit`."""
-    things = tree.below(head, "acl", "dobj")
-    return [thing for thing in things if head < thing < limit and tree.is_noun(thing)]
+    things = tree.nouns(tree.below(head, "acl", "dobj"))
+    return [thing for thing in things if head < thing < limit]
 
 
 def _move_to_actor(tree: Tree, participle: int) -> None:
@@ -440,3 +419,21 @@ def _acts_better(tree: Tree, actor: int, participle: int) -> bool:
     if noun in _ANIMATE or verb not in lexicon.ANIMATE_VERBS:
         return False
     return tree.is_verb(actor) or is_a(tree, actor, _ANIMATE)
+
+
+_CLAUSE_RULES: tuple[_Rule, ...] = (_move_to_actor, _move_from_absent)
+_COORDINATION_RULES: dict[str, tuple[_Rule, ...]] = {
+    "conj": (_join_modifier, _join_object, _join_inside)
+}
+_ATTACHMENT_RULES: dict[str, tuple[_Rule, ...]] = {
+    "acl": _CLAUSE_RULES,
+    "relcl": _CLAUSE_RULES,
+    "pcomp": (_free_from_absent,),
+    "prep": (
+        _move_to_part,
+        _move_to_owner,
+        _move_from_absent,
+        _move_to_depiction,
+        _move_to_sign,
+    ),
+}

@@ -16,6 +16,7 @@ from sgpipe.stages.parse.grammar.relations import (
     ParsedRelation,
     coordinated,
     is_a,
+    of_kind,
     relations_of,
     singular,
     subjects,
@@ -119,7 +120,7 @@ def _is_place(tree: Tree, linking: list[int]) -> bool:
     """Return whether two things are related by a place that no verb gives them: not "puts the ball
     in the box".
     """
-    if not any(tree.texts[word] in lexicon.STATIC_PREPOSITIONS for word in linking):
+    if lexicon.STATIC_PREPOSITIONS.isdisjoint(tree.words(linking)):
         return False
     verbs = [verb_lemma(tree.texts[word]) for word in linking if tree.is_verb(word)]
     return lexicon.HOLDING_VERBS.isdisjoint(verbs)
@@ -209,16 +210,15 @@ def _modal(tree: Tree, index: int, hidden: Unstated) -> None:
 
 def _wish(tree: Tree, index: int, hidden: Unstated) -> None:
     """ "trying to catch", "pretending to bite", "wants her dog to jump"."""
-    verbs = [verb for verb in tree.dependents(index, "xcomp", "ccomp") if _has_to(tree, verb)]
+    verbs = []
+    for verb in tree.dependents(index, "xcomp", "ccomp"):
+        if "to" in tree.words(tree.dependents(verb, "aux")):
+            verbs.append(verb)
     if index + 2 < len(tree) and tree.texts[index + 1] == "to":
         verbs.append(_top(tree, index + 1, index + 2))
     for verb in verbs:
         if tree.tags[verb].startswith("VB"):
             hidden.deny(tree, verb, index)
-
-
-def _has_to(tree: Tree, verb: int) -> bool:
-    return any(tree.texts[child] == "to" for child in tree.dependents(verb, "aux"))
 
 
 def _condition(tree: Tree, index: int, hidden: Unstated) -> None:
@@ -254,9 +254,8 @@ def _is_donut_like(tree: Tree, index: int) -> bool:
     """Return whether "like" makes an adjective of the noun before it: "a donut like toy"."""
     noun = tree.heads[index]
     compared = tree.dependents(index, "pobj")
-    if noun != index - 1 or not tree.is_noun(noun) or not compared:
-        return False
-    return not _has_article(tree, compared[0])
+    follows_noun = noun == index - 1 and tree.is_noun(noun)
+    return follows_noun and bool(compared) and not _has_article(tree, compared[0])
 
 
 def _guise(tree: Tree, index: int, hidden: Unstated) -> None:
@@ -278,9 +277,8 @@ def _depiction(tree: Tree, index: int, hidden: Unstated) -> None:
     if not tree.is_noun(index) or is_the_image(tree, index):
         return
     things = tree.dependents(following, "pobj")
-    if any(is_a(tree, thing, _ANIMATE) for thing in things):  # "a statue of a boy and a girl"
-        conjuncts = tree.dependents(index, "conj")
-        things += [noun for noun in conjuncts if is_a(tree, noun, _ANIMATE)]
+    if of_kind(tree, things, _ANIMATE):  # "a statue of a boy and a girl"
+        things += of_kind(tree, tree.dependents(index, "conj"), _ANIMATE)
     hidden.tokens |= _all_below(tree, things)
     if singular(tree.texts[index]) in lexicon.DEPICTIONS | {"reflection"}:
         hidden.show(tree, [index], things)
@@ -293,7 +291,7 @@ def _showing(tree: Tree, verb: int, hidden: Unstated) -> None:
     if not tree.is_verb(verb):
         return
     nouns = (*subjects(tree, verb), *tree.ancestors(verb))
-    screens = [noun for noun in nouns if is_a(tree, noun, lexicon.SCREENS)]
+    screens = of_kind(tree, nouns, lexicon.SCREENS)
     if not screens or any(is_the_image(tree, screen) for screen in screens):
         return
     things = [*tree.dependents(verb, "dobj"), *tree.below(verb, "ccomp", "nsubj")]
@@ -320,9 +318,8 @@ def is_the_image(tree: Tree, noun: int) -> bool:
     verb = tree.heads[noun]
     if tree.deps[noun] == "dobj" and verb_lemma(tree.texts[verb]) in lexicon.PHOTOGRAPHING:
         return True
-    for before in range(noun):
-        if tree.is_noun(before) and tree.deps[before] not in _MODIFIERS:
-            return False
+    if any(tree.deps[before] not in _MODIFIERS for before in tree.nouns_before(noun)):
+        return False
     return is_a(tree, noun, lexicon.IMAGES) and not _hangs(tree, noun)
 
 
@@ -337,10 +334,8 @@ def _hangs(tree: Tree, depiction: int) -> bool:
 
 
 def _is_on_hanger(tree: Tree, index: int) -> bool:
-    for place in tree.below(index, "prep", "pobj"):
-        if tree.texts[tree.heads[place]] == "on" and is_a(tree, place, lexicon.HANGERS):
-            return True
-    return False
+    hangers = of_kind(tree, tree.below(index, "prep", "pobj"), lexicon.HANGERS)
+    return "on" in tree.words(tree.heads[hanger] for hanger in hangers)
 
 
 # Adjectives.
@@ -398,9 +393,8 @@ def _is_stated_anyway(tree: Tree, child: int, trigger: int) -> bool:
 
 
 def _is_definite(tree: Tree, noun: int) -> bool:
-    if not tree.is_noun(noun):
-        return False
-    return any(tree.texts[word] in lexicon.DEFINITE for word in tree.children[noun])
+    words = tree.words(tree.children[noun])
+    return tree.is_noun(noun) and not lexicon.DEFINITE.isdisjoint(words)
 
 
 def _starts_anew(tree: Tree, conjunct: int) -> bool:
@@ -418,8 +412,8 @@ def _starts_anew(tree: Tree, conjunct: int) -> bool:
 
 
 def _has_article(tree: Tree, noun: int) -> bool:
-    determiners = tree.dependents(noun, "det", "poss", "nummod")
-    return any(tree.texts[word] not in lexicon.NEGATORS for word in determiners)
+    determiners = tree.words(tree.dependents(noun, "det", "poss", "nummod"))
+    return not lexicon.NEGATORS.issuperset(determiners)
 
 
 def _all_below(tree: Tree, heads: Iterable[int]) -> set[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -88,6 +88,9 @@ class Tree:
                 children[head].append(index)
         return cls(texts, tags, deps, heads, children)
 
+    def is_root(self, index: int) -> bool:
+        return self.heads[index] == index
+
     def attach(self, index: int, head: int, dep: str) -> None:
         """Attach a token and its subtree to `head`, unless that is in the subtree; `head == index`
         makes it a root.
@@ -119,9 +122,21 @@ class Tree:
             tokens += self.dependents(middle, *deps)
         return tokens
 
+    def words(self, tokens: Iterable[int]) -> list[str]:
+        """Return the texts of tokens."""
+        return [self.texts[token] for token in tokens]
+
+    def nouns(self, tokens: Iterable[int]) -> list[int]:
+        """Return those of the tokens that are nouns."""
+        return [token for token in tokens if self.is_noun(token)]
+
+    def nouns_before(self, index: int) -> list[int]:
+        """Return the nouns before a token, nearest first."""
+        return self.nouns(range(index - 1, -1, -1))
+
     def ancestors(self, index: int) -> Iterator[int]:
         """Heads above a token, nearest first."""
-        while self.heads[index] != index:
+        while not self.is_root(index):
             index = self.heads[index]
             yield index
 
