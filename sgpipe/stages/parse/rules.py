@@ -21,13 +21,14 @@ from sgpipe.stages.parse.grammar.relations import (
     ParsedRelation,
     content,
     head_noun,
+    of_kind,
     phrase,
     singular,
     subjects,
 )
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.scope import Unstated, stated_relations, unstated
-from sgpipe.stages.parse.grammar.tree import NOUN_TAGS, Token, Tree, tokenise
+from sgpipe.stages.parse.grammar.tree import Token, Tree, tokenise
 from sgpipe.utils.lemmas import verb_lemma
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _FULL_STOP = Token(".", ".")
 Parsed: TypeAlias = tuple[list[Triplet], list[Mention]]
 
 _MODIFIERS = ("amod", "nummod", "compound", "nmod")
-_PLACES = ("in", "on", "with")
+_PLACES = frozenset({"in", "on", "with"})
 _LOOKS = lexicon.ATTRIBUTE_NOUNS - lexicon.WHOLES
 _DESCRIBING = frozenset({"JJ", "JJR", "JJS", "VBN", "VBG", "VBD"})
 
@@ -165,12 +166,12 @@ def triplet_of(tree: Tree, relation: ParsedRelation) -> Triplet:
 def nouns(tree: Tree) -> list[tuple[str, str]]:
     """Return the names of the things in a repaired tree, in word order, and their heads."""
     names = []
-    for index in range(len(tree)):
-        if not tree.is_noun(index) or content(tree, index) != index:
-            continue
+    for index in tree.nouns(range(len(tree))):
         owner = tree.heads[index]
         modifies = owner > index and tree.deps[index] in ("compound", "amod", "nmod")
-        if not (modifies and tree.is_noun(owner)):
+        if modifies and tree.is_noun(owner):
+            continue
+        if content(tree, index) == index:
             names.append((phrase(tree, index), head_noun(tree, index)))
     return names
 
@@ -181,8 +182,8 @@ def mentions(tree: Tree) -> list[Mention]:
     """
     predicative = _predicative_adjectives(tree)
     things = []
-    for index, (tag, dep) in enumerate(zip(tree.tags, tree.deps, strict=True)):
-        if tag not in NOUN_TAGS or dep in ("compound", "nmod") or content(tree, index) != index:
+    for index in tree.nouns(range(len(tree))):
+        if tree.deps[index] in ("compound", "nmod") or content(tree, index) != index:
             continue
         name = phrase(tree, index)
         words = {*_modifiers_before(tree, index), *predicative.get(index, ())}
@@ -209,13 +210,12 @@ def _predicative_adjectives(tree: Tree) -> dict[int, list[int]]:
         if text not in lexicon.BE or tree.dependents(verb, "neg"):
             continue
         adjectives = tree.dependents(verb, "acomp")
-        if not adjectives:
-            continue
         for word in adjectives:  # which grows
             adjectives += tree.dependents(word, "conj")
         words = [word for word in adjectives if _is_complete(tree, word)]
-        for noun in subjects(tree, verb):
-            by_noun.setdefault(noun, []).extend(words)
+        if words:
+            for noun in subjects(tree, verb):
+                by_noun.setdefault(noun, []).extend(words)
     return by_noun
 
 
@@ -223,26 +223,7 @@ def _is_complete(tree: Tree, adjective: int) -> bool:
     """Return whether an adjective means the same without its clause and phrases."""
     if tree.dependents(adjective, "xcomp", "ccomp"):
         return False
-    return all(tree.texts[word] in _PLACES for word in tree.dependents(adjective, "prep"))
-
-
-def _said_with_be(tree: Tree) -> dict[int, list[int]]:
-    """Return the adjectives of "the dog is brown and wet" by noun; not of "is ready to go"."""
-    said: dict[int, list[int]] = {}
-    for verb, text in enumerate(tree.texts):
-        adjectives = tree.dependents(verb, "acomp") if text in lexicon.BE else []
-        if adjectives and not tree.dependents(verb, "neg"):
-            for word in adjectives:
-                adjectives += tree.dependents(word, "conj")
-            alone = [word for word in adjectives if not tree.dependents(word, "xcomp", "ccomp")]
-            words = [
-                word
-                for word in alone
-                if all(tree.texts[at] in _PLACES for at in tree.dependents(word, "prep"))
-            ]
-            for noun in subjects(tree, verb):
-                said.setdefault(noun, []).extend(words)
-    return said
+    return _PLACES.issuperset(tree.words(tree.dependents(adjective, "prep")))
 
 
 def _attribute(tree: Tree, index: int, name: str) -> str:
@@ -254,13 +235,12 @@ def _attribute(tree: Tree, index: int, name: str) -> str:
         return _number_word(word)
     if word in lexicon.QUANTIFIERS or word in name.split():
         return ""
-    after = tree.texts[index + 1] if index + 1 < len(tree) else ""
+    [after] = tree.texts[index + 1 : index + 2] or [""]
     if _is_shaded(word, after) or _names_a_feature(word) or _names_a_feature(after):
         return ""
-    if not _describes(tree, index):
-        return ""
     before = tree.texts[index - 1]
-    return f"{before} {word}" if _is_shaded(before, word) else word
+    attribute = f"{before} {word}" if _is_shaded(before, word) else word
+    return attribute if _describes(tree, index) else ""
 
 
 def _is_shaded(shade: str, colour: str) -> bool:
@@ -315,17 +295,11 @@ def _is_stated(tree: Tree, hidden: Unstated, triplet: Triplet) -> bool:
     first = triplet.predicate.split()[0]
     words = [index for index, text in enumerate(tree.texts) if text.split()[0] == first]
     word = words[0] if len(words) == 1 else None
-    subjects = _nouns_of_head(tree, triplet.subject_head)
-    things = _nouns_of_head(tree, triplet.object_head)
+    nouns = tree.nouns(range(len(tree)))
+    subjects = of_kind(tree, nouns, frozenset({triplet.subject_head}))
+    things = of_kind(tree, nouns, frozenset({triplet.object_head}))
     pairs = list(product(subjects, things))
-    if not pairs:
-        return True
-    return any(not hidden.covers(tree, subject, thing, word) for subject, thing in pairs)
-
-
-def _nouns_of_head(tree: Tree, head: str) -> list[int]:
-    words = enumerate(tree.texts)
-    return [index for index, text in words if tree.is_noun(index) and singular(text) == head]
+    return not pairs or not all(hidden.covers(tree, *pair, word) for pair in pairs)
 
 
 def predicate_words(text: str) -> list[str]:
@@ -350,10 +324,10 @@ def _name(tree: Tree, text: str) -> tuple[str, str]:
         words = words[1:]
     if not words:
         return "", ""
-    last = singular(words[-1])
-    for index, text in enumerate(tree.texts):
-        if tree.is_noun(index) and singular(text) == last:
-            return phrase(tree, index), head_noun(tree, index)
+    nouns = tree.nouns(range(len(tree)))
+    named = of_kind(tree, nouns, frozenset({singular(words[-1])}))
+    if named:
+        return phrase(tree, named[0]), head_noun(tree, named[0])
     noun = lexicon.PRONOUNS.get(words[-1], words[-1])
     return " ".join([*words[:-1], noun]), singular(noun)
 

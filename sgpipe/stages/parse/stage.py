@@ -4,21 +4,25 @@ behind a server.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import TypeAlias
+
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Record
 from sgpipe.stages.base import Stage
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, Choice, Refusal
 from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.rules import (
     Parsed,
     Parser,
     RuleParser,
+    Texts,
     analyse,
     ground,
     load_model,
@@ -47,22 +51,29 @@ _ONCE_MORE = (
 
 
 _CACHED_CAPTIONS = 1 << 16
-_TEXTS = (
-    "subject",
-    "predicate",
-    "object",
-    "subject_head",
-    "object_head",
-    "predicate_lemma",
-)  # of a triplet
+# Those of a triplet.
+_TEXTS = ("subject", "predicate", "object", "subject_head", "object_head", "predicate_lemma")
+_GRAPH = TypeAdapter(list[Texts])
+
+Schema: TypeAlias = dict[str, object]
 
 
-def relations_schema(end: Mapping[str, Any], predicate: Mapping[str, Any]) -> dict[str, Any]:
+class _Relation(BaseModel, extra="forbid"):
+    subject: JsonValue
+    predicate: JsonValue
+    object: JsonValue
+
+
+class _Answer(BaseModel, extra="forbid"):
+    relations: list[_Relation]
+
+
+def relations_schema(end: Mapping[str, object], predicate: Mapping[str, object]) -> Schema:
     """Return the JSON schema of an answer that lists relations, from those of their ends and
     predicates.
     """
 
-    def closed(**properties: Any) -> dict[str, Any]:
+    def closed(**properties: object) -> Schema:
         return {
             "type": "object",
             "properties": properties,
@@ -74,7 +85,7 @@ def relations_schema(end: Mapping[str, Any], predicate: Mapping[str, Any]) -> di
     return closed(relations={"type": "array", "items": item})
 
 
-def read_relations(text: str) -> list[tuple[Any, Any, Any]] | None:
+def read_relations(text: str) -> list[tuple[JsonValue, JsonValue, JsonValue]] | None:
     """Return the ends and predicate of each relation in an answer, of any type, or None if it has
     another form.
 
@@ -82,17 +93,10 @@ def read_relations(text: str) -> list[tuple[Any, Any, Any]] | None:
     """
     text = text.rpartition("</think>")[2]
     try:
-        answered = json.loads(text[text.find("{") : text.rfind("}") + 1])
-        relations = answered.pop("relations")
-        if answered or not isinstance(relations, list):
-            return None
-        found = [
-            (relation.pop("subject"), relation.pop("predicate"), relation.pop("object"))
-            for relation in relations
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        answer = _Answer.model_validate(json.loads(text[text.find("{") : text.rfind("}") + 1]))
+    except (ValueError, RecursionError):
         return None
-    return None if any(relations) else found
+    return [(item.subject, item.predicate, item.object) for item in answer.relations]
 
 
 SCHEMA = relations_schema({"type": "string"}, {"type": "string"})
@@ -130,16 +134,20 @@ class LlmParser(Parser):
         answers = self._endpoint.ask_all(
             _request(caption) for caption in captions if clean(caption)
         )
-        found: list[Parsed] = []
-        for caption, (tree, _) in zip(
-            captions, analyse(self._nlp, captions, self._batch_size), strict=True
-        ):
-            answer = next(answers) if clean(caption) else []
-            graph = _read(answer[0].text) if isinstance(answer, list) and answer else None
-            if graph is None and clean(caption) and self._endpoint.cache is not None:
-                self._endpoint.cache.put_by_rules(caption.encode())
-            found.append((triplets(tree) if graph is None else ground(tree, graph), []))
-        return found
+        parsed: list[Parsed] = []
+        analysed = analyse(self._nlp, captions, self._batch_size)
+        for caption, (tree, _) in zip(captions, analysed, strict=True):
+            graph = self._graph(caption, next(answers)) if clean(caption) else []
+            stated = triplets(tree) if graph is None else ground(tree, graph)
+            parsed.append((stated, []))
+        return parsed
+
+    def _graph(self, caption: str, answer: list[Choice] | Refusal) -> list[Texts] | None:
+        """Return what an answer states; None, which is counted: it is no graph."""
+        graph = None if isinstance(answer, Refusal) else _read(answer[0].text)
+        if graph is None and self._endpoint.cache is not None:
+            self._endpoint.cache.put_by_rules(caption.encode())
+        return graph
 
 
 def _request(caption: str) -> ChatRequest:
@@ -149,13 +157,11 @@ def _request(caption: str) -> ChatRequest:
     return ChatRequest(clean(caption), system=INSTRUCTIONS, schema=SCHEMA, check=check)
 
 
-def _read(text: str) -> list[tuple[str, str, str]] | None:
-    graph = read_relations(text)
-    return (
-        graph
-        if graph is not None and all(isinstance(text, str) for texts in graph for text in texts)
-        else None
-    )
+def _read(text: str) -> list[Texts] | None:
+    """Return the relations of an answer; None: it is no graph, or not of texts alone."""
+    with suppress(ValidationError):
+        return _GRAPH.validate_python(read_relations(text))
+    return None
 
 
 def _load_parser(config: ParseConfig, cache_folder: CacheFolder | None) -> Parser:
@@ -173,7 +179,7 @@ def _load_parser(config: ParseConfig, cache_folder: CacheFolder | None) -> Parse
     return LearnedParser(config)
 
 
-def parser_identity(config: ParseConfig) -> Any:
+def parser_identity(config: ParseConfig) -> object:
     """Return what decides the triplets besides the settings: versions of the spaCy model, hashes of
     weights.
     """
@@ -208,14 +214,15 @@ class CaptionParser(Parser):
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._cache]
         if new:
             self._cache.update(zip(new, self._parser.read(new), strict=True))
-        found = []
-        for caption, number in zip(
-            captions, range(len(captions)) if numbers is None else numbers, strict=True
-        ):
+        if numbers is None:
+            numbers = range(len(captions))
+        parsed = []
+        for caption, number in zip(captions, numbers, strict=True):
             triplets, mentions = self._cache[caption]
+            stated = [replace(triplet, caption=number) for triplet in triplets]
             named = [mention._replace(caption=number) for mention in mentions]
-            found.append(([replace(triplet, caption=number) for triplet in triplets], named))
-        return found
+            parsed.append((stated, named))
+        return parsed
 
 
 class ParseStage(Stage):
@@ -237,24 +244,27 @@ class ParseStage(Stage):
 
     def __call__(self, records: list[Record]) -> list[Record]:
         usable = [record for record in records if record.ok]
-        texts = (caption.text for record in usable for caption in record.captions)
-        numbers = (number for record in usable for number in range(len(record.captions)))
+        texts: list[str] = []
+        numbers: list[int] = []
+        for record in usable:
+            texts += [caption.text for caption in record.captions]
+            numbers += range(len(record.captions))
         parsed = iter(self._parser.read(texts, numbers))
         for record in usable:
-            own = list(islice(parsed, len(record.captions)))
-            record.triplets = [triplet for triplets, _ in own for triplet in triplets]
-            record.mentions = [mention for _, mentions in own for mention in mentions]
+            record.triplets = []
+            record.mentions = []
+            for stated, named in islice(parsed, len(record.captions)):
+                record.triplets += stated
+                record.mentions += named
         return records
 
 
 def parse_lines(
     lines: Iterable[str], parser: Parser, batch_size: int = 256
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Yield a dictionary per line, in order: `caption`, and `triplets` with the texts of each."""
     remaining = iter(lines)
     while batch := [line.strip() for line in islice(remaining, batch_size)]:
         for caption, parsed in zip(batch, parser.parse(batch), strict=True):
-            yield {
-                "caption": caption,
-                "triplets": [{name: getattr(each, name) for name in _TEXTS} for each in parsed],
-            }
+            triplets = [{name: getattr(triplet, name) for name in _TEXTS} for triplet in parsed]
+            yield {"caption": caption, "triplets": triplets}

@@ -74,16 +74,14 @@ _JOINED = {
     "cell phones": "cellphones",
 }  # as FACTUAL writes, like the tokeniser's spellings
 _KEPT = (  # spellings that the tokeniser replaces, and FACTUAL keeps
-    *(
-        "doughnut",
-        "skate board",
-        "lap top",
-        "back pack",
-        "air plane",
-        "bath tub",
-        "motor cycle",
-        "sun glasses",
-    ),
+    "doughnut",
+    "skate board",
+    "lap top",
+    "back pack",
+    "air plane",
+    "bath tub",
+    "motor cycle",
+    "sun glasses",
     "key board",
 )
 
@@ -187,19 +185,25 @@ def pair_features(
                 on_path += [cells + node for node in nodes]
                 cells += length
                 distance = min(max(second - first, -DISTANCE), DISTANCE) + DISTANCE
-                forwards = sentence.rules.get((first, second))
-                backwards = sentence.rules.get((second, first))
-                if forwards is None and backwards is None:
-                    rows.append((first, second, distance, path, 0, 0, 0))
-                    continue
-                verb, rest = split_predicate(forwards or backwards or "")
-                related = (forwards is not None) + 2 * (backwards is not None)
-                stated = tables["verbs"].get(verb, 0), tables["rests"].get(rest, 0)
-                rows.append((first, second, distance, path, related, *stated))
+                stated = _stated_by_rules(sentence.rules, first, second, tables)
+                rows.append((first, second, distance, path, *stated))
         counts.append(len(rows) - before)
     features = np.array(rows, dtype=np.int64).reshape(-1, 7)
     lengths = np.array([len(sentence.tree) for sentence in sentences])
     return PairFeatures(counts, features, _places(features, counts, lengths, on_path))
+
+
+def _stated_by_rules(
+    rules: Mapping[tuple[int, int], str], first: int, second: int, tables: Tables
+) -> tuple[int, int, int]:
+    """Return whether the rules relate two mentions, and the verb and rest of their predicate."""
+    forwards = rules.get((first, second))
+    backwards = rules.get((second, first))
+    related = (forwards is not None) + 2 * (backwards is not None)
+    if not related:
+        return 0, 0, 0
+    verb, rest = split_predicate(forwards or backwards or "")
+    return related, tables["verbs"].get(verb, 0), tables["rests"].get(rest, 0)
 
 
 def _path(first: list[int], up: Mapping[int, int], second: list[int]) -> tuple[list[int], int]:
@@ -209,9 +213,8 @@ def _path(first: list[int], up: Mapping[int, int], second: list[int]) -> tuple[l
     for down, node in enumerate(second):
         if node in up:
             climbed = up[node]
-            return second[:down] + first[: climbed + 1], min(climbed, DEPTH) * (DEPTH + 1) + min(
-                down, DEPTH
-            )
+            steps = min(climbed, DEPTH) * (DEPTH + 1) + min(down, DEPTH)
+            return second[:down] + first[: climbed + 1], steps
     return second + first, DEPTH * (DEPTH + 1) + DEPTH
 
 
@@ -224,9 +227,8 @@ def _places(features: Ints, counts: Sequence[int], lengths: Ints, on_path: list[
     tokens = np.arange(widths.sum()) - np.repeat(ends - widths, widths)
     subject = features[:, 0]
     thing = features[:, 1]
-    left, right = (
-        np.repeat(side, widths) for side in (np.minimum(subject, thing), np.maximum(subject, thing))
-    )
+    left = np.repeat(np.minimum(subject, thing), widths)
+    right = np.repeat(np.maximum(subject, thing), widths)
     order = (
         (tokens >= left).astype(np.int64) + (tokens > left) + (tokens >= right) + (tokens > right)
     )
@@ -273,9 +275,10 @@ class Network:
         }
         self._gemm = NumpyOps().gemm
         count = sum(name.startswith("layers.") and name.endswith(".weight") for name in weights)
-        layers = (self._weights[f"layers.{layer}.weight"] for layer in range(count))
-        parts = (np.split(weight, NEIGHBOURS + 1, axis=1) for weight in layers)
-        self._split = [[np.ascontiguousarray(part) for part in own] for own in parts]
+        self._split: list[list[Floats]] = []
+        for layer in range(count):
+            parts = np.split(self._weights[f"layers.{layer}.weight"], NEIGHBOURS + 1, axis=1)
+            self._split.append([np.ascontiguousarray(part) for part in parts])
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[CaptionScores]:
         tokens, neighbours = map(_padded, token_features(sentences, self._tables))
@@ -291,17 +294,17 @@ class Network:
         related = self._linear("related", mixed)[:, 0] > self._relation_logit
         verb = self._linear("verb", mixed[related])
         rest = self._linear("rest", mixed[related])
-        found = []
+        scores = []
         end = 0
         for span, rows, copy in zip(spans, _slices(pairs.counts), copies, strict=True):
             chosen = related[rows]
             start = end
             end = end + int(chosen.sum())
             ends = pairs.features[rows, :2][chosen]
-            found.append(
+            scores.append(
                 CaptionScores(named[span], ends, verb[start:end], rest[start:end], copy[chosen])
             )
-        return found
+        return scores
 
     def _encode(self, tokens: Ints, neighbours: Ints, hidden: Floats) -> Floats:
         """States of the tokens, [tokens, width]. Products for neighbours that are not there are
@@ -314,12 +317,12 @@ class Network:
             for name, numbers in zip(names, tokens.T, strict=True)
         ]
         states = self._linear("enter", np.concatenate([hidden, *parts], axis=1))
-        for layer, (own, *others) in enumerate(self._split):
+        for layer, (of_token, *of_neighbours) in enumerate(self._split):
             read = self._norm(f"norms.{layer}", states)
-            total = self._gemm(read, own, trans2=True) + weights[f"layers.{layer}.bias"]
-            for column, weight in zip(neighbours.T, others, strict=True):
-                there = np.flatnonzero(column)
-                total[there] += self._gemm(read[column[there]], weight, trans2=True)
+            total = self._gemm(read, of_token, trans2=True) + weights[f"layers.{layer}.bias"]
+            for column, weight in zip(neighbours.T, of_neighbours, strict=True):
+                present = np.flatnonzero(column)
+                total[present] += self._gemm(read[column[present]], weight, trans2=True)
             states = states + np.maximum(total, 0)
         return self._norm(f"norms.{len(self._split)}", states)
 
@@ -364,11 +367,11 @@ class Network:
         for rows, span, place in zip(_slices(pairs.counts), spans, pairs.places, strict=True):
             count, length = place.shape
             query = queries[rows].reshape(count, 1, 2, size)
-            own = keys[span].reshape(1, length, 3, size)
-            scores = (query * own[:, :, :2]).sum(-1) / np.float32(size**0.5) + bias[place]
+            key = keys[span].reshape(1, length, 3, size)
+            scores = (query * key[:, :, :2]).sum(-1) / np.float32(size**0.5) + bias[place]
             attention = np.exp(scores[..., 0] - scores[..., 0].max(-1, keepdims=True))
             attention /= attention.sum(-1, keepdims=True)
-            context[rows] = (attention[..., None] * own[:, :, 2]).sum(1)
+            context[rows] = (attention[..., None] * key[:, :, 2]).sum(1)
             copies.append(scores[..., 1])
         return context, copies
 
@@ -434,9 +437,11 @@ class LearnedParser(Parser):
         self._nlp = load_model(config.model)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tables = settings["tables"]
-        logits = (settings["mention_logit"], settings["relation_logit"])
         self._network = Network(
-            load_file(folder / "model.safetensors"), number_tables(tables), *logits
+            load_file(folder / "model.safetensors"),
+            number_tables(tables),
+            settings["mention_logit"],
+            settings["relation_logit"],
         )
         self._verbs = ("", *tables["verbs"])
         self._rests = ("", *tables["rests"])
