@@ -5,6 +5,7 @@ beside them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 
@@ -48,12 +49,12 @@ class LayoutPairStage(PairStage):
         counted as left out.
         """
         classes = {box.category for box in record.objects}
-        subjects = [name for name in classes if self._model.is_subject(name)]
-        all_classes = {(subject, name): [""] for subject in subjects for name in classes}
-        overlap = self.config.require_overlap
-        limit = self.config.max_pairs
+        subjects = filter(self._model.is_subject, classes)
         pairs, beyond = candidate_pairs(
-            record.objects, all_classes, require_overlap=overlap, limit=limit
+            record.objects,
+            dict.fromkeys(product(subjects, classes), ("",)),
+            require_overlap=self.config.require_overlap,
+            limit=self.config.max_pairs,
         )
         record.left_out["pairs"] = record.left_out.get("pairs", 0) + beyond
         return pairs
@@ -63,14 +64,13 @@ class LayoutPairStage(PairStage):
         probable = scores.interacts[:, None] * scores.actions > self.config.probability
         stated = {(pair.subject, pair.object): pair for pair in record.pairs}
         for pair, actions in zip(pairs, probable, strict=True):
-            known = stated.get((pair.subject, pair.object))
-            lemmas = {predicate_lemma(text) for text in known.predicates} if known else set()
+            ends = (pair.subject, pair.object)
+            known = stated.get(ends) or Pair(*ends, [])
+            lemmas = set(map(predicate_lemma, known.predicates))
             names = [self._model.actions[position] for position in np.flatnonzero(actions).tolist()]
-            new = [name for name in names if predicate_lemma(name) not in lemmas]
-            if known:
-                known.predicates += new
-            elif new:
-                record.pairs.append(Pair(pair.subject, pair.object, new))
+            known.predicates += [name for name in names if predicate_lemma(name) not in lemmas]
+            if known.predicates and ends not in stated:
+                record.pairs.append(known)
         if self._extended is not None:
             record.pairs = self._extended.equivalents.without_known(record.pairs, record.relations)
         record.pairs.sort(key=lambda pair: (pair.subject, pair.object))

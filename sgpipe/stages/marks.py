@@ -67,12 +67,20 @@ class MarksStage(PairStage, ImageStage):
 
     def _load_model(self) -> Any:
         config = self.config
-        same = ("endpoint", "requests", "samples", "temperature", "device", "dtype", "resources")
-        given = {name: getattr(config, name) for name in same} | {
-            "top_p": _TOP_P,
-            "max_tokens": _MAX_TOKENS,
-        }
-        asked = CaptionConfig(captioner=config.model, prompt=PROMPT, min_tokens=1, **given)
+        asked = CaptionConfig(
+            captioner=config.model,
+            endpoint=config.endpoint,
+            requests=config.requests,
+            prompt=PROMPT,
+            samples=config.samples,
+            min_tokens=1,
+            max_tokens=_MAX_TOKENS,
+            temperature=config.temperature,
+            top_p=_TOP_P,
+            device=config.device,
+            dtype=config.dtype,
+            resources=config.resources,
+        )
         return load_captioner(asked, self.cache_folder, role="pair.model")
 
     def check(self) -> None:
@@ -149,9 +157,10 @@ class MarksStage(PairStage, ImageStage):
         for subject, words, object_ in stated:
             predicate = " ".join(predicate_words(words)) if isinstance(words, str) else ""
             is_word = predicate.isprintable() and 0 < len(predicate) <= _LONGEST_PREDICATE
-            ends = all(type(end) is int and 1 <= end <= boxes for end in (subject, object_))
-            if is_word and ends and subject != object_:
-                relations[subject, predicate, object_] = None
+            first = _number_of_box(subject, boxes)
+            second = _number_of_box(object_, boxes)
+            if is_word and 0 not in (first, second) and first != second:
+                relations[first, predicate, second] = None
             else:
                 wrong = (
                     f"{quote(json.dumps([subject, words, object_]))} does not relate two of the"
@@ -165,26 +174,43 @@ class MarksStage(PairStage, ImageStage):
         """Add what the answers state to the pairs of a record. `marked`: the indices of its
         numbered boxes.
         """
-        choices = [] if isinstance(answer, Refusal) else answer
-        read = [self._read(choice.text, len(marked)) for choice in choices]
-        valid = sum(wrong is None for _, wrong in read)
+        reason = "the model's answers are unusable"
+        choices: list[Choice] = []
+        if isinstance(answer, Refusal):
+            reason = answer.reason
+        else:
+            choices = answer
+        stated: dict[Stated, None] = {}
+        valid = 0
+        for choice in choices:
+            relations, wrong = self._read(choice.text, len(marked))
+            stated |= dict.fromkeys(relations)
+            valid += wrong is None
         record.left_out["answers"] = self.config.samples - valid
-        has_relations = any(relations for relations, _ in read)
-        if self.config.candidates == "marks" and not valid and not has_relations:
-            reason = "the model's answers are unusable"
-            record.fail(self.name, answer.reason if isinstance(answer, Refusal) else reason)
-            return
-        texts = {
-            (pair.subject, pair.object): dict.fromkeys(pair.predicates) for pair in record.pairs
-        }
-        for relations, _ in read:
-            for subject, predicate, object_ in relations:
-                pair = (marked[subject - 1], marked[object_ - 1])
-                texts.setdefault(pair, {})[predicate] = None
+        if self.config.candidates == "marks" and not valid and not stated:
+            record.fail(self.name, reason)
+        else:
+            self._add_stated(record, marked, stated)
+
+    def _add_stated(
+        self, record: Record, marked: Sequence[int], relations: Iterable[Stated]
+    ) -> None:
+        """Add relations of numbered boxes to the pairs of a record."""
+        predicates: dict[tuple[str, str], list[str]] = {}
         # Each box is of a class of its own.
         names = [f"{box.category} {index}" for index, box in enumerate(record.objects)]
         boxes = [
             replace(box, category=name) for box, name in zip(record.objects, names, strict=True)
         ]
-        predicates = {(names[s], names[o]): list(words) for (s, o), words in texts.items()}
-        record.left_out["pairs"] += self._list_pairs(record, boxes, predicates)
+        for pair in record.pairs:
+            predicates[names[pair.subject], names[pair.object]] = list(pair.predicates)
+        for subject, predicate, object_ in relations:
+            classes = (names[marked[subject - 1]], names[marked[object_ - 1]])
+            predicates.setdefault(classes, []).append(predicate)
+        distinct = {classes: list(dict.fromkeys(texts)) for classes, texts in predicates.items()}
+        record.left_out["pairs"] += self._list_pairs(record, boxes, distinct)
+
+
+def _number_of_box(end: object, boxes: int) -> int:
+    """Return an end of a relation in an answer; 0: it is none of the numbers from 1 to `boxes`."""
+    return end if type(end) is int and 1 <= end <= boxes else 0

@@ -80,19 +80,19 @@ def candidate_pairs(
             break
         chosen += pairs
     candidates = []
-    for subject, object_ in sorted((usable[s], usable[o]) for s, o in chosen):
-        classes = (objects[subject].category, objects[object_].category)
-        candidates.append(Pair(subject, object_, list(predicates[classes])))
-    return candidates, beyond
+    for first, second in chosen:
+        subject = usable[first]
+        object_ = usable[second]
+        texts = predicates[objects[subject].category, objects[object_].category]
+        candidates.append(Pair(subject, object_, list(texts)))
+    return sorted(candidates, key=lambda pair: (pair.subject, pair.object)), beyond
 
 
-def _related_classes(predicates: Predicates, present: Collection[str]) -> list[tuple[str, str]]:
+def _related_classes(predicates: Predicates, present: set[str]) -> list[tuple[str, str]]:
     """Return the pairs of classes that are present and have predicates."""
-    related = []
-    for (subject, object_), texts in predicates.items():
-        if texts and subject in present and object_ in present:
-            related.append((subject, object_))
-    return related
+    return [
+        classes for classes, texts in predicates.items() if texts and present.issuperset(classes)
+    ]
 
 
 def _usable_boxes(objects: Sequence[Box], related: Iterable[tuple[str, str]]) -> list[int]:
@@ -178,10 +178,9 @@ def collect_prior(graphs: Iterable[Any], matcher: Matcher, *, verbatim: bool = F
             text = str(relation["predicate"])
             if not verbatim:
                 text = normalise_predicate(text)
-                if not text:
-                    continue
-            for pair in product(subjects, objects):
-                predicates.setdefault(pair, {})[text] = None
+            if text or verbatim:
+                for pair in product(subjects, objects):
+                    predicates.setdefault(pair, {})[text] = None
     return {pair: list(texts) for pair, texts in predicates.items()}
 
 
@@ -286,16 +285,14 @@ class PairStage(Stage):
         """Return the candidates of each pair of classes, by `pair.candidates`."""
         if self.config.candidates in ("marks", "layout"):
             return {}
-        pairs = [(subject, object_) for subject, object_ in product(present, repeat=2)]
+        pairs = list(product(present, repeat=2))
         if self.config.candidates == "prior":
             return {pair: self._prior.get(pair, []) for pair in pairs}
         triplets = told_triplets(record, self.config.match, self.config.loose)
         if self.config.candidates != "image":  # captions, alone or beside others
             return stated_predicates(triplets, verbatim=self._verbatim)
-        texts = [triplet.predicate for triplet in triplets]
-        if not self._verbatim:
-            texts = [normalise_predicate(text) for text in texts]
-        distinct = list(dict.fromkeys(texts))
+        texts = dict.fromkeys(_predicate_text(triplet, self._verbatim) for triplet in triplets)
+        distinct = list(texts)
         return dict.fromkeys(pairs, distinct)
 
     def _list_pairs(self, record: Record, objects: Sequence[Box], predicates: Predicates) -> int:
@@ -352,10 +349,12 @@ class ExtendedRun:
             return next((classes[kind] for kind in kinds if kind in classes), None)
 
         for triplet in triplets:
-            if not triplet.subject_category:
-                triplet.subject_category = of_kind(triplet.subject, triplet.subject_head)
-            if not triplet.object_category:
-                triplet.object_category = of_kind(triplet.object, triplet.object_head)
+            triplet.subject_category = triplet.subject_category or of_kind(
+                triplet.subject, triplet.subject_head
+            )
+            triplet.object_category = triplet.object_category or of_kind(
+                triplet.object, triplet.object_head
+            )
 
     def predicates(self, stated: Predicates, present: Iterable[str]) -> Predicates:
         """Return the predicates of pairs of classes: those of the run, and those stated that say
@@ -364,18 +363,18 @@ class ExtendedRun:
         # A free noun is of its own kind.
         kinds_of = {name: self._kinds.get(name, name) for name in present}
         pairs = {(s, o): (kinds_of[s], kinds_of[o]) for s, o in product(kinds_of, repeat=2)}
-        texts: dict[tuple[str, str], dict[Any, str]] = {kinds: {} for kinds in pairs.values()}
-
-        def add(kinds: tuple[str, str], text: str) -> None:
-            texts[kinds].setdefault(self.equivalents.key(0, text, 1), text)
-
-        for kinds in texts:
-            for text in self._frequent.get(kinds, ()):
-                add(kinds, text)
+        texts = {kinds: list(self._frequent.get(kinds, ())) for kinds in pairs.values()}
         for pair, stated_texts in stated.items():
-            for text in stated_texts:
-                add(pairs[pair], text)
-        return {pair: list(texts[kinds].values()) for pair, kinds in pairs.items()}
+            texts[pairs[pair]] += stated_texts
+        distinct = {kinds: self._distinct(texts[kinds]) for kinds in texts}
+        return {pair: distinct[kinds] for pair, kinds in pairs.items()}
+
+    def _distinct(self, texts: Iterable[str]) -> list[str]:
+        """Return the first of the predicates that say the same."""
+        by_meaning: dict[tuple[str, int, int], str] = {}
+        for text in texts:
+            by_meaning.setdefault(self.equivalents.key(0, text, 1), text)
+        return list(by_meaning.values())
 
 
 def assign_categories(
@@ -432,17 +431,22 @@ def assign_attributes(matcher: Matcher, record: Record) -> None:
     for box in record.objects:
         box.attributes = [attribute for attribute in box.attributes if attribute.caption is None]
     present = dict.fromkeys(box.category for box in record.objects)
-    for caption, group in groupby(record.mentions, lambda mention: mention.caption):
-        mentions = list(group)
-        categories = [matcher.choose(item.phrase, item.head, present) for item in mentions]
+    for caption, mentions in groupby(record.mentions, lambda mention: mention.caption):
         grounded = [record.objects[index] for index in record.captions[caption].boxes]
-        objects = grounded or record.objects
-        for mention, category in zip(mentions, categories, strict=True):
-            if mention.attributes:
-                is_alone = categories.count(category) == 1
-                boxes = _boxes_meant(matcher, mention, category, objects, is_alone)
-                _add_attributes(boxes, mention)
+        _assign_of_caption(matcher, list(mentions), grounded or record.objects, present)
     record.mentions = None
+
+
+def _assign_of_caption(
+    matcher: Matcher, mentions: Sequence[Mention], boxes: Sequence[Box], present: dict[str, None]
+) -> None:
+    """Give boxes the attributes of the mentions of a caption. `present`: the classes of the image."""
+    categories = [matcher.choose(item.phrase, item.head, present) for item in mentions]
+    for mention, category in zip(mentions, categories, strict=True):
+        if mention.attributes:
+            is_alone = categories.count(category) == 1
+            meant = _boxes_meant(matcher, mention, category, boxes, is_alone)
+            _add_attributes(meant, mention)
 
 
 def _boxes_meant(
@@ -463,7 +467,7 @@ def _boxes_meant(
 def _add_attributes(boxes: Sequence[Box], mention: Mention) -> None:
     """Add the attributes of a mention to the boxes that it means, if they are as many as it says."""
     numbers = [NUMBERS.index(name) for name in mention.attributes if name in NUMBERS]
-    number = numbers[0] if numbers else 1
+    [number] = numbers[:1] or [1]
     if len(boxes) != number or any(box.iscrowd for box in boxes):
         return
     for box in boxes:
@@ -508,8 +512,12 @@ def stated_predicates(
         object_ = triplet.object_category
         if subject is None or object_ is None:
             continue
-        text = triplet.predicate if verbatim else normalise_predicate(triplet.predicate)
         texts = stated.setdefault((subject, object_), [])
+        text = _predicate_text(triplet, verbatim)
         if repeats or text not in texts:
             texts.append(text)
     return stated
+
+
+def _predicate_text(triplet: Triplet, verbatim: bool) -> str:
+    return triplet.predicate if verbatim else normalise_predicate(triplet.predicate)

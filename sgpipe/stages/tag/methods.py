@@ -4,16 +4,19 @@ Those make every candidate a relation, or every candidate whose boxes overlap: t
 RLIPv2 paper (section 4.3, table 5) for the R-Tagger.
 """
 
+from collections.abc import Iterable
+from itertools import compress
+
 import numpy as np
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, TagConfig
-from sgpipe.records import Pair, Record, Relation, RelationOrigin, deduplicate
+from sgpipe.records import Pair, Record, Relation, RelationOrigin, Triplet, deduplicate
 from sgpipe.stages.base import Stage
 from sgpipe.stages.pair import overlapping, stated_predicates, told_triplets
 
 ASSUMED = 1.0  # so that no threshold drops them; without a confidence they would be annotations
-_WITH_PRIOR = ("clip", "vlm")
+
 _NEEDED = {
     "rtagger": "an R-Tagger (from `sgpipe convert`)",
     "clip": "a CLIP model",
@@ -31,20 +34,22 @@ def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
             " none"
         )
         raise UserError(f"tag.tagger is not set (--tagger): {needed}")
-    if tag.endpoint is not None and tag.method != "vlm":
-        raise UserError(f"tag.method is {tag.method}: tag.endpoint is for vlm")
-    if tag.prior is not None and tag.method not in _WITH_PRIOR:
-        raise UserError(f"tag.method is {tag.method}: tag.prior is for {' and '.join(_WITH_PRIOR)}")
-    if not tag.scores and (tag.calibration is not None or tag.precision is not None):
+    if not tag.scores and (tag.calibration, tag.precision) != (None, None):
         raise UserError(
             f"tag.method={tag.method} gives no scores: set tag.calibration and tag.precision to"
             " null"
         )
-    if pair is not None and pair.restrict == "group":
-        if tag.method != "rtagger":
-            raise UserError(f"tag.method is {tag.method}: pair.restrict=group is for rtagger")
-        if tag.plugin is not None:
-            raise UserError(f"tag.tagger is {tag.tagger}: pair.restrict=group is for an R-Tagger")
+    by_group = pair is not None and pair.restrict == "group"
+    settings = (
+        ("tag.endpoint", tag.endpoint is not None, ("vlm",)),
+        ("tag.prior", tag.prior is not None, ("clip", "vlm")),
+        ("pair.restrict=group", by_group, ("rtagger",)),
+    )
+    for setting, is_set, methods in settings:
+        if is_set and tag.method not in methods:
+            raise UserError(f"tag.method is {tag.method}: {setting} is for {' and '.join(methods)}")
+    if by_group and tag.plugin is not None:
+        raise UserError(f"tag.tagger is {tag.tagger}: pair.restrict=group is for an R-Tagger")
 
 
 class AssumedStage(Stage):
@@ -60,33 +65,32 @@ class AssumedStage(Stage):
     def fill(self, record: Record) -> None:
         pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs
         relations = deduplicate(candidates(pairs, ASSUMED, "captions"))
-        if self.pair.marks:  # what no caption led to
-            match = self.pair.match
-            loose = self.pair.loose
-            told = (
-                told_triplets(record, match, loose)
-                if self.pair.candidates == "captions+marks"
-                else ()
-            )
-            stated = stated_predicates(told, verbatim=match == "substring")
-            for relation in relations:
-                classes = (
-                    record.objects[relation.subject].category,
-                    record.objects[relation.object].category,
-                )
-                if relation.predicate not in stated.get(classes, ()):
-                    relation.origin = "marks"
+        if self.pair.marks:
+            self._tell_origins(record, relations)
         record.relations += relations
+
+    def _tell_origins(self, record: Record, relations: Iterable[Relation]) -> None:
+        """Set the origin of relations that no caption led to."""
+        triplets: list[Triplet] = []
+        if self.pair.candidates == "captions+marks":
+            triplets = told_triplets(record, self.pair.match, self.pair.loose)
+        stated = stated_predicates(triplets, verbatim=self.pair.match == "substring")
+        for relation in relations:
+            subject = record.objects[relation.subject].category
+            thing = record.objects[relation.object].category
+            if relation.predicate not in stated.get((subject, thing), ()):
+                relation.origin = "marks"
 
 
 def candidates(
     pairs: list[Pair], confidence: float | None, origin: RelationOrigin
 ) -> list[Relation]:
-    return [
-        Relation(pair.subject, pair.object, text, confidence, origin)
-        for pair in pairs
-        for text in pair.predicates
-    ]
+    relations = []
+    for pair in pairs:
+        for predicate in pair.predicates:
+            relation = Relation(pair.subject, pair.object, predicate, confidence, origin)
+            relations.append(relation)
+    return relations
 
 
 def overlapping_pairs(record: Record) -> list[Pair]:
@@ -98,4 +102,4 @@ def overlapping_pairs(record: Record) -> list[Pair]:
     boxes = np.array([box.bbox for box in record.objects], np.float64)
     indices = np.array([(pair.subject, pair.object) for pair in record.pairs], np.int64)
     shared = overlapping(boxes, indices) & (boxes[indices][:, :, 2:] > 0).all((1, 2))
-    return [pair for pair, kept in zip(record.pairs, shared.tolist(), strict=True) if kept]
+    return list(compress(record.pairs, shared.tolist()))

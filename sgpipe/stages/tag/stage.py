@@ -5,12 +5,13 @@ relations.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from hashlib import blake2b
 from heapq import nsmallest
 from itertools import chain, groupby, islice
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -77,18 +78,22 @@ def reference_groups(
     group is empty if `size` divides N; N counts all ordered pairs of the boxes, whether or not they
     are candidates.
     """
-    entries = [((pair.subject, pair.object), pair.predicates) for pair in pairs]
+    entries = list(pairs)
     if boxes is None:
-        entries = [(pair, [text]) for pair, texts in entries for text in texts]
+        entries = []
+        for pair in pairs:
+            entries += [Pair(pair.subject, pair.object, [text]) for text in pair.predicates]
     number = len(entries) if boxes is None else boxes * (boxes - 1)
-    chunks = [entries[size * index : size * (index + 1)] for index in range(number // size + 1)]
-    return [
-        (
-            [pair for pair, _ in chunk],
-            list(dict.fromkeys(text for _, texts in chunk for text in texts)),
-        )
-        for chunk in chunks
-    ]
+    groups: list[Group] = []
+    for start in range(0, number + 1, size):
+        group = entries[start : start + size]
+        groups.append(([(pair.subject, pair.object) for pair in group], _predicates_of(group)))
+    return groups
+
+
+def _predicates_of(pairs: Iterable[Pair]) -> list[str]:
+    """Return the distinct predicates of pairs, in order."""
+    return list(dict.fromkeys(chain.from_iterable(pair.predicates for pair in pairs)))
 
 
 def own_batches(pairs: Sequence[Pair], size: int, chunk: int) -> list[Batch]:
@@ -101,15 +106,15 @@ def own_batches(pairs: Sequence[Pair], size: int, chunk: int) -> list[Batch]:
     with_predicates = [pair for pair in pairs if pair.predicates]
     for start in range(0, len(with_predicates), size):
         group = with_predicates[start : start + size]
-        predicates = tuple(sorted({text for pair in group for text in pair.predicates}))
+        predicates = tuple(sorted(_predicates_of(group)))
         by_predicates.setdefault(predicates, []).append(
             [(pair.subject, pair.object) for pair in group]
         )
-    return [
-        Batch(groups[start : start + chunk], list(predicates))
-        for predicates, groups in by_predicates.items()
-        for start in range(0, len(groups), chunk)
-    ]
+    batches = []
+    for predicates, groups in by_predicates.items():
+        for start in range(0, len(groups), chunk):
+            batches.append(Batch(groups[start : start + chunk], list(predicates)))
+    return batches
 
 
 def reference_batches(groups: Sequence[Group], chunk: int) -> list[Batch]:
@@ -120,7 +125,7 @@ def reference_batches(groups: Sequence[Group], chunk: int) -> list[Batch]:
     batches = []
     for start in range(0, len(groups), chunk):
         part = groups[start : start + chunk]
-        predicates = list(dict.fromkeys(text for _, texts in part for text in texts))
+        predicates = list(dict.fromkeys(chain.from_iterable(texts for _, texts in part)))
         if predicates:
             batches.append(Batch([pairs for pairs, _ in part if pairs], predicates))
     return batches
@@ -144,10 +149,11 @@ Row = tuple[int, Batch, LabelFeatures]  # index of an image, and a batch of it w
 def text_to_read(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return what a tagger reads for a class: its name or, if a small tokenizer lacks a word of it,
     a class of COCO or Objects365 that it is a synonym of."""
-    texts = (name, *(text for matcher in _matchers() for text in matcher.classes(name)))
-    return next(
-        (text for text in texts if tokenizer.unk_token_id not in tokenizer(text)["input_ids"]), name
-    )
+    classes = chain.from_iterable(matcher.classes(name) for matcher in _matchers())
+    for text in (name, *classes):
+        if tokenizer.unk_token_id not in tokenizer(text)["input_ids"]:
+            return text
+    return name
 
 
 @cache
@@ -229,16 +235,14 @@ class TagStage(ImageStage):
 
     def __call__(self, records: list[Record]) -> list[Record]:
         chosen = self._choose(records)
-        classes = sorted(set[str]().union(*(each.classes for each in chosen)))
-        predicates = (
-            text for each in chosen for pair in each.record.pairs for text in pair.predicates
-        )
-        self.tagger.encode_texts([*classes, NO_OBJECTS, *dict.fromkeys(predicates)])
+        classes = set[str]().union(*(source.classes for source in chosen))
+        pairs = chain.from_iterable(source.record.pairs for source in chosen)
+        self.tagger.encode_texts([*sorted(classes), NO_OBJECTS, *_predicates_of(pairs)])
         with prefetch(
             self._compute, self._inputs(chosen), self.gpu_threads, self.gpu_threads + 1
         ) as computed:
-            for given, of_image in chain.from_iterable(computed):
-                given.record.relations += self._relations(given, of_image)
+            for source, scores in chain.from_iterable(computed):
+                source.record.relations += self._relations(source, scores)
         return records
 
     def _choose(self, records: Sequence[Record]) -> list[TaggerInput]:
@@ -246,12 +250,11 @@ class TagStage(ImageStage):
         go together.
         """
         chosen = []
-        for record in (record for record in records if record.ok):
+        for record in [record for record in records if record.ok]:
             batches = self._batches(record)
-            for noun in {box.category for box in record.objects}.difference(self.texts):
-                self.texts[noun] = text_to_read(
-                    noun, self.tagger.tokenizer
-                )  # no class that other images read
+            free_nouns = {box.category for box in record.objects}.difference(self.texts)
+            for noun in free_nouns:  # no class that other images read
+                self.texts[noun] = text_to_read(noun, self.tagger.tokenizer)
             if batches:
                 chosen.append(TaggerInput(record, batches, self._classes(record)))
         return sorted(chosen, key=self._batch_key) if self.memory.batch_size > 1 else chosen
@@ -260,27 +263,22 @@ class TagStage(ImageStage):
         """Return the class names that the network reads with this image, sorted. They depend on no
         other image.
         """
-        own = {self.texts[box.category] for box in record.objects}
+        names = {self.texts[box.category] for box in record.objects}
         if self.config.vocabulary == "dataset":
-            return (
-                self.object_names
-                if own.issubset(self.object_names)
-                else sorted(own.union(self.object_names))
-            )
-        others = (name for name in self.object_names if name not in own)
+            return sorted(names.union(self.object_names))
         key = f"{self.seed}\0{record.image_id}\0"
         sample = nsmallest(
             self.config.vocabulary_others,
-            others,
+            set(self.object_names).difference(names),
             lambda name: blake2b((key + name).encode()).digest(),
         )
-        return sorted(own.union(sample))
+        return sorted(names.union(sample))
 
-    def _batch_key(self, each: TaggerInput) -> tuple[tuple[int, int], int]:
+    def _batch_key(self, source: TaggerInput) -> tuple[tuple[int, int], int]:
         """Return the size of an image, and how many class names the network reads; equal for images
         of a batch.
         """
-        return self._size(each.record), len(each.classes)
+        return self._size(source.record), len(source.classes)
 
     def _size(self, record: Record) -> tuple[int, int]:
         """Return the (width, height) that the network reads."""
@@ -290,22 +288,22 @@ class TagStage(ImageStage):
         """At most `memory.batch_size` images of equal batch key at a time. Unreadable ones become
         error rows.
         """
-        by_record = {id(each.record): each for each in chosen}
+        by_record = {id(source.record): source for source in chosen}
         opened = self.opened(
-            (each.record for each in chosen), self._network_input, self.memory.batch_size
+            [source.record for source in chosen], self._network_input, self.memory.batch_size
         )
         ready = (by_record[id(record)]._replace(pixels=pixels) for record, pixels in opened)
-        for _, same in groupby(ready, self._batch_key):
-            while some := list(islice(same, self.memory.batch_size)):
-                inputs = []
-                for each in some:
-                    classes = [*each.classes, NO_OBJECTS]
-                    texts = [
-                        self.tagger.encode_labels(classes, batch.predicates)
-                        for batch in each.batches
-                    ]
-                    inputs.append(each._replace(texts=texts))
-                yield inputs
+        for _, of_key in groupby(ready, self._batch_key):
+            while batch := list(islice(of_key, self.memory.batch_size)):
+                yield [self._with_texts(source) for source in batch]
+
+    def _with_texts(self, source: TaggerInput) -> TaggerInput:
+        """Return what the network reads of an image, with the texts of its batches."""
+        classes = [*source.classes, NO_OBJECTS]
+        predicates = [batch.predicates for batch in source.batches]
+        return source._replace(
+            texts=[self.tagger.encode_labels(classes, names) for names in predicates]
+        )
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
         """Return what is copied to the device: normalised pixels; for a GPU bytes, which it
@@ -390,37 +388,46 @@ class TagStage(ImageStage):
         copied = flat.split([part.numel() for part in scores])
         return [values.view_as(part) for values, part in zip(copied, scores, strict=True)]
 
-    def _relations(self, given: TaggerInput, scores: Sequence[Tensor]) -> list[Relation]:
+    def _relations(self, source: TaggerInput, scores: Sequence[Tensor]) -> list[Relation]:
         """Return every pair and predicate with at least the score of the threshold."""
         relations: list[Relation] = []
-        for batch, of_batch in zip(given.batches, scores, strict=True):
+        for batch, of_batch in zip(source.batches, scores, strict=True):
             if not bool(of_batch.isfinite().all()):  # a threshold would silently drop NaN
                 raise UserError(
-                    f"tagger {self.config.tagger} returns NaN scores in {given.record.file_name!r}:"
-                    " its training diverged, or its weights are damaged"
+                    f"tagger {self.config.tagger} returns NaN scores in"
+                    f" {source.record.file_name!r}: its training diverged, or its weights are"
+                    " damaged"
                 )
             for group, of_group in zip(batch.groups, of_batch, strict=True):
-                of_pairs = of_group[: len(group)]
-                kept = (of_pairs >= self.threshold) & (of_pairs > 0)
-                for row, column in kept.nonzero().tolist():
-                    confidence = float(of_group[row, column])
-                    subject, object_ = group[row]
-                    relations.append(
-                        Relation(subject, object_, batch.predicates[column], confidence, "tagger")
-                    )
+                relations += self._above_threshold(group, batch.predicates, of_group[: len(group)])
         if self.pair.restrict == "pair":
-            own = {
-                (pair.subject, pair.object, text)
-                for pair in given.record.pairs
-                for text in pair.predicates
-            }
-            relations = [
-                relation
-                for relation in relations
-                if (relation.subject, relation.object, relation.predicate) in own
-            ]
-            relations.sort(key=lambda relation: (relation.subject, relation.object))
+            relations = _of_candidates(relations, source.record.pairs)
         return deduplicate(relations)
+
+    def _above_threshold(
+        self, pairs: Sequence[tuple[int, int]], predicates: Sequence[str], scores: Tensor
+    ) -> Iterator[Relation]:
+        """Yield the relations of a group with at least the score `[pairs, predicates]` of the
+        threshold.
+        """
+        is_above = (scores >= self.threshold) & (scores > 0)
+        for row, column in is_above.nonzero().tolist():
+            subject, object_ = pairs[row]
+            confidence = float(scores[row, column])
+            yield Relation(subject, object_, predicates[column], confidence, "tagger")
+
+
+def _of_candidates(relations: Iterable[Relation], pairs: list[Pair]) -> list[Relation]:
+    """Return the relations whose pair has their predicate as a candidate, sorted by pair."""
+    asked = {
+        (candidate.subject, candidate.object, candidate.predicate)
+        for candidate in candidates(pairs, None, "tagger")
+    }
+    chosen = []
+    for relation in relations:
+        if (relation.subject, relation.object, relation.predicate) in asked:
+            chosen.append(relation)
+    return sorted(chosen, key=lambda relation: (relation.subject, relation.object))
 
 
 def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> GivenPairs:
@@ -462,25 +469,25 @@ class ScoredStage(ImageStage):
         for record, image in self.opened(asked):
             relations = candidates(record.pairs, None, self.tagger.origin)
             scores = self.tagger.scores(image, record, relations)
-            refusals = [
-                score for score in scores if isinstance(score, Refusal) and score is not NO_AREA
-            ]
-            if refusals:
-                record.fail(self.name, refusals[0].reason)
-                continue
-            confidences = [0.0 if isinstance(score, Refusal) else score for score in scores]
-            if self.prior is not None:
-                factors = self.prior.factors(record)
-                confidences = [
-                    confidence * factor
-                    for confidence, factor in zip(confidences, factors, strict=True)
-                ]
-            rounded = torch.tensor(confidences, dtype=torch.float32).tolist()  # as shards store it
-            for relation, confidence in zip(relations, rounded, strict=True):
-                relation.confidence = confidence
-            kept = [relation for relation in relations if self._keeps(relation.confidence or 0.0)]
-            record.relations += deduplicate(kept)
+            refusals = [score for score in scores if isinstance(score, Refusal)]
+            reasons = [refusal.reason for refusal in refusals if refusal is not NO_AREA]
+            if reasons:
+                record.fail(self.name, reasons[0])
+            else:
+                record.relations += deduplicate(self._above_threshold(record, relations, scores))
         return records
 
-    def _keeps(self, confidence: float) -> bool:
-        return confidence >= self.threshold and confidence > 0
+    def _above_threshold(
+        self, record: Record, relations: list[Relation], scores: Iterable[float | Refusal]
+    ) -> list[Relation]:
+        """Return the relations of enough confidence, which is set."""
+        confidences = [0.0 if isinstance(score, Refusal) else score for score in scores]
+        if self.prior is not None:
+            confidences = list(map(mul, confidences, self.prior.factors(record)))
+        rounded = torch.tensor(confidences, dtype=torch.float32).tolist()  # as shards store it
+        chosen = []
+        for relation, confidence in zip(relations, rounded, strict=True):
+            relation.confidence = confidence
+            if confidence >= self.threshold and confidence > 0:
+                chosen.append(relation)
+        return chosen

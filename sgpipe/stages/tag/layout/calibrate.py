@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 
@@ -76,10 +77,9 @@ def _answers(model: LayoutModel, example: LayoutExample) -> Iterator[tuple[Float
     classes = example.layout.classes
     predicates = {(subject, thing): words for subject, words, thing in example.relations}
     columns = {action: column for column, action in enumerate(model.actions, start=1)}
-    subjects = [index for index, name in enumerate(classes) if model.is_subject(name)]
-    pairs = []
-    for subject in subjects:
-        pairs += [(subject, thing) for thing in range(len(classes)) if thing != subject]
+    positions = range(len(classes))
+    ordered = permutations(positions, 2)
+    pairs = [pair for pair in ordered if model.is_subject(classes[pair[0]])]
     scores = model.score(example.layout, np.array(pairs, np.int64))
     for pair, interacts, actions in zip(pairs, scores.interacts, scores.actions, strict=True):
         truth = np.zeros(1 + len(model.actions), bool)

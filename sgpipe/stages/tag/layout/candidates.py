@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -87,8 +87,11 @@ class CandidateScorer:
         return tuple(actions_of(predicate, self.model.actions))
 
     def _candidates(self, record: Record, scores: PairScores) -> Candidates:
-        numbers = [number for number, pair in enumerate(record.pairs) for _ in pair.predicates]
-        predicates = [predicate for pair in record.pairs for predicate in pair.predicates]
+        numbers: list[int] = []
+        predicates: list[str] = []
+        for number, pair in enumerate(record.pairs):
+            numbers += [number] * len(pair.predicates)
+            predicates += pair.predicates
         pair_numbers = np.array(numbers, np.int64)
         pairs = pair_positions(record.pairs)[pair_numbers]
         boxes = np.array([box.bbox for box in record.objects], np.float64).reshape(-1, 4)
@@ -115,10 +118,11 @@ class CandidateScorer:
         rows: dict[str, list[int]] = {}
         for row, predicate in enumerate(predicates):
             rows.setdefault(predicate, []).append(row)
-        for predicate, own in rows.items():
+        for predicate, of_predicate in rows.items():
             actions = self._actions(predicate)
             if actions:
-                says[own] = scores.actions[pair_numbers[own]][:, actions].max(axis=1)
+                probabilities = scores.actions[pair_numbers[of_predicate]]
+                says[of_predicate] = probabilities[:, actions].max(axis=1)
         return says
 
     def _stated(
@@ -136,18 +140,17 @@ class CandidateScorer:
         triplets = told_triplets(record, self._pair.match, self._pair.loose)
         texts = stated_predicates(triplets, verbatim=self._pair.match == "substring")
         classes = [box.category for box in record.objects]
-        known: dict[tuple[str, str, str], bool] = {}
-        for row, ((subject, object_), predicate) in enumerate(
-            zip(pairs.tolist(), predicates, strict=True)
-        ):
-            ends = classes[subject], classes[object_]
-            if ends not in texts:
-                continue
-            related[row] = True
-            key = (*ends, predicate)
-            if key not in known:
-                known[key] = any(self._say_the_same(predicate, text) for text in texts[ends])
-            stated[row] = known[key]
+
+        @cache
+        def is_stated(ends: tuple[str, str], predicate: str) -> bool:
+            return any(self._say_the_same(predicate, text) for text in texts[ends])
+
+        for row, (pair, predicate) in enumerate(zip(pairs.tolist(), predicates, strict=True)):
+            subject, object_ = pair
+            ends = (classes[subject], classes[object_])
+            if ends in texts:
+                related[row] = True
+                stated[row] = is_stated(ends, predicate)
         return related, stated
 
     def _say_the_same(self, predicate: str, text: str) -> bool:
@@ -166,7 +169,7 @@ def image_layout(record: Record, pairs: Sequence[Pair]) -> ImageLayout:
     boxes[:, 2:] += boxes[:, :2]
     classes = ["" if box.iscrowd or box.is_nothing else box.category for box in record.objects]
     if len(classes) > MANY_BOXES:
-        used = {index for pair in pairs for index in (pair.subject, pair.object)}
+        used = set(pair_positions(pairs).flatten().tolist())
         classes = [name if index in used else "" for index, name in enumerate(classes)]
     return ImageLayout(boxes, classes, record.width, record.height)
 

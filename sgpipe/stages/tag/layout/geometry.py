@@ -108,8 +108,8 @@ def _counts(scene: Scene, rows: Rows) -> list[FloatArray]:
     boxes = np.diff(scene.starts)
     subjects = np.bincount(scene.images, scene.is_subject, scene.images_count)
     others = boxes - subjects
-    same = _same_class(scene)
-    counts = [subjects[images], others[images], same[rows.objects]]
+    of_class = _same_class(scene)
+    counts = [subjects[images], others[images], of_class[rows.objects]]
     return [np.log1p(count).astype(np.float32) for count in counts]
 
 

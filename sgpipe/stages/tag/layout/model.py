@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -120,7 +119,7 @@ class LayoutModel:
         (folder / MODEL).write_bytes(
             to_safetensors(halves)
         )  # safetensors' own files are for one user alone
-        config: dict[str, Any] = {
+        config: dict[str, object] = {
             "version": VERSION,
             "actions": self.actions,
             "subject_classes": self.subject_classes,
@@ -154,7 +153,7 @@ class LayoutModel:
     ) -> list[PairScores]:
         scene = self._scene(layouts)
         shaped = [np.asarray(pair, np.int64).reshape(-1, 2) for pair in pairs]
-        counts = [len(own) for own in shaped]
+        counts = [len(positions) for positions in shaped]
         joined = np.concatenate(shaped) + np.repeat(scene.starts[:-1], counts)[:, None]
         probabilities = self._probabilities(scene, joined)
         probabilities[~scene.is_subject[joined[:, 0]] | (joined[:, 0] == joined[:, 1])] = 0
@@ -169,10 +168,10 @@ class LayoutModel:
         """Return the number of a class, or of the class that it is a synonym of."""
         if name in self._numbers:
             return self._numbers[name]
-        match = next(
-            (known for known in self._matcher.classes(name, "") if known in self._numbers), None
-        )
-        return UNKNOWN if match is None else self._numbers[match]
+        for synonym in self._matcher.classes(name, ""):
+            if synonym in self._numbers:
+                return self._numbers[synonym]
+        return UNKNOWN
 
     def _probabilities(self, scene: Scene, pairs: IntArray) -> FloatArray:
         """Return `[pairs, 1 + actions]`, the mean of all networks; rows of pairs without a subject
@@ -186,13 +185,13 @@ class LayoutModel:
         located = [_positions(scene, subject, pairs) for subject in subjects]
         for network in self._networks:
             rivals = Rivals(scene, network.width)
-            for some in subjects:
-                block = only or Block.of(scene, some)
+            for of_block in subjects:
+                block = only or Block.of(scene, of_block)
                 hidden = network.describe(block)
                 rivals.add(block, hidden)
-            for some, (asked, positions) in zip(subjects, located, strict=True):
+            for of_block, (asked, positions) in zip(subjects, located, strict=True):
                 if only is None:
-                    block = Block.of(scene, some)
+                    block = Block.of(scene, of_block)
                     hidden = network.describe(block)
                 if len(asked):
                     compared = rivals.beside(block, hidden, positions)
@@ -379,8 +378,8 @@ def _networks(weights: Mapping[str, FloatArray]) -> list[Network]:
     """Return the networks of a model, whose weights begin with their numbers."""
     members: dict[str, dict[str, FloatArray]] = {}
     for name, value in weights.items():
-        number, _, own = name.partition(".")
-        members.setdefault(number, {})[own] = value
+        number, _, of_network = name.partition(".")
+        members.setdefault(number, {})[of_network] = value
     return [Network(members[number]) for number in sorted(members)]
 
 
@@ -389,12 +388,12 @@ def _groups(layouts: Sequence[ImageLayout]) -> Iterator[tuple[int, int]]:
     first = 0
     candidates = 0
     for position, layout in enumerate(layouts):
-        own = len(layout.classes) ** 2
-        if candidates and candidates + own > _ROWS:
+        of_image = len(layout.classes) ** 2
+        if candidates and candidates + of_image > _ROWS:
             yield first, position
             first = position
             candidates = 0
-        candidates += own
+        candidates += of_image
     if first < len(layouts):
         yield first, len(layouts)
 
