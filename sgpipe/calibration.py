@@ -53,10 +53,9 @@ class Calibration(Config):
     levels: tuple[tuple[_Share, _Share, _Share], ...] = Field(min_length=1)
 
     def probabilities(self, confidence: ArrayLike) -> Floats:
-        given = np.asarray(confidence, np.float64)
-        return np.where(
-            given < self.lowest, 0.0, from_log_odds(self.slope * log_odds(given) + self.offset)
-        )
+        confidences = np.asarray(confidence, np.float64)
+        probabilities = from_log_odds(self.slope * log_odds(confidences) + self.offset)
+        return np.where(confidences < self.lowest, 0.0, probabilities)
 
     def threshold(self, probability: float) -> float:
         """Return the minimum confidence of what is correct with at least this probability; 0 keeps
@@ -67,12 +66,12 @@ class Calibration(Config):
         if probability >= 1:
             return float("inf")
         odds = (np.log(probability / (1 - probability)) - self.offset) / self.slope
-        least = float(from_log_odds(odds))
-        if least > 1 - NEAREST:
+        min_confidence = float(from_log_odds(odds))
+        if min_confidence > 1 - NEAREST:
             return float("inf")
-        return stored(
-            max(least, self.lowest) if least > NEAREST else self.lowest
-        )  # below NEAREST, odds are the same
+        if min_confidence <= NEAREST:  # below it, odds are the same
+            return stored(self.lowest)
+        return stored(max(min_confidence, self.lowest))
 
     def probability_for(self, precision: float) -> float:
         """Return the lowest probability that shows the precision with 95% confidence. Raises
@@ -130,7 +129,7 @@ def lowest_shown(lows: Sequence[float], highest: Sequence[float], target: float)
         None if the first one does not show the precision.
     """
     needed = target + _ROOM * (1 - target)
-    start = next((at for at, most in enumerate(highest) if most >= needed), len(lows) - 1)
+    start = next((at for at, share in enumerate(highest) if share >= needed), len(lows) - 1)
     reached = None
     for at in range(max(start, 0), len(lows)):
         if lows[at] < target:
@@ -149,10 +148,10 @@ def load_calibration(file: Location) -> Calibration:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         place = ".".join(map(str, error.errors()[0]["loc"]))
-        what = (
+        problem = (
             f"is not a file of `sgpipe calibrate` of this version ({place or 'the file'}: {reason})"
         )
-        raise UserError(f"{file} {what}: make it again") from None
+        raise UserError(f"{file} {problem}: make it again") from None
 
 
 def choose_threshold(
@@ -216,16 +215,16 @@ def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decided the confidences in a run, by its header: its fingerprint, unless it was
     one tagger.
     """
-    found: list[dict[str, Any]] = []
+    scorings: list[dict[str, Any]] = []
     for identity in Manifest.identities(run):
         tag, pair = (
             identity.get(name) if isinstance(identity, Mapping) else None
             for name in ("tag", "pair")
         )
         if isinstance(tag, Mapping):  # others may have changed what came from the hub
-            found.append(_scoring(tag, pair if isinstance(pair, Mapping) else {}))
-    is_mixed = run.get("runs") and any(scoring != found[0] for scoring in found)  # merged
-    return {"run": run.get("fingerprint")} if is_mixed or not found else found[-1]
+            scorings.append(_scoring(tag, pair if isinstance(pair, Mapping) else {}))
+    is_mixed = run.get("runs") and any(scoring != scorings[0] for scoring in scorings)  # merged
+    return {"run": run.get("fingerprint")} if is_mixed or not scorings else scorings[-1]
 
 
 def unscored_reason(run: Mapping[str, Any]) -> str | None:

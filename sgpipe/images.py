@@ -116,14 +116,12 @@ def decode(
     """
     with open_header(file, name) as image:
         image.load()
-        frames = (
-            (image,)
-            if image.size == size and not upright
-            else (ImageOps.exif_transpose(image), image)
-        )
-        for frame in frames:  # annotations may refer to the image as stored
-            if frame.size == size:
-                return _to_rgb(frame)
+        if image.size != size or upright:
+            turned = ImageOps.exif_transpose(image)
+            if turned.size == size:
+                return _to_rgb(turned)
+        if image.size == size:  # annotations may refer to the image as stored
+            return _to_rgb(image)
         raise ValueError(
             f"it is {image.width}x{image.height}, the annotation says {size[0]}x{size[1]}"
         )
@@ -236,13 +234,9 @@ def read_size(root: ImagePlace, file_name: str, *, upright: bool = False) -> tup
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height of an image that is not decoded yet, as displayed."""
-    sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (
-        5,
-        6,
-        7,
-        8,
-    )  # which swap width and height
-    return image.size[::-1] if sideways else image.size
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    swaps_sides = orientation in (5, 6, 7, 8)
+    return image.size[::-1] if swaps_sides else image.size
 
 
 def read_image(root: ImagePlace, record: Record) -> bytes:
@@ -253,8 +247,11 @@ def read_image(root: ImagePlace, record: Record) -> bytes:
     file = root.open(record.file_name)
     name = root.where(record.file_name)
     with open_header(file, name) as image:
-        (width, height), displayed, data = image.size, upright_size(image), read_bytes(file)
-    if (record.width, record.height) not in ((width, height), displayed):
+        stored = image.size
+        displayed = upright_size(image)
+        data = read_bytes(file)
+    if (record.width, record.height) not in (stored, displayed):
+        width, height = stored
         raise ImageError(
             f"image is {width}x{height}, the annotation says {record.width}x{record.height}: {name}"
         )
@@ -298,21 +295,21 @@ def open_ahead(
     def is_full(pending: Collection[tuple[Record, Future[Any]]]) -> bool:
         size = 0
         for record, future in pending:
-            found = future.result() if future.done() and future.exception() is None else None
-            size += getattr(found, "nbytes", _PIXEL_BYTES * record.width * record.height)
+            prepared = future.result() if future.done() and future.exception() is None else None
+            size += getattr(prepared, "nbytes", _PIXEL_BYTES * record.width * record.height)
         return size >= _MOST_BYTES
 
-    given = [record for record in records if record.ok]
-    splits = {record.split for record in given} & roots.keys()
+    usable = [record for record in records if record.ok]
+    splits = {record.split for record in usable} & roots.keys()
     number = max([threads, *(image_root(roots[split]).threads for split in splits)])
     if not number:
-        yield from ((record, opened(record)) for record in given)
+        yield from ((record, opened(record)) for record in usable)
         return
     pool = ThreadPoolExecutor(number, "images")
     try:
-        most = _PER_THREAD * number + batch
+        ahead = _PER_THREAD * number + batch
         for record, future in start_early(
-            lambda each: (each, pool.submit(opened, each)), given, most, is_full
+            lambda record: (record, pool.submit(opened, record)), usable, ahead, is_full
         ):
             yield record, future.result()
     finally:

@@ -114,15 +114,10 @@ class SceneGraph:
         record = self.record
         if record.error is not None:
             return f"<SceneGraph of {name!r}: {record.error}>"
-        counts = (
-            (record.objects, "object"),
-            (record.captions, "caption"),
-            (record.relations, "relation"),
-        )
-        return (
-            f"<SceneGraph of {name!r}:"
-            f" {', '.join(count(len(each), noun) for each, noun in counts)}>"
-        )
+        objects = count(len(record.objects), "object")
+        captions = count(len(record.captions), "caption")
+        relations = count(len(record.relations), "relation")
+        return f"<SceneGraph of {name!r}: {objects}, {captions}, {relations}>"
 
     @property
     def objects(self) -> list[Box]:
@@ -199,7 +194,7 @@ class SceneGraph:
                 )
         return draw_card(image, record, self._relations(threshold)[:limit], width)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the record as in shards; `file_name` is the full path of the image."""
         record = asdict(self.record)
         del record["mentions"]  # shards do not have them
@@ -238,18 +233,16 @@ class SceneGraph:
         `confidence` is None if no detector found the boxes. The missing objects of V-COCO are left
         out.
         """
-        kept = np.array(
-            [index for index, box in enumerate(self.objects) if not box.is_nothing], int
-        )
+        things = [index for index, box in enumerate(self.objects) if not box.is_nothing]
+        indices = np.array(things, int)
         scores = [box.score for box in self.objects]
+        has_scores = bool(scores) and None not in scores
         names = np.array([box.category for box in self.objects], str)
         return import_extra("supervision").Detections(
-            xyxy=self._xyxy[kept],
-            confidence=(
-                np.array(scores, np.float32)[kept] if scores and None not in scores else None
-            ),
-            class_id=np.array([box.category_id for box in self.objects], int)[kept],
-            data={"class_name": names[kept], "object_index": kept},
+            xyxy=self._xyxy[indices],
+            confidence=np.array(scores, np.float32)[indices] if has_scores else None,
+            class_id=np.array([box.category_id for box in self.objects], int)[indices],
+            data={"class_name": names[indices], "object_index": indices},
             metadata={"relations": self._relations(threshold)},
         )
 
@@ -270,32 +263,26 @@ class RelationAnnotator:
             relations: None: those in the metadata of the detections. For detections of other
                 origin, their ends are positions in `detections`.
         """
-        image = (
-            scene
-            if isinstance(scene, Image.Image)
-            else Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
-        )
+        if not isinstance(scene, Image.Image):
+            image = Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
+            annotated = self.annotate(image, detections, relations)
+            return np.ascontiguousarray(np.asarray(annotated)[:, :, ::-1])
         total = len(detections)
         names = detections.data.get("class_name", [""] * total)
-        named = zip(names, detections.xyxy.tolist(), strict=True)
-        boxes = [Box(str(name), 0, (x1, y1, x2 - x1, y2 - y1)) for name, (x1, y1, x2, y2) in named]
-        places = {
-            int(index): place
-            for place, index in enumerate(detections.data.get("object_index", range(total)))
-        }
-        given = detections.metadata.get("relations", ()) if relations is None else relations
-        placed = [each for each in given if each.subject in places and each.object in places]
-        drawn = [
-            replace(each, subject=places[each.subject], object=places[each.object])
-            for each in placed
-        ]
-        size = max(image.width, image.height / 1.5)  # where `draw_relations` keeps the size
-        result = draw_relations(image, Record("", "", "", "", *image.size, boxes), drawn, size)
-        return (
-            result
-            if isinstance(scene, Image.Image)
-            else np.ascontiguousarray(np.asarray(result)[:, :, ::-1])
-        )
+        indices = detections.data.get("object_index", range(total))
+        places = {int(index): place for place, index in enumerate(indices)}
+        boxes = []
+        for name, (left, top, right, bottom) in zip(names, detections.xyxy.tolist(), strict=True):
+            boxes.append(Box(str(name), 0, (left, top, right - left, bottom - top)))
+        if relations is None:
+            relations = detections.metadata.get("relations", ())
+        placed = []
+        for relation in relations:
+            if relation.subject in places and relation.object in places:
+                subject = places[relation.subject]
+                placed.append(replace(relation, subject=subject, object=places[relation.object]))
+        size = max(scene.width, scene.height / 1.5)  # where `draw_relations` keeps the size
+        return draw_relations(scene, Record("", "", "", "", *scene.size, boxes), placed, size)
 
 
 class Pipeline:
@@ -333,15 +320,7 @@ class Pipeline:
                 "boxes=: expected a COCO instances file; pass the boxes of an image with the image"
             )
         models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
-        changes = {key: str(value) for key, value in models.items() if value is not None} | dict(
-            settings or {}
-        )
-        if device is not None:
-            changes = {f"{stage}.device": device for stage in _ON_DEVICES} | changes
-        if detector is not None:
-            changes.setdefault(
-                "detect.classes", None
-            )  # the classes in the recipe are those of its detector
+        changes = _changes(models, device, settings or {})
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe, changes)
         elif changes:
@@ -350,20 +329,7 @@ class Pipeline:
                 " instead"
             )
         self.recipe = with_model_folders(resolved(recipe))
-        for name in _ON_DEVICES:
-            stage = self.recipe.stages[name]
-            check_devices(
-                stage.device,
-                stage.resources.gpus or 0,
-                1,
-                (f"{name}.device", f"{name}.resources.gpus"),
-            )
-        if self.recipe.needs_captions:
-            raise UserError("caption.captioner is not set (--captioner)")
-        check_pair(self.recipe.pair)
-        check_tagger(self.recipe.tag, self.recipe.pair)
-        for model in models_of(self.recipe).values():
-            existing_model(model)
+        _check_recipe(self.recipe)
         self._boxes = existing_file(Path(boxes)) if boxes else None
         self._others: tuple[dict[str, int], list[Stage]] = {}, []
 
@@ -413,15 +379,13 @@ class Pipeline:
                 outside the image.
         """
         if isinstance(image, list | tuple):
-            lists = [
-                [None] * len(image) if given is None else list(given) for given in (boxes, classes)
-            ]
-            if any(len(given) != len(image) for given in lists):
+            boxes = [None] * len(image) if boxes is None else list(boxes)
+            classes = [None] * len(image) if classes is None else list(classes)
+            if not len(boxes) == len(classes) == len(image):
                 expected = f"a list with an entry for each of {count(len(image), 'image')}"
                 raise UserError(f"boxes=, classes=: expected {expected}")
-            pairs = enumerate(zip(*lists, strict=True))
-            own = [parse_boxes(given, names, f" of image {at}") for at, (given, names) in pairs]
-            return list(self._label(image, own))
+            where = [f" of image {number}" for number in range(len(image))]
+            return list(self._label(image, list(map(parse_boxes, boxes, classes, where))))
         [graph] = self._label([image], [parse_boxes(boxes, classes)])
         if graph.error is not None:
             raise ImageError(graph.error.partition(": ")[2])
@@ -442,29 +406,32 @@ class Pipeline:
         return self._label(images, repeat(None))
 
     def _label(
-        self, images: Iterable[ImageInput], given: Iterable[GivenBoxes | None]
+        self, images: Iterable[ImageInput], boxes_of_images: Iterable[GivenBoxes | None]
     ) -> Iterator[SceneGraph]:
-        for image, boxes in zip(images, given, strict=False):
+        for image, boxes in zip(images, boxes_of_images, strict=False):
             try:
-                found = _to_file(image)
-                if isinstance(found, Path):
-                    yield SceneGraph(self._label_file(found, boxes))
-                    continue
-                if self._boxes and boxes is None:
-                    raise ImageError(
-                        f"an image in memory has no name to find in {self._boxes}: pass its boxes"
-                        " with it"
-                    )
-                with temporary_folder() as folder:  # stages read files
-                    file = folder / f"{hashlib.sha256(found.tobytes()).hexdigest()[:16]}.png"
-                    found.save(file)
-                    record = self._label_file(file, boxes)
-                record.file_name = file.name
-                yield SceneGraph(record, found)
+                source = _to_file(image)
+                if isinstance(source, Path):
+                    yield SceneGraph(self._label_file(source, boxes))
+                else:
+                    yield SceneGraph(self._label_pixels(source, boxes), source)
             except ImageError as error:
                 record = Record("", FOLDER_DATASET, _SPLIT, "", 0, 0)
                 record.fail("source", str(error))
                 yield SceneGraph(record)
+
+    def _label_pixels(self, image: Image.Image, boxes: GivenBoxes | None) -> Record:
+        """Label an image in memory, by way of a file, which stages read."""
+        if self._boxes and boxes is None:
+            raise ImageError(
+                f"an image in memory has no name to find in {self._boxes}: pass its boxes with it"
+            )
+        with temporary_folder() as folder:
+            file = folder / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
+            image.save(file)
+            record = self._label_file(file, boxes)
+        record.file_name = file.name
+        return record
 
     def _label_file(self, file: Path, boxes: GivenBoxes | None) -> Record:
         """Label a file as `sgpipe generate` does: as one of a folder, or as annotated if a file has
@@ -539,6 +506,39 @@ class Pipeline:
         for stage in stages:
             stage.setup()
         return stages
+
+
+def _changes(
+    models: Mapping[str, str | Path | None], device: str | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings of a recipe that arguments change, by name.
+
+    Args:
+        models: by the setting that names each.
+        device: of all models.
+        settings: the user's, which win.
+    """
+    changes: dict[str, Any] = {}
+    if device is not None:
+        changes |= {f"{stage}.device": device for stage in _ON_DEVICES}
+    if models["detect.detector"] is not None:  # the classes in the recipe are of its own detector
+        changes["detect.classes"] = None
+    changes |= {setting: str(model) for setting, model in models.items() if model is not None}
+    return changes | dict(settings)
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    """Raises UserError: a device or a model is missing, or settings do not fit together."""
+    for name in _ON_DEVICES:
+        stage = recipe.stages[name]
+        settings = (f"{name}.device", f"{name}.resources.gpus")
+        check_devices(stage.device, stage.resources.gpus or 0, 1, settings)
+    if recipe.needs_captions:
+        raise UserError("caption.captioner is not set (--captioner)")
+    check_pair(recipe.pair)
+    check_tagger(recipe.tag, recipe.pair)
+    for model in models_of(recipe).values():
+        existing_model(model)
 
 
 def _to_file(image: ImageInput) -> Path | Image.Image:

@@ -29,7 +29,7 @@ MISFITS = (
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
+def loading(subject: str) -> Iterator[None]:
     """Raise UserError, "WHAT: reason" in one line, for what a library cannot load."""
     try:
         yield
@@ -37,7 +37,7 @@ def loading(what: str) -> Iterator[None]:
         is_bare = type(reason) is Exception  # that of tokenizers
         if is_out_of_memory(reason) or not (is_bare or isinstance(reason, MISFITS)):
             raise
-        raise UserError(f"{what}: {first_line(reason)}") from None
+        raise UserError(f"{subject}: {first_line(reason)}") from None
 
 
 def read_config(source: str, role: str = "captioner") -> dict[str, Any]:
@@ -72,9 +72,11 @@ def check_architecture(name: str, config: dict[str, Any], expected: str) -> None
     """Raise UserError if the checkpoint names another architecture, such as one for visual question
     answering.
     """
-    found = config.get("architectures")
-    if found and expected not in str(found):
-        raise UserError(f"{name}: its config.json has architectures {found}, expected {expected}")
+    architectures = config.get("architectures")
+    if architectures and expected not in str(architectures):
+        raise UserError(
+            f"{name}: its config.json has architectures {architectures}, expected {expected}"
+        )
 
 
 def load_part(kind: Any, source: str, role: str = "captioner") -> Any:
@@ -89,8 +91,8 @@ def check_vocabulary(name: str, tokens: int, expected: tuple[float, float]) -> N
     """Raise UserError unless a tokenizer fits the model; without its files it has special tokens
     only.
     """
-    least, most = expected
-    if not least <= tokens <= most:
+    smallest, largest = expected
+    if not smallest <= tokens <= largest:
         raise UserError(
             f"{name}: its tokenizer has {tokens} tokens, which does not fit the model;"
             " tokenizer.json or vocab.txt is missing or belongs to another model"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -230,7 +230,7 @@ class Detector:
         output = self._model(**image.inputs.to(self._device))
         process = self._processor.post_process_object_detection
         [boxes] = process(output, threshold=threshold, target_sizes=[image.size])
-        return DetectedBoxes(*(boxes[part].cpu() for part in DetectedBoxes._fields))
+        return _on_cpu(boxes)
 
 
 class ZeroShotDetector(Detector):
@@ -315,7 +315,7 @@ class ZeroShotDetector(Detector):
         kind = "object_detection" if self._kind in _SAM else "grounded_object_detection"
         process = getattr(self._processor, f"post_process_{kind}")
         outputs = []
-        found = []
+        detected = []
         first = 0
         for names, texts in zip(self._prompts, self._texts, strict=True):
             output = self._model(**texts, **shown)
@@ -333,25 +333,34 @@ class ZeroShotDetector(Detector):
                 [boxes] = process(
                     output, ids, threshold=threshold, text_threshold=threshold, target_sizes=size
                 )
-                tokenizer = self._processor.tokenizer  # it makes "t - shirt" of "t-shirt"
-                spelled = tokenizer.batch_decode(
-                    tokenizer(names, add_special_tokens=False)["input_ids"]
-                )
-                labels = torch.tensor(
-                    [_phrase_index(phrase, spelled) for phrase in boxes["text_labels"]]
-                ).long()
-            kept = labels >= 0
-            found.append(
+                labels = self._labels(boxes["text_labels"], names)
+            is_known = labels >= 0
+            detected.append(
                 DetectedBoxes(
-                    boxes["boxes"].cpu()[kept], boxes["scores"].cpu()[kept], first + labels[kept]
+                    boxes["boxes"].cpu()[is_known],
+                    boxes["scores"].cpu()[is_known],
+                    first + labels[is_known],
                 )
             )
             first += len(names)
         if outputs:  # the same boxes each time, of which each gets the best of all classes
             outputs[0].logits = torch.cat([output.logits for output in outputs], dim=-1)
             [boxes] = process(outputs[0], threshold=threshold, target_sizes=size)
-            found = [DetectedBoxes(*(boxes[part].cpu() for part in DetectedBoxes._fields))]
-        return DetectedBoxes(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+            return _on_cpu(boxes)
+        return DetectedBoxes(*map(torch.cat, zip(*detected, strict=True)))
+
+    def _labels(self, phrases: Sequence[str], names: list[str]) -> Tensor:
+        """Return the index of the name that each phrase is, or -1, by the tokenizer's spelling: it
+        makes "t - shirt" of "t-shirt".
+        """
+        tokenizer = self._processor.tokenizer
+        spelled = tokenizer.batch_decode(tokenizer(names, add_special_tokens=False)["input_ids"])
+        return torch.tensor([_phrase_index(phrase, spelled) for phrase in phrases]).long()
+
+
+def _on_cpu(boxes: Mapping[str, Tensor]) -> DetectedBoxes:
+    """Return what transformers detected in an image."""
+    return DetectedBoxes(boxes["boxes"].cpu(), boxes["scores"].cpu(), boxes["labels"].cpu())
 
 
 def _phrase_index(phrase: str, names: list[str]) -> int:
@@ -410,13 +419,12 @@ class RLIPDetector(Detector):
         entities = [(output.object_boxes, output.object_logits)]
         if output.subject_logits is not None:
             entities.append((output.subject_boxes, output.subject_logits))
-        boxes, logits = (
-            torch.cat([entity[part][0] for entity in entities]).float().cpu() for part in (0, 1)
-        )
+        boxes = torch.cat([boxes[0] for boxes, _ in entities]).float().cpu()
+        logits = torch.cat([logits[0] for _, logits in entities]).float().cpu()
         best = logits.softmax(-1)[:, :-1].max(-1)  # "no objects" is the last class
-        kept = best.values > threshold
+        is_above = best.values > threshold
         return DetectedBoxes(
-            (to_corners(boxes) * sides)[kept], best.values[kept], best.indices[kept]
+            (to_corners(boxes) * sides)[is_above], best.values[is_above], best.indices[is_above]
         )
 
 
@@ -440,24 +448,17 @@ class DetectStage(ImageStage):
             boxes, scores, labels = self.detector.detect(prepared, self.config.threshold)
             # It moves the boxes of each label far apart, too far for float32 with many labels.
             remaining = batched_nms(boxes.double(), scores.double(), labels, self.config.overlap)
-            kept = remaining[: self.config.max_boxes]
-            record.left_out["boxes"] = len(remaining) - len(kept)
-            found = (
-                labels[kept].tolist(),
-                boxes[kept].double().tolist(),
-                scores[kept].float().tolist(),
-            )
-            record.objects = [
-                Box(
-                    self.classes[label],
-                    label + 1,
-                    (x1, y1, x2 - x1, y2 - y1),
-                    origin="detector",
-                    score=score,
-                )
-                for label, (x1, y1, x2, y2), score in zip(*found, strict=True)
-                if self.classes[label] != _UNUSED_COCO_CLASS
-            ]
+            chosen = remaining[: self.config.max_boxes]
+            record.left_out["boxes"] = len(remaining) - len(chosen)
+            record.objects = []
+            for index in chosen.tolist():
+                label = int(labels[index])
+                left, top, right, bottom = boxes[index].double().tolist()
+                bbox = (left, top, right - left, bottom - top)
+                score = float(scores[index].float())
+                box = Box(self.classes[label], label + 1, bbox, origin="detector", score=score)
+                if box.category != _UNUSED_COCO_CLASS:
+                    record.objects.append(box)
             clip_objects(record, Counter())
         return records
 

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from copy import copy
 from hashlib import blake2b
-from itertools import compress
+from itertools import chain, compress
 from typing import NamedTuple
 
 import torch
@@ -136,15 +136,15 @@ class GroundStage(ImageStage):
 
     def _nouns(self, record: Record) -> list[tuple[int, str, str]]:
         """Return the number of the caption, phrase and head of the nouns to look for."""
-        found: list[tuple[int, str, str]] = []
+        named: list[tuple[int, str, str]] = []
         for triplet in record.triplets:
-            found.append((triplet.caption, triplet.subject, triplet.subject_head))
-            found.append((triplet.caption, triplet.object, triplet.object_head))
+            named.append((triplet.caption, triplet.subject, triplet.subject_head))
+            named.append((triplet.caption, triplet.object, triplet.object_head))
         if self.language is not None:
             texts = (caption.text for caption in record.captions)
             for number, (tree, _) in enumerate(analyse(self.language, texts, _TOGETHER)):
-                found += [(number, phrase, head) for phrase, head in nouns(tree)]
-        return found
+                named += [(number, phrase, head) for phrase, head in nouns(tree)]
+        return named
 
     def _category(self, classes: Sequence[str], head: str) -> str:
         """Return the first of the classes that the dataset has, or else the first, or the head."""
@@ -162,19 +162,20 @@ class GroundStage(ImageStage):
         asked = list(words.values())
         categories = list(dict.fromkeys(word.category for word in asked))
         numbers = torch.tensor([categories.index(word.category) for word in asked])[labels]
-        kept = batched_nms(corners, scores.double(), numbers, self.config.overlap)
-        kept = kept[nms(corners[kept], scores[kept].double(), self.config.overlap_across)]
+        distinct = batched_nms(corners, scores.double(), numbers, self.config.overlap)
+        across = nms(corners[distinct], scores[distinct].double(), self.config.overlap_across)
+        distinct = distinct[across]
         carried = [
             {box.category, *self.matcher.classes(box.category, "")} for box in record.objects
         ]
         sides = torch.tensor([box.bbox for box in record.objects], dtype=torch.float64).view(-1, 4)
         sides[:, 2:] += sides[:, :2]
-        are_close = box_iou(corners[kept], sides) > self.config.overlap
+        are_close = box_iou(corners[distinct], sides) > self.config.overlap
         boxes = []
-        for index, is_close in zip(kept.tolist(), are_close, strict=True):
+        for index, is_close in zip(distinct.tolist(), are_close, strict=True):
             word = asked[labels[index]]
             names = word.classes | {word.category}
-            if any(names & others for others in compress(carried, is_close)):
+            if not names.isdisjoint(chain.from_iterable(compress(carried, is_close))):
                 continue
             left, top, right, bottom = corners[index].tolist()
             bbox = clip_box((left, top, right - left, bottom - top), record.width, record.height)
@@ -200,8 +201,8 @@ def _take_turns(boxes: Sequence[Box], limit: int) -> list[Box]:
     for index, box in enumerate(boxes):
         turns.append((times[box.category], index))
         times[box.category] += 1
-    chosen = sorted(turns)[:limit]
-    return [boxes[index] for index in sorted(index for _, index in chosen)]
+    chosen = {index for _, index in sorted(turns)[:limit]}
+    return [box for index, box in enumerate(boxes) if index in chosen]
 
 
 def _is_thing(head: str) -> bool:

@@ -62,17 +62,17 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
     """
     a, b, c, d = torch.broadcast_tensors(*counter)
     multiplied = torch.stack((a, c))
-    others = torch.stack((b, d))
+    rest = torch.stack((b, d))
     keys = torch.stack(tuple(key))
     factors, steps = (constant.view(2, *[1] * a.dim()) for constant in _philox_constants(a.device))
     for _ in range(10):
         products = (multiplied * factors).flip(
             0
         )  # int64 products wrap around; after masking, both halves are correct
-        multiplied = ((products >> 32) ^ others ^ keys) & _UINT32
-        others = products
+        multiplied = ((products >> 32) ^ rest ^ keys) & _UINT32
+        rest = products
         keys = keys + steps  # its higher bits are masked with those of the products
-    (a, c), (b, d) = multiplied, others & _UINT32
+    (a, c), (b, d) = multiplied, rest & _UINT32
     return a, b, c, d
 
 
@@ -133,7 +133,7 @@ def nucleus(
     """
     probabilities = scores.softmax(dim=-1)
     vocabulary = scores.shape[-1]
-    given = width
+    requested_width = width
     if width is None:
         # All tokens below this probability sum to less than 1 - top_p, so none is kept and none
         # needs sorting.
@@ -150,23 +150,23 @@ def nucleus(
         )
     shares = likeliest.double()
     before = shares.cumsum(dim=-1) - shares
-    kept = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # of scores that are NaN, too
-    edge = likeliest.gather(-1, kept - 1)
-    is_cut = given is not None and given < vocabulary
+    count = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # of scores that are NaN, too
+    edge = likeliest.gather(-1, count - 1)
+    is_cut = requested_width is not None and requested_width < vocabulary
     enough = (
         (likeliest[:, -1:] < edge).all()
         if is_cut
-        else torch.ones_like(kept[0, 0], dtype=torch.bool)
+        else torch.ones_like(count[0, 0], dtype=torch.bool)
     )
-    if given is None:  # leave out what is in no nucleus
-        most = max(1, int((likeliest >= edge).sum(dim=-1).max()))
-        likeliest = likeliest[:, :most]
-        tokens = tokens[:, :most]
+    if requested_width is None:  # leave out what is in no nucleus
+        longest = max(1, int((likeliest >= edge).sum(dim=-1).max()))
+        likeliest = likeliest[:, :longest]
+        tokens = tokens[:, :longest]
     tokens, order = tokens.sort(dim=-1)
     probabilities = likeliest.gather(-1, order)
     above = probabilities > edge
     at = probabilities == edge
-    room = kept - above.sum(dim=-1, keepdim=True)
+    room = count - above.sum(dim=-1, keepdim=True)
     return tokens, above | (at & (at.cumsum(dim=-1) <= room)), enough
 
 
@@ -187,11 +187,11 @@ def draw(
     Returns tokens `[rows]`; whether the largest score of every row is finite; whether `width` is
     enough (`nucleus`).
     """
-    tokens, kept, enough = nucleus(scores, top_p, width)
+    tokens, in_nucleus, enough = nucleus(scores, top_p, width)
     noisy = scores.gather(-1, tokens).double() + gumbel(
         keys.unsqueeze(-1), samples.unsqueeze(-1), step, tokens
     )
-    drawn = noisy.masked_fill(~kept, -torch.inf).argmax(dim=-1, keepdim=True)
+    drawn = noisy.masked_fill(~in_nucleus, -torch.inf).argmax(dim=-1, keepdim=True)
     return tokens.gather(-1, drawn).squeeze(-1), scores.amax(dim=-1).isfinite().all(), enough
 
 
@@ -233,11 +233,11 @@ class BlipCaptioner(Captioner):
         self.uses_graphs = on_gpu and config.decoding == "nucleus"
         self.gpu_threads = 1 if on_gpu else 0  # graphs hardly need the host, and are of one thread
         self.memory = GpuMemory(self.device, _REMEDY, 1, GPU_GROUP if on_gpu else 1)
-        least = max(config.min_tokens, len(self.prompt) + 1)
+        min_length = max(config.min_tokens, len(self.prompt) + 1)
         max_position_embeddings = self.text_config.max_position_embeddings
-        if not least <= (config.max_tokens or 0) <= max_position_embeddings:
+        if not min_length <= (config.max_tokens or 0) <= max_position_embeddings:
             raise UserError(
-                f"caption.max_tokens is {config.max_tokens}: expected {least} (caption.min_tokens,"
+                f"caption.max_tokens is {config.max_tokens}: expected {min_length} (caption.min_tokens,"
                 f" and more than [DEC] and the prompt) to {max_position_embeddings}, the positions of this captioner"
             )
 
@@ -327,14 +327,14 @@ class BlipCaptioner(Captioner):
                 for samples in chain.from_iterable(computed):
                     yield [self.text(tokens) for tokens in samples]
 
-    def _prepare(self, given: CaptionInput) -> _Prepared:
+    def _prepare(self, source: CaptionInput) -> _Prepared:
         """Return what is copied to the device: for a GPU bytes, which it normalises, else
         normalised pixels.
         """
         if self.device.type == "cpu":
-            return self.prepare(given.image), given.key
-        pixels = self.prepare.resize(given.image)
-        return pixels.pin_memory() if self.device.type == "cuda" else pixels, given.key
+            return self.prepare(source.image), source.key
+        pixels = self.prepare.resize(source.image)
+        return pixels.pin_memory() if self.device.type == "cuda" else pixels, source.key
 
     def _compute(self, group: list[_Prepared]) -> list[list[list[int]]]:
         if self.uses_graphs and len(group) == self.memory.batch_size:
@@ -476,8 +476,8 @@ class BlipDecoder:
         image = [layer.project_image(image_states) for layer in self.layers]
         images, heads, _, width = image[0][0].shape
         shape = images, heads, capacity, width
-        own = [(image_states.new_empty(shape), image_states.new_empty(shape)) for _ in self.layers]
-        return DecoderState(own, image)
+        past = [(image_states.new_empty(shape), image_states.new_empty(shape)) for _ in self.layers]
+        return DecoderState(past, image)
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, state: DecoderState) -> Tensor:
@@ -611,19 +611,19 @@ def _draw(
     end = decoder.end
     on_cpu = device.type == "cpu"
     count = images * samples
-    most = sampling.max_tokens or 0
+    max_length = sampling.max_tokens or 0
     row_keys = keys.repeat_interleave(samples)
     row_samples = torch.arange(count, device=device) % samples
-    drawn = torch.full((count, most), end, device=device)
+    drawn = torch.full((count, max_length), end, device=device)
     _write_prompt(drawn, prompt)
 
-    state = decoder.start(image_states, most)
+    state = decoder.start(image_states, max_length)
     scores = decoder(drawn[::samples, : len(prompt)], state).repeat_interleave(samples, dim=0)
     state.take(torch.arange(count, device=device) // samples)
     rows: Tensor | slice = slice(None)  # that are computed
     active = torch.ones(count, dtype=torch.bool, device=device)
     sound = torch.ones(2, dtype=torch.bool, device=device)
-    for length in range(len(prompt), most):
+    for length in range(len(prompt), max_length):
         scores = process(scores, drawn[rows, :length], sampling, end)
         step = length - len(prompt)
         noise = row_keys[rows], row_samples[rows], step
@@ -631,7 +631,7 @@ def _draw(
         drawn[rows, length] = tokens
         active = active & (tokens != end)
         sound = sound & torch.stack(fine)
-        is_last = length + 1 == most
+        is_last = length + 1 == max_length
         if on_cpu or is_last or step % _STEPS_PER_WAIT == _STEPS_PER_WAIT - 1:
             yield torch.cat((~active.any().unsqueeze(0), sound)), drawn
             if is_last:
@@ -676,16 +676,18 @@ class RecordedCaptions:
         # no inference tensors
         self._image_states = image_states.clone()
         self._keys = send(torch.tensor(keys), device)
-        given = decoder, self._image_states, prompt, self._keys, sampling, decoder.width
+        arguments = decoder, self._image_states, prompt, self._keys, sampling, decoder.width
         self._parts: list[tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = []
         stream = decoder.stream
         current = torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            count = sum(1 for _ in _draw(*given))  # what libraries do once is not to be recorded
+            count = sum(
+                1 for _ in _draw(*arguments)
+            )  # what libraries do once is not to be recorded
             # which keeps the graphs' tensors
             pool = torch.cuda.graph_pool_handle()
-            self._generator = _draw(*given)
+            self._generator = _draw(*arguments)
             for _ in range(count):
                 graph = torch.cuda.CUDAGraph()
                 # Other threads may pin memory meanwhile.

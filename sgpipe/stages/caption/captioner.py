@@ -94,10 +94,10 @@ def settings_of(config: CaptionConfig) -> CaptionConfig:
     family = "chat" if config.endpoint is not None else "blip"
     if config.endpoint is None and config.captioner is not None:
         family = str(known_settings(config.captioner).get("model_type", "blip"))
-    most = MAX_TOKENS if family == "blip" else _CHAT_MAX_TOKENS
-    own = {"prompt": _PROMPTS.get(family, CHAT_PROMPT), "max_tokens": most}
+    max_tokens = MAX_TOKENS if family == "blip" else _CHAT_MAX_TOKENS
+    defaults = {"prompt": _PROMPTS.get(family, CHAT_PROMPT), "max_tokens": max_tokens}
     return config.model_copy(
-        update={name: value for name, value in own.items() if getattr(config, name) is None}
+        update={name: value for name, value in defaults.items() if getattr(config, name) is None}
     )
 
 
@@ -147,9 +147,9 @@ class ChatCaptioner(Captioner):
 
     def request(self, source: CaptionInput) -> ChatRequest:
         config = self.config
-        given = {name: getattr(config, name) for name in _SAMPLING}
+        sampling = {name: getattr(config, name) for name in _SAMPLING}
         asked = config.prompt or "", self.shown(source), config.system
-        return ChatRequest(*asked, **given, seed=source.key, n=config.samples)
+        return ChatRequest(*asked, **sampling, seed=source.key, n=config.samples)
 
     def shown(self, source: CaptionInput) -> Image.Image | str:
         return source.image

@@ -82,8 +82,8 @@ class Seq2SeqParser(Parser):
         size = _GPU_GROUP if self.device.type == "cuda" else 1
         graphs: dict[int, str] = {}
         by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        for _, same in groupby(by_length, lambda index: len(rows[index])):
-            while group := list(islice(same, size)):
+        for _, of_length in groupby(by_length, lambda index: len(rows[index])):
+            while group := list(islice(of_length, size)):
                 padded = [rows[index] for index in [*group, *[group[-1]] * (size - len(group))]]
                 ids = torch.tensor(padded, device=self.device)
                 inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

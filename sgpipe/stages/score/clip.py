@@ -4,6 +4,7 @@ texts in one space.
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -52,32 +53,37 @@ class ClipScorer:
         """See `VlmScorer.scores`."""
         if not relations:
             return []
-        of_pairs = {(relation.subject, relation.object): relation for relation in relations}
-        crops = {
-            pair: marked_crop(image, objects, of_pair, self.clip.side)
-            for pair, of_pair in of_pairs.items()
-        }
-        shown = {pair: crop for pair, crop in crops.items() if crop is not None}
-        seen = dict(
-            zip(shown, self.clip.in_groups(self.clip.embed_images, [*shown.values()]), strict=True)
-        )
+        embedded = self._embed_pairs(image, objects, relations)
         texts = []
-        for each in relations:
-            own = relation_text(objects[each.subject], each.predicate, objects[each.object])
-            texts.append([own, *contrast_texts(objects, each)])
-        self.clip.embed_texts([text for each in texts for text in each])  # together; they are kept
-        pairs = zip(
-            (seen.get((relation.subject, relation.object)) for relation in relations),
-            texts,
-            strict=True,
-        )
-        return [NO_AREA if pair is None else self._probability(pair, own) for pair, own in pairs]
+        for relation in relations:
+            subject = objects[relation.subject]
+            text = relation_text(subject, relation.predicate, objects[relation.object])
+            texts.append([text, *contrast_texts(objects, relation)])
+        self.clip.embed_texts(list(chain.from_iterable(texts)))  # together; they are kept
+        scores: list[Score] = []
+        for relation, of_relation in zip(relations, texts, strict=True):
+            pair = embedded.get((relation.subject, relation.object))
+            scores.append(NO_AREA if pair is None else self._probability(pair, of_relation))
+        return scores
 
-    def _probability(self, seen: Tensor, texts: Sequence[str]) -> float:
-        """Return how probable the first text is; `seen`: the embedding of a crop. Raises UserError:
-        it is NaN.
+    def _embed_pairs(
+        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
+    ) -> dict[tuple[int, int], Tensor]:
+        """Return the embeddings of the crops of all pairs whose boxes have an area."""
+        crops: dict[tuple[int, int], Image.Image] = {}
+        relation_of = {(relation.subject, relation.object): relation for relation in relations}
+        for pair, relation in relation_of.items():
+            crop = marked_crop(image, objects, relation, self.clip.side)
+            if crop is not None:
+                crops[pair] = crop
+        embedded = self.clip.in_groups(self.clip.embed_images, list(crops.values()))
+        return dict(zip(crops, embedded, strict=True))
+
+    def _probability(self, crop: Tensor, texts: Sequence[str]) -> float:
+        """Return how probable the first text is; `crop`: its embedding. Raises UserError: it is
+        NaN.
         """
-        logits = self.clip.scale * (self.clip.embed_texts(texts) @ seen).double()
+        logits = self.clip.scale * (self.clip.embed_texts(texts) @ crop).double()
         share = float((logits[0] - logits[1:].logsumexp(0) + math.log(len(texts) - 1)).sigmoid())
         if share != share:
             raise UserError(f"CLIP model {self.model} returns NaN: its weights are damaged")
@@ -86,8 +92,9 @@ class ClipScorer:
 
 def split_name(model: str) -> tuple[str, str | None]:
     """Return the name and the weights of "NAME:WEIGHTS"; a folder or a hub id has no weights."""
-    name, found, weights = model.partition(":")
-    return (name, weights) if found and name != "hf-hub" and "/" not in name else (model, None)
+    name, _, weights = model.partition(":")
+    names_weights = ":" in model and name != "hf-hub" and "/" not in name
+    return (name, weights) if names_weights else (model, None)
 
 
 class ClipModel:
@@ -122,9 +129,8 @@ class ClipModel:
             self._known.clear()
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         with torch.inference_mode():
-            self._known.update(
-                zip(new, self.in_groups(lambda some: _unit(self._read(some)), new), strict=True)
-            )
+            embedded = self.in_groups(lambda group: _unit(self._read(group)), new)
+        self._known.update(zip(new, embedded, strict=True))
         return torch.stack([self._known[text] for text in texts])
 
     def in_groups(
@@ -134,9 +140,12 @@ class ClipModel:
         by their rows.
         """
         size = _GPU_GROUP if self._device.type == "cuda" else 1
-        parts = [items[at : at + size] for at in range(0, len(items), size)]
-        groups = [embed([*part, *[part[-1]] * (size - len(part))])[: len(part)] for part in parts]
-        return [row for group in groups for row in group]
+        rows: list[Tensor] = []
+        for start in range(0, len(items), size):
+            group = items[start : start + size]
+            padding = [group[-1]] * (size - len(group))
+            rows += embed([*group, *padding])[: len(group)]
+        return rows
 
 
 def _open_clip(model: str, weights: str | None, device: torch.device) -> Opened:
@@ -171,7 +180,7 @@ def _transformers(model: str, device: torch.device) -> Opened:
     processor = load_part(AutoProcessor, model, "CLIP model")
     config = network.config
     length = getattr(config.text_config, "max_position_embeddings", 77)
-    how = {"padding": "max_length", "truncation": True, "max_length": length}
+    padding = {"padding": "max_length", "truncation": True, "max_length": length}
 
     def see(images: Sequence[Image.Image]) -> Any:
         seen = processor.image_processor(list(images), return_tensors="pt").to(device)
@@ -179,9 +188,9 @@ def _transformers(model: str, device: torch.device) -> Opened:
         return network.get_image_features(**{name: seen[name] for name in parts if name in seen})
 
     def read(texts: Sequence[str]) -> Any:
-        tokens = processor.tokenizer(list(texts), return_tensors="pt", **how).to(device)
-        given = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
-        return network.get_text_features(**given)
+        tokens = processor.tokenizer(list(texts), return_tensors="pt", **padding).to(device)
+        inputs = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
+        return network.get_text_features(**inputs)
 
     return (
         network.eval().to(device),
@@ -193,5 +202,5 @@ def _transformers(model: str, device: torch.device) -> Opened:
 
 def _unit(features: Any) -> Tensor:
     """Features `[count, width]` of unit length; newer versions of transformers wrap them."""
-    found: Tensor = features if isinstance(features, Tensor) else features.pooler_output
-    return functional.normalize(found.float(), dim=-1).cpu()
+    plain: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return functional.normalize(plain.float(), dim=-1).cpu()

@@ -24,7 +24,7 @@ NO_AREA = Refusal("a box has no area in the image")
 
 # Predicates that hold in both directions: a text with swapped roles says the same.
 SYMMETRIC = frozenset(
-    (
+    {
         "next to",
         "beside",
         "near",
@@ -36,7 +36,7 @@ SYMMETRIC = frozenset(
         "touching",
         "facing",
         "hugging",
-    )
+    }
 )
 
 
@@ -182,10 +182,16 @@ class VlmScorer:
 
     def __init__(self, config: TagConfig, cache: CacheFolder | None = None) -> None:
         """Raises UserError: the model does not exist."""
-        same = ("endpoint", "requests", "device", "dtype", "resources")
-        given = {name: getattr(config, name) for name in same}
         asked = CaptionConfig(
-            captioner=config.tagger, prompt="Is it grey?", min_tokens=1, max_tokens=1, **given
+            captioner=config.tagger,
+            endpoint=config.endpoint,
+            requests=config.requests,
+            prompt="Is it grey?",
+            min_tokens=1,
+            max_tokens=1,
+            device=config.device,
+            dtype=config.dtype,
+            resources=config.resources,
         )
         self._model: Any = load_captioner(asked, cache, role="scorer")
         self._served = config.endpoint is not None
@@ -212,13 +218,10 @@ class VlmScorer:
         Raises UserError or EngineError if the scorer fails on every image.
         """
         visible = [visible_boxes(image, objects, relation) is not None for relation in relations]
-        answers = map(
-            _share, self._model.ask_all(self._ask(image, objects, [*compress(relations, visible)]))
-        )
-        scores = (
-            mean_of_orders(first, second) for first, second in zip(answers, answers, strict=True)
-        )
-        return [next(scores) if there else NO_AREA for there in visible]
+        questions = self._ask(image, objects, list(compress(relations, visible)))
+        shares = map(_share, self._model.ask_all(questions))
+        scores = map(mean_of_orders, shares, shares)  # which are of both orders in turn
+        return [next(scores) if is_visible else NO_AREA for is_visible in visible]
 
     def _ask(
         self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
@@ -265,8 +268,6 @@ def share_of_yes(tokens: Mapping[str, float]) -> Score:
     words = [
         (token.strip(' \n\t"*.,!▁Ġ').lower(), probability) for token, probability in tokens.items()
     ]
-    yes, no = (
-        sum(probability for word, probability in words if word == answer)
-        for answer in ("yes", "no")
-    )
+    yes = sum(probability for word, probability in words if word == "yes")
+    no = sum(probability for word, probability in words if word == "no")
     return yes / (yes + no) if yes + no > 0 else NEITHER  # a server may send NaN

@@ -60,10 +60,10 @@ def _read_expressions() -> dict[str, tuple[str, str]]:
         word, _, read = meaning.partition(" = ")
         expressions[text] = (word, read or text)
     for verb, biting in _pairs("take: bite, takes: bites, taking: biting, took: bit"):
-        for bite, of in product(
+        for bite, preposition in product(
             ("a bite", "a big bite", "bites"), ("of", "from", "out of", "off of")
         ):
-            expressions[f"{verb} {bite} {of}"] = (biting, biting)
+            expressions[f"{verb} {bite} {preposition}"] = (biting, biting)
     return expressions
 
 

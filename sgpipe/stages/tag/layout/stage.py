@@ -56,8 +56,8 @@ class LayoutStage(Stage):
         confidences = candidates.confidences(self.evidence).astype(
             "float32"
         )  # as shards store them
-        kept = (confidences >= self.threshold) & (confidences > 0)
-        rows = kept.nonzero()[0]
+        chosen = (confidences >= self.threshold) & (confidences > 0)
+        rows = chosen.nonzero()[0]
         relations = []
         for row in rows.tolist():
             subject, object_ = candidates.pairs[row].tolist()
