@@ -285,7 +285,7 @@ class PairStage(Stage):
         """Return the candidates of each pair of classes, by `pair.candidates`."""
         if self.config.candidates in ("marks", "layout"):
             return {}
-        pairs = list(product(present, repeat=2))
+        pairs = list(product(present, present))
         if self.config.candidates == "prior":
             return {pair: self._prior.get(pair, []) for pair in pairs}
         triplets = told_triplets(record, self.config.match, self.config.loose)
