@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sgpipe.records import Relation as Relation
     from sgpipe.records import Triplet as Triplet
     from sgpipe.sources.plugin import Source as Source
+    from sgpipe.stages.base import ImageStage as ImageStage
     from sgpipe.stages.base import Stage as Stage
     from sgpipe.stages.caption.captioner import Captioner as Captioner
     from sgpipe.stages.caption.captioner import CaptionInput as CaptionInput
@@ -54,7 +55,7 @@ _PUBLIC = {
     **dict.fromkeys(_NOUNS, "sgpipe.records"),
     "Source": "sgpipe.sources.plugin",
     "Refusal": "sgpipe.stages.endpoint",
-    "Stage": "sgpipe.stages.base",
+    **dict.fromkeys(("ImageStage", "Stage"), "sgpipe.stages.base"),
     "Tagger": "sgpipe.stages.tag.tagger",
     "generate": "sgpipe.generation.run",
     "load_recipe": "sgpipe.recipe",

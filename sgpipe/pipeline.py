@@ -65,6 +65,7 @@ from sgpipe.stages.detect import (
     detector_classes,
     parse_boxes,
 )
+from sgpipe.stages.own_stage import OwnStage, own_stages
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.utils.atomic import temporary_folder
@@ -459,7 +460,7 @@ class Pipeline:
         are loaded once.
         """
         if boxes is None:
-            return [*filter(None, [self._finder]), *self._labellers]
+            return [*filter(None, [self._finder]), *self._after_finder, *self._labellers]
         record.objects = boxes.objects(record.width, record.height)
         new = sorted(set(boxes.classes) - set(self._classes))
         classes = self._classes | {
@@ -485,6 +486,17 @@ class Pipeline:
         )
         stage.setup()
         return stage
+
+    @cached_property
+    def _after_finder(self) -> list[OwnStage]:
+        """The stages of the user's own that run after the detector."""
+        finder = self._finder
+        if not isinstance(finder, DetectStage):
+            return []
+        stages = own_stages(finder, self.recipe.detect, _ROOTS)
+        for stage in stages:
+            stage.setup()
+        return stages
 
     @cached_property
     def _classes(self) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Third-party code that a user names: a source, a captioner, a tagger, a format or an evaluator.
+"""Third-party code that a user names: a source, a captioner, a tagger, a stage, a format or an
+evaluator.
 
 A name is `package.module:attribute`, or that of an entry point which an installed package states
 (`[project.entry-points."sgpipe.captioners"]`). Only importable modules count, never a path.
@@ -20,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from sgpipe.errors import CodeError, EngineError, StoreError, UserError
 
-Kind = Literal["captioner", "evaluator", "format", "source", "tagger"]
+Kind = Literal["captioner", "evaluator", "format", "source", "stage", "tagger"]
 Plugin = TypeVar("Plugin")
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")

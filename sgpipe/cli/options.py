@@ -37,6 +37,10 @@ Seed = Annotated[int | None, option("Random seed.", min=0)]
 Settings = Annotated[
     list[str] | None, option("Change any setting of the recipe: KEY=VALUE. Repeatable.", "--set")
 ]
+OwnStages = Annotated[
+    list[str] | None,
+    option("Stage of your own after one: STAGE=package.module:Class. Repeatable.", "--then"),
+]
 Detector = Annotated[
     str | None, reads_model("Object detector of transformers: folder or hub id; or miniworld.")
 ]

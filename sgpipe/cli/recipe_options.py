@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,6 +133,7 @@ class RecipeOptions:
     seed: cli.Seed = None
     ray_address: cli.RayAddress = None
     assign: cli.Settings = None
+    then: cli.OwnStages = None
 
     def applied_to(
         self,
@@ -156,6 +158,7 @@ class RecipeOptions:
         from sgpipe.utils.config_file import changed, parse_set
 
         settings = settings_with_tagger(recipe, self.tagger, parse_set(self.assign or []))
+        settings = own_stages(self.then or []) | settings
         if data.images and recipe is None and parent is not None:
             settings = {"source.root": None, **settings}
         loaded = self._loaded(recipe, parent, extend, settings)
@@ -215,6 +218,20 @@ class RecipeOptions:
             calibration=self.calibration,
             precision=self.precision,
         )
+
+
+def own_stages(assignments: Iterable[str]) -> dict[str, list[str]]:
+    """Return `["caption=own.words:Clean"]` as settings. Raises UserError: it has another form."""
+    settings: dict[str, list[str]] = {}
+    for assignment in assignments:
+        stage, equals, reference = assignment.partition("=")
+        if not (stage and equals and reference):
+            raise UserError(
+                f"--then {assignment!r}: expected STAGE=package.module:Class, such as"
+                " caption=own.words:Clean"
+            )
+        settings.setdefault(f"{stage}.then", []).append(reference)
+    return settings
 
 
 def settings_with_tagger(

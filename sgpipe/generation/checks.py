@@ -14,6 +14,7 @@ from sgpipe.plugins import load_class
 from sgpipe.recipe import STAGES, EngineConfig, Recipe, SourceConfig, StageConfig, models_of
 from sgpipe.sources.extended_run import check_run
 from sgpipe.sources.hub import check_hub
+from sgpipe.stages.base import Stage
 from sgpipe.stages.caption.captioner import Captioner
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
@@ -110,11 +111,16 @@ def check_boxes(recipe: Recipe) -> None:
 
 
 def check_code(recipe: Recipe, stages: Collection[str]) -> None:
-    """What is named as a captioner or tagger of the user's own is one."""
+    """What is named as a captioner, tagger or stage of the user's own is one."""
     if recipe.caption.plugin is not None and "caption" in stages:
         load_class("captioner", recipe.caption.plugin, Captioner)
     if recipe.tag.plugin is not None and "tag" in stages:
         load_class("tagger", recipe.tag.plugin, Tagger)
+    for name, section in recipe.stages.items():
+        if section.then and name in recipe.absent:
+            raise UserError(f"{name}.then: the stage {name} does not run for this recipe; omit it")
+        for reference in section.own_stages if name in stages else ():
+            load_class("stage", reference, Stage)
 
 
 def check_captions(recipe: Recipe) -> None:

@@ -29,6 +29,7 @@ from sgpipe.recipe import AUTO_ON_CPU, STAGES, EngineConfig, Resources, StageCon
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.stages.own_stage import own_stages
 from sgpipe.storage.manifest import ShardEntry, WriterClaim
 from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
 from sgpipe.storage.source_index import read_records
@@ -163,7 +164,8 @@ class StageBuilder:
 
             names = detector_classes(self.plan.detect)
             classes = {name: number for number, name in enumerate(names, 1)}
-            stages.append(DetectStage(self.plan.detect, self.roots))
+            detect = DetectStage(self.plan.detect, self.roots)
+            stages += [detect, *own_stages(detect, self.plan.detect, self.roots)]
         stages += self.build(self.plan, self.roots, classes)
         stages = [stage for stage in stages if stage.section not in self.plan.skipped]
         for stage in stages:

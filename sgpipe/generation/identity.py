@@ -17,6 +17,7 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.files.locations import StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
+from sgpipe.plugins import code_identity
 from sgpipe.recipe import (
     STAGES,
     IdentityFacts,
@@ -128,6 +129,10 @@ def identity(recipe: Recipe, sharing: Collection[str] = ()) -> RunIdentity:
     parts["parse"] = {**parts["parse"], "model": parser_identity(recipe.parse)}
     if recipe.ground.detector is not None:
         parts["ground"] = recipe.ground.identity(facts) | recipe.pair.matching(facts)
+    for name, part in parts.items():
+        codes = [code_identity("stage", reference) for reference in sections[name].own_stages]
+        if codes:
+            parts[name] = {**part, "then": codes}
     return RunIdentity(
         seed=recipe.seed,
         format=recipe.source.format,
@@ -164,6 +169,12 @@ def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
             raise UserError(
                 f"{run}: its {role} {model} is code, which is not imported because a run names it;"
                 f" if you trust it, pass --{role} {model}"
+            )
+        if config.then and tuple(overrides.get(f"{stage}.then", ())) != config.then:
+            options = " ".join(f"--then {stage}={name}" for name in config.then)
+            raise UserError(
+                f"{run}: its {stage}.then is code, which is not imported because a run names it;"
+                f" if you trust it, pass {options}"
             )
     return recipe
 
@@ -266,7 +277,14 @@ class Reuse:
             raise UserError(
                 f"nothing differs from {run}: change a model or setting (--tagger), or omit --from"
             )
-        reused = _reusable(changes, before, now, recipe.parse)
+        reusable = _reusable(changes, before, now, recipe.parse)
+        # what a stage of the user's own changes may be in any column
+        reused = [*takewhile(lambda stage: not recipe.stages[stage].then, reusable)]
+        if reusable and not reused:
+            raise UserError(
+                f"nothing of {run} can be reused: {reusable[0]}.then may change any column; omit"
+                " --from"
+            )
         if not reused:
             first_changes = next(filter(None, changes.values()))
             raise UserError(

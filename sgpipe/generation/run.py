@@ -43,7 +43,7 @@ from sgpipe.storage.run_folder import (
     check_output,
 )
 from sgpipe.storage.source_index import SourceIndex
-from sgpipe.utils.console import Progress, count
+from sgpipe.utils.console import Progress, count, listed
 from sgpipe.utils.ray_cluster import prepare_ray
 
 
@@ -71,6 +71,8 @@ def generate(
         EngineError: the work could not be finished, and what is committed stays.
     """
     progress = progress or Progress()
+    if recipe.own_code:
+        progress.say(f"importing {listed(recipe.own_code)}, which the recipe names")
     plan = resolve(recipe, Path(out), None if parent is None else str(parent))
     if plan.reuse is not None:
         progress.say(str(plan.reuse))

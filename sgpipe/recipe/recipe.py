@@ -80,6 +80,18 @@ class Recipe(Config):
         return {name for name, is_run in runs.items() if not is_run}
 
     @property
+    def own_code(self) -> list[str]:
+        """Return the names of the code of the user's own that the stages import. Raises UserError:
+        `then` has no such name.
+        """
+        references: list[str] = []
+        for section in self.stages.values():
+            if section.plugin is not None:
+                references.append(section.plugin)
+            references += section.own_stages
+        return references
+
+    @property
     def needs_captions(self) -> bool:
         """Return whether captions must be given: nothing else states candidates, and no model
         captions.

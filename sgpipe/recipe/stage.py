@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field
 
+from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, text_sha256
+from sgpipe.plugins import reference_of
 from sgpipe.recipe.models import PackagedModel
 from sgpipe.utils.config_file import Config
 from sgpipe.utils.hashing import model_sha256
@@ -93,6 +95,21 @@ class StageConfig(Config):
         device: str = "auto"
         resources: Resources = Resources()
 
+    then: tuple[str, ...] = Field(
+        (), description="stages of your own that run after this one: package.module:Class"
+    )
+
+    @property
+    def own_stages(self) -> list[str]:
+        """`package.module:Class` of each stage in `then`. Raises UserError: it is no such name."""
+        references = []
+        for name in self.then:
+            reference = reference_of("stage", name)
+            if reference is None:
+                raise UserError(f"then: {name!r} is no stage; expected package.module:Class")
+            references.append(reference)
+        return references
+
     @property
     def named_model(self) -> str | None:
         """The model that the recipe names."""
@@ -142,6 +159,8 @@ class StageConfig(Config):
         settings = self.model_dump(mode="json", exclude=_DISTRIBUTION | set(unused))
         if settings.get("endpoint") is not None:
             settings["endpoint"] = SERVED
+        if not self.then:
+            del settings["then"]
         return settings
 
     def identity(self, facts: IdentityFacts) -> StageIdentity:

@@ -19,7 +19,7 @@ from rlip_model.training.gpu_utilization import GpuUtilization
 from sgpipe.errors import ImageError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.images import open_ahead
-from sgpipe.recipe import Resources
+from sgpipe.recipe import Resources, StageConfig
 from sgpipe.records import Record
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.utils.devices import pick_device
@@ -61,6 +61,13 @@ class Stage:
     resources: Resources
     cache_folder: CacheFolder | None = None
     device: torch.device | None = None
+
+    def __init__(self, config: StageConfig) -> None:
+        """`config`: the section of the stage; one of the user's own gets that of the stage before
+        it.
+        """
+        self.config: Any = config
+        self.resources = config.resources
 
     @property
     def section(self) -> str:

@@ -6,6 +6,7 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import StagePlan
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import LoadStage, Stage
+from sgpipe.stages.own_stage import own_stages
 from sgpipe.stages.pair import PairStage, TripletCount
 
 _WITH_SYNONYMS = ("coco", "objects365")  # datasets that have a packaged table
@@ -35,7 +36,12 @@ def build_stages(
         stages.append(GroundStage(plan, roots, classes, synonyms))
     stages.append(_pair_stage(plan, roots, class_names, synonyms, known))
     stages.append(_tag_stage(plan, roots, class_names))
-    return stages
+    followed: list[Stage] = []
+    for stage in stages:
+        followed.append(stage)
+        if stage.section not in plan.skipped:
+            followed += own_stages(stage, plan.section(stage.section), roots)
+    return followed
 
 
 def synonym_table(dataset: str, class_names: Sequence[str]) -> str:

@@ -178,6 +178,7 @@ def test_a_package_that_is_installed_gives_short_names(package, yolo, tmp_path):
         "evaluator": ["predicates"],
         "format": ["lines"],
         "source": ["yolo"],
+        "stage": ["clean"],
         "tagger": ["near"],
     }
     for kind in get_args(Kind):

@@ -18,7 +18,9 @@ from sgpipe.records import Relation
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, RelationKey
 from sgpipe.training.data.scan import JudgedRelation, judged_relations, scan_training
 from sgpipe.training.data.stream import ShardFeed, StepStream
-from sgpipe.training.recipe import DataConfig, ShardsConfig
+from sgpipe.training.job import TrainingJob
+from sgpipe.training.recipe import DataConfig, ShardsConfig, TrainRecipe
+from sgpipe.training.run import _identity
 from tests.sgpipe.stats.runs import judge
 from tests.sgpipe.training.data.runs import data, make_run, plain_record
 from tests.sgpipe.training.trainings import different, steps, training, weights
@@ -178,3 +180,21 @@ def test_a_training_with_judgements_is_another_one_and_resumes(tmp_path: Path) -
     for changes in ({"kind": "pretrain"}, {"data__val": both}):
         with pytest.raises(UserError, match="R-Tagger only"):
             training(run, tmp_path / "refused", **{"data__train": both, **changes})
+
+
+def test_a_training_with_other_judgements_is_another_one(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [plain_record("0"), plain_record("1")])
+    part = ShardsConfig(shards=tmp_path / "run", judged=True)
+    recipe = TrainRecipe(data=data(part, val=()))
+
+    def judgements() -> object:
+        job = TrainingJob(recipe, tmp_path, scan_training(recipe.data), None)
+        return _identity(job)["data"]["judgements"]
+
+    write_answers(tmp_path / "run", (key(0), RIGHT))
+    first = judgements()
+    assert judgements() == first
+    write_answers(tmp_path / "run", (key(0), RIGHT), by="bob")  # who says the same
+    assert judgements() == first
+    write_answers(tmp_path / "run", (key(1), {"judgement": "wrong"}), by="carol")
+    assert judgements() != first

@@ -1,0 +1,100 @@
+"""A stage of the user's own, which runs after one of sgpipe's: what it returns is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from sgpipe.errors import UserError
+from sgpipe.files.image_roots import ImagePlace
+from sgpipe.plugins import failures_told, load_class
+from sgpipe.recipe import StageConfig
+from sgpipe.records import Record, to_table, type_fault
+from sgpipe.stages.base import ImageStage, Stage
+from sgpipe.storage.shards import row_faults
+
+
+class OwnStage(Stage):
+    """A stage that `package.module:Class` names, in the process of the stage before it.
+
+    Args:
+        reference: the name.
+        after: the stage before it.
+        config: the section of that stage, which the class gets.
+        roots: the images of each split, which an `ImageStage` gets.
+
+    Raises:
+        UserError: there is no such class, or it cannot be made.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        after: Stage,
+        config: StageConfig,
+        roots: Mapping[str, ImagePlace],
+    ) -> None:
+        self.reference = reference
+        self.resources = after.resources
+        self._section = after.section
+        stage_class = load_class("stage", reference, Stage)
+        self.name = stage_class.__name__
+        with failures_told("stage", reference):
+            if issubclass(stage_class, ImageStage):
+                self._stage: Stage = stage_class(config, roots)
+            else:
+                self._stage = stage_class(config)
+        self._stage.name = self.name
+        self._stage.resources = self.resources
+
+    @property
+    def section(self) -> str:
+        return self._section
+
+    def check(self) -> None:
+        with failures_told("stage", self.reference):
+            self._stage.check()
+
+    def setup(self) -> None:
+        with failures_told("stage", self.reference):
+            self._stage.setup()
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        images = [(record.split, record.image_id) for record in records]
+        with failures_told("stage", self.reference):
+            returned: object = self._stage(records)
+            return self.checked(returned, images)
+
+    def checked(self, records: object, images: Sequence[tuple[str, str]]) -> list[Record]:
+        """Return what the stage returns.
+
+        Args:
+            images: the split and id of each record that it got.
+
+        Raises:
+            UserError: it is not the records of these images, in their order, or a value of one
+                cannot be stored.
+        """
+        items = list(records) if isinstance(records, Iterable) else []
+        if not all(isinstance(item, Record) for item in items) or images != [
+            (record.split, record.image_id) for record in items
+        ]:
+            raise UserError(
+                f"stage {self.reference} returns other records than it got: return all of them, in"
+                " their order; record.fail(self.name, 'why') makes an error row of one"
+            )
+        for record in items:
+            fault = type_fault(record)
+            if fault is not None:
+                raise UserError(f"stage {self.reference}: image {record.image_id!r}: {fault}")
+        for split in {split for split, _ in images}:
+            table = to_table(record for record in items if record.split == split)
+            for fault in row_faults(table, split):
+                raise UserError(f"stage {self.reference}: {fault}")
+        return items
+
+
+def own_stages(
+    after: Stage, config: StageConfig, roots: Mapping[str, ImagePlace]
+) -> list[OwnStage]:
+    """Return the stages of the user's own that run after a stage, by its section of the recipe."""
+    return [OwnStage(reference, after, config, roots) for reference in config.own_stages]
