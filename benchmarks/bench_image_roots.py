@@ -35,8 +35,8 @@ from sgpipe.files.locations import StorePath
 from sgpipe.recipe import StagePlan, load_recipe, with_model_folders
 from sgpipe.records import to_table
 from sgpipe.sources.opening import open_source
-from sgpipe.stages.base import StageRunner
 from sgpipe.stages.build import build_stages
+from sgpipe.stages.runner import StageRunner
 
 UNIT = 100
 SMALL = {

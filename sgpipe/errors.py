@@ -38,6 +38,10 @@ class ImageError(UserError):
     """
 
 
+class ComputationError(UserError):
+    """A model fails on an image, such as by NaN or a full memory; it may do better on others."""
+
+
 class EngineError(Exception):
     """The work could not be finished; what is committed stays."""
 
@@ -56,6 +60,10 @@ class MachinesLostError(WorkersLostError):
 
 class StoreError(OSError):
     """An object store refused an operation; the message is one line that names the store."""
+
+
+class TakenOverError(StoreError):
+    """Another run writes into the store."""
 
 
 def check_share(name: str, value: float) -> float:

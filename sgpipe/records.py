@@ -218,6 +218,26 @@ class Record:
     def ok(self) -> bool:
         return self.status == "ok"
 
+    def copy(self) -> Record:
+        """Return a record with lists of its own, of the same boxes, captions and so on."""
+        return Record(
+            self.image_id,
+            self.dataset,
+            self.split,
+            self.file_name,
+            self.width,
+            self.height,
+            self.objects.copy(),
+            self.captions.copy(),
+            self.triplets.copy(),
+            self.pairs.copy(),
+            self.relations.copy(),
+            self.status,
+            self.error,
+            self.left_out.copy(),
+            self.mentions,
+        )
+
     def fail(self, stage: str, reason: str) -> None:
         """Turn the record into an error row, which has no relations; later stages skip it."""
         self.status = "error"

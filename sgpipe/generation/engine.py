@@ -2,7 +2,7 @@
 
 The driver plans and commits, and imports no model code. A local worker reads, labels and writes one
 unit after the other. A unit whose worker has crashed goes to `IsolatedRunner`, which finds the
-image responsible.
+image responsible; one whose store does not answer goes back to the queue.
 """
 
 import math
@@ -16,20 +16,31 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgpipe.errors import CodeError, EngineError, UserError, first_line, format_os_error
+from sgpipe.errors import (
+    CodeError,
+    EngineError,
+    StoreError,
+    TakenOverError,
+    UserError,
+    first_line,
+    format_os_error,
+)
 from sgpipe.files.image_roots import ImageRoot
-from sgpipe.files.locations import Location, open_file
+from sgpipe.files.locations import AccessError, Location, open_file
 from sgpipe.recipe import AUTO_ON_CPU, STAGES, EngineConfig, Resources, StageConfig, StagePlan
 from sgpipe.records import Record, from_table
-from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
+from sgpipe.stages.base import Stage
 from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.stages.failures import Failure, FailuresInARowError, ImageLimits
 from sgpipe.stages.own_stage import own_stages
+from sgpipe.stages.runner import IsolatedRunner, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry, WriterClaim
 from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
 from sgpipe.storage.source_index import read_records
@@ -49,7 +60,7 @@ _LOCAL_IMAGES = 2000
 
 _IMAGES_PER_WORKER = 64  # the packaged models label this many while a worker imports them
 _PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
-_TRIES = 3  # of a unit whose worker crashes
+_TRIES = 3  # of a unit whose worker crashes, and of each worker while a store does not answer
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -68,6 +79,26 @@ class WorkUnit:
     @property
     def rows(self) -> int:
         return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class LabelledUnit:
+    """A shard that is written, and the images of it on which stages failed."""
+
+    shard: ShardEntry
+    failures: list[Failure]
+
+    @property
+    def rows(self) -> int:
+        return self.shard.rows
+
+
+@dataclass(frozen=True)
+class PostponedUnit:
+    """A unit that goes back to the queue: a store did not answer, for this reason."""
+
+    unit: WorkUnit
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -93,14 +124,14 @@ class UnitReader:
 
 @dataclass(frozen=True)
 class UnitWriter:
-    """The finished records of a work unit → its shard. Raises StoreError: another run has claimed
-    the store.
+    """The finished records of a work unit → its shard. Raises TakenOverError: another run has
+    claimed the store.
     """
 
     storage: Location
     claim: WriterClaim | None = None
 
-    def __call__(self, unit: WorkUnit, records: list[Record], usage: Usage) -> ShardEntry:
+    def __call__(self, unit: WorkUnit, records: list[Record], usage: Usage) -> LabelledUnit:
         if unit.errors_only and unit.replaces:
             redone = iter(records)
             earlier = from_table(read_file(self.storage / unit.replaces))
@@ -111,7 +142,7 @@ class UnitWriter:
         if self.claim:  # or a run that was taken over would replace shards of the later one
             self.claim.check()
         entry = write_shard(self.storage, name, unit.split, unit.start, records, seconds)
-        return replace(entry, gpus=usage.gpus)
+        return LabelledUnit(replace(entry, gpus=usage.gpus), usage.failures)
 
 
 def cut_units(
@@ -194,12 +225,14 @@ class Engine(Protocol):
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-    ) -> Generator[ShardEntry]:
-        """Yield each shard as soon as it is written. An image that crashes its worker twice becomes
-        an error row.
+    ) -> Generator[LabelledUnit]:
+        """Yield each unit as soon as its shard is written. An image on which a stage fails, or that
+        crashes its worker twice, becomes an error row.
 
-        Raises UserError: a stage refused its input; EngineError: the disk is full, or a stage
-        failed.
+        Raises:
+            UserError: the user has to change something.
+            EngineError: the disk is full, a store or server does not answer, or a worker fails.
+            FailuresInARowError: every image fails.
         """
 
     def close(self) -> None:
@@ -211,12 +244,46 @@ def plain_error(error: Exception) -> UserError | EngineError:
     """Return an error that can be sent to the driver: other classes may need more than a
     message.
     """
-    if isinstance(error, CodeError):
+    if isinstance(error, CodeError | FailuresInARowError):
         return error
     if isinstance(error, UserError | EngineError):
         return (UserError if isinstance(error, UserError) else EngineError)(str(error))
     failed = f"a worker failed: {type(error).__name__}: {first_line(error)}"
     return EngineError(format_os_error(error) if isinstance(error, OSError) else failed)
+
+
+def unlabelled(unit: WorkUnit, error: Exception) -> PostponedUnit | UserError | EngineError:
+    """Return what an exception means for a unit: it is tried again, or the run ends."""
+    is_final = isinstance(error, AccessError | TakenOverError)
+    if isinstance(error, StoreError) and not is_final:
+        return PostponedUnit(unit, str(error))
+    return plain_error(error)
+
+
+class Patience:
+    """Ends a run whose store answers no worker.
+
+    Attributes:
+        workers: how many ask the store.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._in_a_row = 0
+
+    def postpone(self, postponed: PostponedUnit) -> None:
+        """Raises EngineError: every worker has tried several times, and no unit was finished."""
+        self._in_a_row += 1
+        if self._in_a_row >= _TRIES * self.workers:
+            raise EngineError(postponed.reason)
+
+    def restore(self) -> None:
+        """A unit is finished."""
+        self._in_a_row = 0
+
+
+def limits_of(engine: EngineConfig) -> ImageLimits:
+    return ImageLimits(engine.max_errors, engine.image_timeout)
 
 
 def runs_locally(engine: EngineConfig, stages: StagePlan, images: float) -> bool:
@@ -341,6 +408,7 @@ class LocalEngine(Engine):
         resources = stages.resources
         cpus = engine.cpus or usable_cpus()
         self._unit_size = engine.unit_size
+        self._limits = limits_of(engine)
         self._gpus = usable_gpus() if any(resource.gpus for resource in resources) else 0
         self._threads = max(1, *(int(resource.cpus) for resource in resources))
         actors = [resource.actors for resource in resources if resource.actors]
@@ -376,12 +444,12 @@ class LocalEngine(Engine):
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-    ) -> Generator[ShardEntry]:
+    ) -> Generator[LabelledUnit]:
         left = deque(units)
         crashes = Counter[WorkUnit | None]()
-        work, isolated = (
-            (self._stages, reader, writer, kind) for kind in (StageRunner, IsolatedRunner)
-        )
+        patience = Patience(self.max_workers)
+        work = (self._stages, reader, writer, partial(StageRunner, limits=self._limits))
+        isolated = (self._stages, reader, writer, partial(IsolatedRunner, limits=self._limits))
         target = min(self._first, len(units))
         patience_ends = float("inf")
         for process in self._processes:
@@ -415,6 +483,11 @@ class LocalEngine(Engine):
                 process.unit = None
                 if isinstance(answer, Exception):
                     raise answer
+                if isinstance(answer, PostponedUnit):
+                    patience.postpone(answer)
+                    left.append(answer.unit)
+                    continue
+                patience.restore()
                 patience_ends = min(patience_ends, time.monotonic() + _PATIENCE)
                 yield answer
             if left and time.monotonic() > patience_ends:
@@ -458,7 +531,7 @@ def serve(pipe: int, lifeline: int) -> None:
                 runner = runner or kind(stages())
                 answer = writer(message, *runner(reader(message)))
             except Exception as error:  # noqa: BLE001 - not swallowed but passed on
-                answer = plain_error(error)
+                answer = unlabelled(message, error)
             connection.send(answer)
         else:
             with suppress(

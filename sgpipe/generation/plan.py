@@ -27,8 +27,8 @@ from sgpipe.generation.engine import Engine, LocalEngine, UnitReader, UnitWriter
 from sgpipe.generation.resolve import resolve
 from sgpipe.generation.run import LabellingRun
 from sgpipe.recipe import STAGES, Recipe
-from sgpipe.stages.base import COMPILATION
 from sgpipe.stages.endpoint import RequestCache
+from sgpipe.stages.runner import COMPILATION
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import REQUESTS, RunFolder
 from sgpipe.utils.console import Progress, count, duration, print_rows
@@ -228,9 +228,9 @@ def _label(
 ) -> Iterator[_Labelled]:
     """Yield the shards of a sample, until patience ends."""
     ends = math.inf
-    with closing(engine.run(units, reader, writer)) as shards:
-        for shard in shards:
-            labelled = _Labelled(time.monotonic(), shard)
+    with closing(engine.run(units, reader, writer)) as done:
+        for unit in done:
+            labelled = _Labelled(time.monotonic(), unit.shard)
             if math.isinf(ends):
                 ends = labelled.time - labelled.computed + PATIENCE
             yield labelled

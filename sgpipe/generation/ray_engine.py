@@ -38,16 +38,20 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError
 from sgpipe.generation.engine import (
     Engine,
+    LabelledUnit,
+    Patience,
+    PostponedUnit,
     StageBuilder,
     UnitReader,
     UnitWriter,
     WorkUnit,
     cut_units,
-    plain_error,
+    limits_of,
+    unlabelled,
 )
 from sgpipe.recipe import EngineConfig, Resources
-from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
-from sgpipe.storage.manifest import ShardEntry
+from sgpipe.stages.base import Stage
+from sgpipe.stages.runner import IsolatedRunner, StageRunner, Usage
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus, room_for
 from sgpipe.utils.ray_cluster import (
@@ -150,19 +154,19 @@ class Worker:
     def __call__(self, block: pa.Table) -> pa.Table:
         if _WORK not in block.column_names:
             return block
+        unit, records, usage = block[_WORK][0].as_py()
         try:
             mine = software()
             if mine != self.driver:
                 machine = f"machine {socket.gethostname()} has {mine}"
                 raise UserError(f"{machine}, this one {self.driver}: install the same on all")
-            unit, records, usage = block[_WORK][0].as_py()
             records, own = self.runner(self.reader(unit) if self.reader else records)
             usage.add(own)
             if self.writer:
                 return _block(_ANSWER, self.writer(unit, records, usage))
             return _block(_WORK, (unit, records, usage))
         except (UserError, EngineError, OSError) as error:
-            return _block(_ANSWER, plain_error(error))
+            return _block(_ANSWER, unlabelled(unit, error))
 
 
 class RayEngine(Engine):
@@ -203,22 +207,27 @@ class RayEngine(Engine):
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-    ) -> Generator[ShardEntry]:
+    ) -> Generator[LabelledUnit]:
         """As `Engine.run`.
 
         When workers or machines are lost more often than Ray replaces them, the remaining units
         start again on what is left of the cluster, as long as that makes progress; an image that
-        kills its worker becomes an error row.
+        kills its worker becomes an error row. Units whose store did not answer start again, too.
         """
         left = {(unit.split, unit.start): unit for unit in units}
+        patience = Patience(max(self.workers.values()))
         kind: type[StageRunner | IsolatedRunner] = StageRunner
         while left:
             before = len(left)
             try:
-                with closing(self._run_once(list(left.values()), reader, writer, kind)) as shards:
-                    for shard in shards:
-                        del left[shard.split, shard.start]
-                        yield shard
+                with closing(self._run_once(list(left.values()), reader, writer, kind)) as answers:
+                    for answer in answers:
+                        if isinstance(answer, PostponedUnit):
+                            patience.postpone(answer)
+                            continue
+                        patience.restore()
+                        del left[answer.shard.split, answer.shard.start]
+                        yield answer
             except MachinesLostError:
                 continue
             except WorkersLostError:
@@ -228,7 +237,7 @@ class RayEngine(Engine):
 
     def _run_once(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, kind: type[Any]
-    ) -> Generator[ShardEntry]:
+    ) -> Generator[LabelledUnit | PostponedUnit]:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         warnings.filterwarnings(
             "ignore", "The minimum number of concurrent actors"
@@ -261,7 +270,8 @@ class RayEngine(Engine):
         )
         for i, pool in enumerate(pools):
             ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
-            arguments = (kind(pool.stages), *ends, software(), pool.resources.gpus or 0)
+            runner = kind(pool.stages, limits_of(self._config))
+            arguments = (runner, *ends, software(), pool.resources.gpus or 0)
             graph = _mapped(
                 graph, Worker, arguments, pool.needs, name, list(islice(bundles, pool.actors))
             )
@@ -270,11 +280,12 @@ class RayEngine(Engine):
             with _watch(name, placed, self._losses) as advanced:
                 for row in graph.iter_rows():
                     advanced.set()
-                    shard = row[_ANSWER]
-                    if isinstance(shard, Exception):
-                        raise shard
-                    yield shard
-                    leaving = limit.leave.remote((shard.split, shard.start))
+                    answer = row[_ANSWER]
+                    if isinstance(answer, Exception):
+                        raise answer
+                    yield answer
+                    done = answer.unit if isinstance(answer, PostponedUnit) else answer.shard
+                    leaving = limit.leave.remote((done.split, done.start))
                 if leaving is not None:
                     ray.wait(
                         [leaving], timeout=_LEAVE_SECONDS

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from sgpipe.files.hub import fetch_models
+from sgpipe.generation.budget import ErrorBudget
 from sgpipe.generation.engine import (
     Engine,
     LocalEngine,
@@ -275,10 +276,11 @@ class LabellingRun:
         keep_indexes(self.roots, folder)
         described = {shard.split for shard in self.manifest.shards}
         writer = UnitWriter(folder.storage, folder.claim)
+        budget = ErrorBudget(self.plan.engine.max_errors, folder.private)
         with (
             mirror.copied(),
             self.progress.images(meter.queue) as advance,
-            closing(self.engine.run(units, self.reader(), writer)) as shards,
+            closing(budget.shards(self.engine.run(units, self.reader(), writer))) as shards,
         ):
             for shard in shards:
                 written = self._time_of(shard)
@@ -292,6 +294,9 @@ class LabellingRun:
                     self.progress.say(note)
         for line in meter.summary():
             self.progress.say(line)
+        failed = budget.note()
+        if failed:
+            self.progress.say(failed)
         self._say_unusable_answers()
         folder.sweep(self.manifest)
 

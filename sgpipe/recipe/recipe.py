@@ -40,6 +40,15 @@ class EngineConfig(Config):
         None, description="object store for the shards, such as s3://bucket/labels"
     )
     cpus: int | None = Field(None, ge=1, description="CPUs to use on this machine; null: all")
+    max_errors: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of images on which stages may fail, after the first 200; 1: all",
+    )
+    image_timeout: float | None = Field(
+        None, gt=0, description="seconds per image after which a stage has failed; null: never"
+    )
 
 
 class Recipe(Config):

@@ -1,21 +1,13 @@
-"""The `Stage` protocol (records in, records out; no Ray), and running stages here or in a child
-that may crash.
-"""
+"""The `Stage` protocol: records in, records out; no Ray."""
 
 from __future__ import annotations
 
-import multiprocessing
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from rlip_model.training.gpu_utilization import GpuUtilization
 from sgpipe.errors import ImageError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.images import open_ahead
@@ -27,34 +19,16 @@ from sgpipe.utils.devices import pick_device
 if TYPE_CHECKING:
     import torch
 
-COMPILATION = "compilation"  # beside the names of stages
-
-
-@dataclass
-class Usage:
-    """What stages took for some records: seconds (of "compilation" apart) and `gpu_use`, by
-    stage.
-    """
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def add(self, other: Usage) -> None:
-        for name, seconds in other.seconds.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self.gpus |= other.gpus
-
-
-StageOutput = tuple[list[Record], Usage]
-
 
 class Stage:
     """One step of the pipeline: fills columns of every record that is ok, and returns all in their
     original order.
 
-    An unreadable image becomes an error row (`Record.fail`); an exception means that the stage
-    itself cannot run. `cache_folder`: where the answers of a served model are kept; None: nowhere.
-    `device`: of its model, if it has one; "meta" if that is behind an endpoint.
+    An unreadable image becomes an error row (`Record.fail`); so does one on which a stage fails, by
+    an exception, when it gets no other (see `stages.runner`).
+
+    `cache_folder`: where the answers of a served model are kept; None: nowhere. `device`: of its
+    model, if it has one; "meta" if that is behind an endpoint.
     """
 
     name: str
@@ -184,119 +158,3 @@ class LoadStage(ImageStage):
         for _ in self.opened(records if self.opens else (), lambda image, file: None):
             pass
         return records
-
-
-class StageRunner:
-    """Sets up its stages on the first call."""
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self.stages = stages
-        self._ready = False
-        self._compiled: dict[str, float] = {}
-
-    def set_up(self) -> None:
-        """Raises UserError: a stage cannot be set up."""
-        if not self._ready:
-            for stage in self.stages:
-                stage.setup()
-            self._ready = True
-
-    def __call__(self, records: list[Record]) -> StageOutput:
-        self.set_up()
-        usage = Usage()
-        for stage in self.stages:
-            began = time.perf_counter()
-            with GpuUtilization(stage.device) as gpu:
-                records = stage(records)
-            seconds = time.perf_counter() - began
-            use = stage.gpu_use()
-            share = gpu.read()
-            if share is not None:
-                use["utilization"] = round(share, 3)
-            total = use.pop("compilation", 0.0)
-            compiled = total - self._compiled.get(stage.name, 0.0)
-            self._compiled[stage.name] = total
-            apart = {COMPILATION: compiled} if compiled else {}
-            gpus = {stage.name: use} if use else {}
-            usage.add(Usage({stage.name: max(seconds - compiled, 0.0), **apart}, gpus))
-        return records, usage
-
-
-class IsolatedRunner:
-    """A `StageRunner` in a child process: an image that crashes it twice, alone at last, becomes an
-    error row.
-    """
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self.stages = stages
-        self._pipe: Connection | None = None
-
-    def __call__(self, records: list[Record]) -> StageOutput:
-        output = self._run(records)
-        if output is not None:
-            return output
-        if len(records) == 1:
-            output = self._run(records)
-            if output is not None:
-                return output
-            records[0].fail("worker", "the worker crashed twice on this image")
-            return records, Usage()
-        middle = len(records) // 2
-        (first, usage), (second, more) = self(records[:middle]), self(records[middle:])
-        usage.add(more)
-        return first + second, usage
-
-    def _run(self, records: list[Record]) -> StageOutput | None:
-        """Return the output of the child process, or None if it crashed. Raises whatever a stage
-        raises.
-        """
-        pipe = self._pipe or self._start()
-        try:
-            pipe.send(records)
-            reply = pipe.recv()
-        except (EOFError, OSError):
-            self._pipe = None
-            return None
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
-
-    def _start(self) -> Connection:
-        """Raises UserError: a stage cannot be set up; RuntimeError: the process crashed during
-        setup.
-        """
-        context = multiprocessing.get_context("spawn")
-        pipe, child_end = context.Pipe()
-        process = context.Process(target=_serve, args=(self.stages, child_end), daemon=True)
-        process.start()
-        child_end.close()
-        try:
-            failed = pipe.recv()
-        except EOFError:
-            process.join()
-            names = ", ".join(stage.name for stage in self.stages)
-            raise RuntimeError(
-                f"a worker crashed while setting up {names} (exit code {process.exitcode})"
-            ) from None
-        if failed is not None:
-            raise failed
-        self._pipe = pipe
-        return pipe
-
-
-def _serve(stages: Sequence[Stage], pipe: Connection) -> None:
-    """Set up, then answer record lists until the parent closes the pipe."""
-    runner = StageRunner(stages)
-    work: Callable[[], Any] = runner.set_up
-    while True:
-        try:
-            outcome = work()
-        # The parent raises it again: a process that ended with it would be taken for one that
-        # crashed on an image.
-        except Exception as reason:  # noqa: BLE001
-            outcome = reason
-        pipe.send(outcome)
-        try:
-            work = partial(runner, pipe.recv())
-        except EOFError:
-            return

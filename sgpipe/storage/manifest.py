@@ -21,7 +21,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from sgpipe.errors import StoreError, UserError, existing_folder, os_error_reason
+from sgpipe.errors import (
+    StoreError,
+    TakenOverError,
+    UserError,
+    existing_folder,
+    os_error_reason,
+)
 from sgpipe.files.image_roots import (
     ImagePlace,
     ImageRoot,
@@ -49,7 +55,7 @@ class ShardEntry:
     """One committed shard: rows `start` to `stop` of its split's source, in `file` (relative to the
     run).
 
-    seconds, gpus: what it took, as in `stages.base.Usage`.
+    seconds, gpus: what it took, as in `stages.runner.Usage`.
     """
 
     split: str
@@ -423,8 +429,8 @@ class WriterClaim:
             )
 
     def check(self) -> None:
-        """Raises StoreError: another run has claimed the store."""
+        """Raises TakenOverError: another run has claimed the store."""
         if self._file.read() != self._content:
-            raise StoreError(
+            raise TakenOverError(
                 f"{self._store.uri}: another run took over; what this one committed there is kept"
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlip_model.gpu_memory import is_out_of_memory
-from sgpipe.errors import UserError
+from sgpipe.errors import ComputationError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,7 +29,7 @@ _COMPILING = Lock()  # of this process, in which PyTorch compiles one function a
 GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the last one
 
 
-class MemoryFullError(UserError):
+class MemoryFullError(ComputationError):
     """The memory of a GPU is full."""
 
 
@@ -78,8 +78,8 @@ class GpuMemory:
     def compute(
         self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]
     ) -> list[Result]:
-        """Return the result of each item of a batch. Raises UserError: an item alone is too
-        large.
+        """Return the result of each item of a batch. Raises MemoryFullError: an item alone is
+        too large.
         """
         if not self._is_scarce:
             with suppress(MemoryFullError), enough_memory(self._device, self._remedy), self._places:
@@ -117,7 +117,7 @@ class GpuMemory:
 
 @contextmanager
 def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
-    """Raises UserError, with the remedy, if the GPU's memory is full."""
+    """Raises MemoryFullError, with the remedy, if the GPU's memory is full."""
     try:
         yield
         return

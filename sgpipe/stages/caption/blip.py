@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from rlip_model.gpu_memory import is_out_of_memory, send
-from sgpipe.errors import UserError
+from sgpipe.errors import ComputationError, UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
@@ -172,7 +172,7 @@ def nucleus(
 
 def check_finite(finite: bool, sampling: CaptionConfig) -> None:
     if not finite:
-        raise UserError(
+        raise ComputationError(
             f"the scores of {sampling.captioner} are not finite: its weights are damaged, or"
             " caption.temperature or caption.repetition_penalty is close to 0"
         )
@@ -563,7 +563,7 @@ def sample_captions(
     [SEP]. `recorded`: of this prompt and sampling; replayed if it is of as many images and of the
     decoder's width.
 
-    Raises UserError: the scores are not finite.
+    Raises ComputationError: the scores are not finite.
     """
     samples = sampling.samples
     width = decoder.width

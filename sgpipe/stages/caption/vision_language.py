@@ -27,13 +27,14 @@ from transformers import (
 from transformers.generation import utils
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from sgpipe.errors import UserError, first_line
+from sgpipe.errors import ComputationError, UserError, first_line
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.blip import check_finite, draw, process
 from sgpipe.stages.caption.captioner import EXAMPLE, CaptionInput, ChatCaptioner
 from sgpipe.stages.endpoint import ChatRequest, Choice, Refusal
+from sgpipe.stages.failures import is_gpu_failure
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory
 from sgpipe.utils.prefetch import prefetch
@@ -253,9 +254,9 @@ class VisionLanguageCaptioner(ChatCaptioner):
         try:
             with enough_memory(self.device, _REMEDY):
                 return function(item)
-        except (
-            checkpoint.MISFITS
-        ) as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
+        except checkpoint.MISFITS as reason:  # as of Qwen's processor for a strip of 1 x 201 pixels
+            if is_gpu_failure(reason):  # then no image can be processed
+                raise
             return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
 
     def _read(self, request: ChatRequest) -> Any:
@@ -285,15 +286,15 @@ class VisionLanguageCaptioner(ChatCaptioner):
             [logits[tokens].logsumexp(0) for tokens in self.yes_and_no]
         ).log_softmax(0)
         if shares.isnan().any():
-            raise UserError(f"{self.name} returns NaN: its weights are damaged")
+            raise ComputationError(f"{self.name} returns NaN: its weights are damaged")
         return dict(zip(("yes", "no"), shares.tolist(), strict=True))
 
     @torch.inference_mode()
     def _decode(
         self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0
     ) -> list[str]:
-        """Return the text of each sample, without special tokens. Raises UserError: the scores are
-        not finite.
+        """Return the text of each sample, without special tokens. Raises ComputationError: the
+        scores are not finite.
         """
         inputs = inputs.to(self.device, self.dtype)
         if self.config.decoding == "beam":
@@ -326,7 +327,7 @@ def sample_nucleus(
     lengths are those of `generation_config`; the repetition penalty counts the tokens of the
     caption, not those of the prompt.
 
-    Raises UserError: scores are not finite.
+    Raises ComputationError: scores are not finite.
     """
     prompt = input_ids.shape[1]
     max_new_tokens = generation_config.max_new_tokens

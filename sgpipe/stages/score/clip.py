@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from sgpipe.errors import UserError, import_extra
+from sgpipe.errors import ComputationError, UserError, import_extra
 from sgpipe.records import Box, Relation
 from sgpipe.stages.checkpoint import load_part, load_weights, loading
 from sgpipe.stages.score.scorer import NO_AREA, Score, contrast_texts, marked_crop, relation_text
@@ -80,13 +80,13 @@ class ClipScorer:
         return dict(zip(crops, embedded, strict=True))
 
     def _probability(self, crop: Tensor, texts: Sequence[str]) -> float:
-        """Return how probable the first text is; `crop`: its embedding. Raises UserError: it is
-        NaN.
+        """Return how probable the first text is; `crop`: its embedding. Raises ComputationError:
+        it is NaN.
         """
         logits = self.clip.scale * (self.clip.embed_texts(texts) @ crop).double()
         share = float((logits[0] - logits[1:].logsumexp(0) + math.log(len(texts) - 1)).sigmoid())
         if share != share:
-            raise UserError(f"CLIP model {self.model} returns NaN: its weights are damaged")
+            raise ComputationError(f"CLIP model {self.model} returns NaN: its weights are damaged")
         return share
 
 

@@ -26,7 +26,7 @@ from rlip_model.model import RTagger
 from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, LabelFeatures, pad_labels
 from sgpipe.calibration import threshold_of_recipe
-from sgpipe.errors import UserError
+from sgpipe.errors import ComputationError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import PairConfig, TagConfig
@@ -393,7 +393,7 @@ class TagStage(ImageStage):
         relations: list[Relation] = []
         for batch, of_batch in zip(source.batches, scores, strict=True):
             if not bool(of_batch.isfinite().all()):  # a threshold would silently drop NaN
-                raise UserError(
+                raise ComputationError(
                     f"tagger {self.config.tagger} returns NaN scores in"
                     f" {source.record.file_name!r}: its training diverged, or its weights are"
                     " damaged"

@@ -12,11 +12,19 @@ import pytest
 from rich.console import Console
 
 from sgpipe.generation import run
-from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units
+from sgpipe.generation.engine import (
+    LabelledUnit,
+    StageBuilder,
+    UnitReader,
+    UnitWriter,
+    WorkUnit,
+    cut_units,
+    limits_of,
+)
 from sgpipe.recipe import EngineConfig, Recipe, StagePlan
 from sgpipe.records import Record
-from sgpipe.stages.base import StageRunner
-from sgpipe.storage.manifest import ShardEntry, Summary
+from sgpipe.stages.runner import StageRunner
+from sgpipe.storage.manifest import Summary
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
 from tests.values import values_of
@@ -32,6 +40,7 @@ class InProcessEngine:
 
     def __init__(self, stages: StagePlan, engine: EngineConfig) -> None:
         self.unit_size = engine.unit_size
+        self.limits = limits_of(engine)
 
     def warm_up(self, build: Callable[[], object]) -> None: ...
 
@@ -44,9 +53,9 @@ class InProcessEngine:
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-    ) -> Generator[ShardEntry, None, None]:
+    ) -> Generator[LabelledUnit, None, None]:
         RAN.extend(values_of(self.stages, "name"))
-        runner = StageRunner(self.stages)
+        runner = StageRunner(self.stages, self.limits)
         reader, writer = pickle.loads(pickle.dumps((reader, writer)))  # noqa: S301 - as they are sent to workers
         for unit in units:
             yield writer(unit, *runner(reader(unit)))

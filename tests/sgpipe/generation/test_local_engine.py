@@ -57,11 +57,13 @@ class RefusalError(UserError):
 @dataclass
 class Raising(Stub):
     def __call__(self, records: list[Record]) -> list[Record]:
-        raise (
-            RefusalError("a", "refusal")
-            if os.environ.get("REFUSE")
-            else ValueError("a bug\nin detail")
-        )
+        raise RefusalError("a", "refusal")
+
+
+@dataclass
+class BadSetup(Stub):
+    def setup(self) -> None:
+        raise ValueError("a bug\nin detail")
 
 
 def builder(folder: Path, stage: Stub) -> StageBuilder:
@@ -76,12 +78,11 @@ def label(folder: Path, names: Sequence[str], stage: Stub) -> dict[str, str | No
     engine = LocalEngine(stages.plan, EngineConfig(cpus=2))
     try:
         units = engine.start(stages, [WorkUnit("val", 0, len(names))], Progress(), len(names))
-        shards = list(
-            engine.run(units, MadeUpRecords(folder, {}, tuple(names)), UnitWriter(folder))
-        )
+        reader = MadeUpRecords(folder, {}, tuple(names))
+        units_done = list(engine.run(units, reader, UnitWriter(folder)))
     finally:
         engine.close()
-    tables = [read_file(folder / shard.file) for shard in shards]
+    tables = [read_file(folder / unit.shard.file) for unit in units_done]
     assert sum(map(len, tables)) == len(names)
     return {row["file_name"]: row["error"] for table in tables for row in table.to_pylist()}
 
@@ -125,19 +126,17 @@ def test_after_a_crash_the_models_are_loaded_once_for_each_worker(
 
 
 @pytest.mark.parametrize(
-    ("refuse", "error", "message"),
-    [("1", UserError, "a refusal"), ("", EngineError, "a worker failed: ValueError: a bug")],
+    ("stage", "error", "message"),
+    [
+        (Raising(), UserError, "a refusal"),
+        (BadSetup(), EngineError, "a worker failed: ValueError: a bug"),
+    ],
 )
-def test_what_a_stage_raises_ends_the_run(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    refuse: str,
-    error: type[Exception],
-    message: str,
+def test_what_concerns_every_image_ends_the_run(
+    tmp_path: Path, stage: Stub, error: type[Exception], message: str
 ) -> None:
-    monkeypatch.setenv("REFUSE", refuse)
     with pytest.raises(error) as caught:
-        label(tmp_path, ["0.png"], Raising())
+        label(tmp_path, ["0.png"], stage)
     assert str(caught.value) == message
 
 
