@@ -127,7 +127,7 @@ def test_the_source_of_the_page_is_imported_and_labelled(extension, yolo, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("code", "name", "told"),
+    ("code", "name", "message"),
     [
         ("", "nowhere.at:SOURCE", "nowhere.at cannot be imported"),
         ("SOURCE = 1", "wrong:SOURCE", "is not a sgpipe.Source"),
@@ -137,7 +137,7 @@ def test_the_source_of_the_page_is_imported_and_labelled(extension, yolo, tmp_pa
     ],
 )
 def test_what_is_wrong_with_a_source_is_told_in_a_line(
-    tmp_path, yolo, monkeypatch, code, name, told
+    tmp_path, yolo, monkeypatch, code, name, message
 ):
     if "yield" in code:
         code = (
@@ -150,7 +150,7 @@ def test_what_is_wrong_with_a_source_is_told_in_a_line(
     done = CliRunner().invoke(app, words)
     monkeypatch.delitem(sys.modules, "wrong", raising=False)
     assert done.exit_code == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
 
 
@@ -305,7 +305,7 @@ def test_the_tagger_of_the_page_scores_candidates(extension, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scores", "told"),
+    ("scores", "message"),
     [
         ("1 / 0", "failed: ZeroDivisionError: division by zero"),
         ("[0.5]", "returns 1 score for "),
@@ -314,11 +314,11 @@ def test_the_tagger_of_the_page_scores_candidates(extension, tmp_path):
     ],
 )
 @without_ray()
-def test_what_is_wrong_with_a_tagger_is_told_in_a_line(extension, tmp_path, scores, told):
+def test_what_is_wrong_with_a_tagger_is_told_in_a_line(extension, tmp_path, scores, message):
     code = "import sgpipe\nclass Bad(sgpipe.Tagger):\n"
     code += f"    def scores(self, image, record, candidates): return {scores}"
     (extension / "own/bad.py").write_text(code)
-    with pytest.raises(UserError, match=f"tagger own.bad:Bad {told}") as error:
+    with pytest.raises(UserError, match=f"tagger own.bad:Bad {message}") as error:
         labelled(tmp_path / "run", tagger="own.bad:Bad")
     assert "\n" not in str(error.value)
 

@@ -70,10 +70,10 @@ def labelled(out: Path, stage: str, engine: str) -> list[Record]:
 def test_it_changes_what_later_stages_read_and_is_imported_only_by_whoever_names_it(
     code: Path, tmp_path: Path
 ) -> None:
-    said = io.StringIO()
-    generate(recipe(STAGE), tmp_path / "run", Progress(Console(file=said, width=1000)))
+    output = io.StringIO()
+    generate(recipe(STAGE), tmp_path / "run", Progress(Console(file=output, width=1000)))
     records = list(iter_records(tmp_path / "run"))
-    assert f"importing {STAGE}" in said.getvalue()
+    assert f"importing {STAGE}" in output.getvalue()
     assert all(caption.text.startswith("the ") for row in records for caption in row.captions)
     with pytest.raises(UserError, match=f"pass --then caption={STAGE}"):
         parent_recipe(str(tmp_path / "run"), {})

@@ -84,7 +84,7 @@ def test_closing_cancels_what_waits_and_does_not_wait_for_the_rest() -> None:
 
 
 def test_results_of_a_generator_come_in_order_before_its_error() -> None:
-    with prefetch_generator(map(later, range(NUMBER))) as results:
+    with prefetch_generator(later(number) for number in range(NUMBER)) as results:
         assert [next(results) for _ in range(20)] == [number * number for number in range(20)]
         with pytest.raises(ValueError, match="20"):
             next(results)
