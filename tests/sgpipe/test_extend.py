@@ -80,6 +80,24 @@ def test_the_captioner_and_the_format_of_the_page_work(extension, tmp_path):
     assert "--to lines" in (tmp_path / "lines" / "README.md").read_text()
 
 
+@without_ray()
+def test_the_stage_of_the_page_changes_captions(extension, tmp_path):
+    captioner = (extension / "own/captions.py").read_text().replace("a dog", "a puppy")
+    (extension / "own/puppies.py").write_text(captioner)
+    assert "a puppy" in captioner
+    settings = {
+        "caption.captioner": "own.puppies:ColourCaptioner",
+        "caption.then": ["own.words:CleanWords"],
+        "source.miniworld.images": 2,
+        "engine.kind": "local",
+    }
+    generate(load_recipe("miniworld", settings), tmp_path / "run")
+    records = list(iter_records(tmp_path / "run"))
+    captions = [caption.text for record in records for caption in record.captions]
+    assert len(captions) == 2
+    assert all("a dog" in text and "puppy" not in text for text in captions)
+
+
 def run(*words: object) -> str:
     """Run a command that succeeds; return what it prints to standard error."""
     done = CliRunner().invoke(app, list(map(str, words)))
