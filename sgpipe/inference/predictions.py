@@ -47,12 +47,13 @@ CLASSES = "classes"  # key of the class list in the first item of a file
 
 
 _TRIPLET = {
-    **{"pair": pa.int32(), "subject": pa.string(), "predicate": pa.string(), "object": pa.string()},
-    **{
-        "score": pa.float32(),
-        "subject_box": pa.list_(pa.float32()),
-        "object_box": pa.list_(pa.float32()),
-    },
+    "pair": pa.int32(),
+    "subject": pa.string(),
+    "predicate": pa.string(),
+    "object": pa.string(),
+    "score": pa.float32(),
+    "subject_box": pa.list_(pa.float32()),
+    "object_box": pa.list_(pa.float32()),
 }
 _ROWS_PER_WRITE = 512
 SCHEMA = pa.schema(

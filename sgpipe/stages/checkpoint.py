@@ -23,8 +23,17 @@ logging.disable_progress_bar()
 # Raised by transformers, processors and templates for files that are missing, damaged or of another
 # model, and for inputs or settings that they do not fit.
 MISFITS = (
-    *(OSError, ImportError, ValueError, TypeError, LookupError, RuntimeError, AttributeError),
-    *(StrictDataclassError, SafetensorError, pickle.UnpicklingError, TemplateError),
+    OSError,
+    ImportError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    AttributeError,
+    StrictDataclassError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    TemplateError,
 )
 
 

@@ -74,23 +74,28 @@ class OwnStage(Stage):
             UserError: it is not the records of these images, in their order, or a value of one
                 cannot be stored.
         """
-        items = list(records) if isinstance(records, Iterable) else []
-        if not all(isinstance(item, Record) for item in items) or images != [
-            (record.split, record.image_id) for record in items
-        ]:
-            raise UserError(
-                f"stage {self.reference} returns other records than it got: return all of them, in"
-                " their order; record.fail(self.name, 'why') makes an error row of one"
-            )
+        items = self._same_images(records, images)
         for record in items:
             fault = type_fault(record)
             if fault is not None:
                 raise UserError(f"stage {self.reference}: image {record.image_id!r}: {fault}")
-        for split in {split for split, _ in images}:
+        for split in sorted({split for split, _ in images}):
             table = to_table(record for record in items if record.split == split)
             for fault in row_faults(table, split):
                 raise UserError(f"stage {self.reference}: {fault}")
         return items
+
+    def _same_images(self, records: object, images: Sequence[tuple[str, str]]) -> list[Record]:
+        """Return the records. Raises UserError: they are not those of the images, in order."""
+        items = list(records) if isinstance(records, Iterable) else []
+        if all(isinstance(item, Record) for item in items):
+            returned = [(record.split, record.image_id) for record in items]
+            if returned == images:
+                return items
+        raise UserError(
+            f"stage {self.reference} returns other records than it got: return all of them, in"
+            " their order; record.fail(self.name, 'why') makes an error row of one"
+        )
 
 
 def own_stages(
