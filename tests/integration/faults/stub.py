@@ -11,7 +11,7 @@ from sgpipe.cli import main as command_line
 from sgpipe.generation import resolve, run
 from sgpipe.recipe import Resources
 from sgpipe.stages.base import Stage
-from sgpipe.storage import run_folder
+from sgpipe.storage import mirror
 from tests.integration.faults.stage import MARKS, SECONDS, Stub
 
 COPIES = "SGPIPE_STUB_COPIES"  # seconds between copies of the manifest to a store
@@ -33,11 +33,11 @@ def stages(*_: object) -> list[Stage]:
 
 def main(*arguments: str) -> None:
     """Run `sgpipe` with these arguments."""
-    copies = float(os.environ.get(COPIES, run_folder._SECONDS_BETWEEN_COPIES))
+    copies = float(os.environ.get(COPIES, mirror._SECONDS_BETWEEN_COPIES))
     with (
         mock.patch.object(run, "build_stages", stages),
         mock.patch.object(resolve, "hub_models", return_value=[]),  # `--tagger none` is not one
-        mock.patch.object(run_folder, "_SECONDS_BETWEEN_COPIES", copies),
+        mock.patch.object(mirror, "_SECONDS_BETWEEN_COPIES", copies),
         mock.patch.object(sys, "argv", ["sgpipe", *arguments]),
     ):
         command_line.main()

@@ -274,7 +274,7 @@ def test_any_sequence_of_faults_leads_to_the_same_rows_in_a_store(
     store: StorePath, faults: Faults, examples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which has a copy of the manifest after each commit, and is all that another machine sees."""
-    monkeypatch.setattr("sgpipe.storage.run_folder._SECONDS_BETWEEN_COPIES", 0.0)
+    monkeypatch.setattr("sgpipe.storage.mirror._SECONDS_BETWEEN_COPIES", 0.0)
     bucket = store.uri
 
     class StoredRuns(Runs):
