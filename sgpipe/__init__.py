@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sgpipe.stages.base import Stage as Stage
     from sgpipe.stages.caption.captioner import Captioner as Captioner
     from sgpipe.stages.caption.captioner import CaptionInput as CaptionInput
-    from sgpipe.stages.endpoint import Refusal as Refusal
+    from sgpipe.stages.served.chat import Refusal as Refusal
     from sgpipe.stages.tag.tagger import Tagger as Tagger
     from sgpipe.storage.shards import Run as Run
     from sgpipe.storage.shards import iter_records as iter_records
@@ -54,7 +54,7 @@ _PUBLIC = {
     "Format": "sgpipe.export.formats",
     **dict.fromkeys(_NOUNS, "sgpipe.records"),
     "Source": "sgpipe.sources.plugin",
-    "Refusal": "sgpipe.stages.endpoint",
+    "Refusal": "sgpipe.stages.served.chat",
     **dict.fromkeys(("ImageStage", "Stage"), "sgpipe.stages.base"),
     "Tagger": "sgpipe.stages.tag.tagger",
     "generate": "sgpipe.generation.run",

@@ -37,10 +37,10 @@ from sgpipe.files.locations import AccessError, Location, open_file
 from sgpipe.recipe import AUTO_ON_CPU, STAGES, EngineConfig, Resources, StageConfig, StagePlan
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import Stage
-from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.failures import Failure, FailuresInARowError, ImageLimits
 from sgpipe.stages.own_stage import own_stages
 from sgpipe.stages.runner import IsolatedRunner, StageRunner, Usage
+from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.storage.manifest import ShardEntry, WriterClaim
 from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
 from sgpipe.storage.source_index import read_records

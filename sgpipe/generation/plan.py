@@ -27,8 +27,8 @@ from sgpipe.generation.engine import Engine, LocalEngine, UnitReader, UnitWriter
 from sgpipe.generation.resolve import resolve
 from sgpipe.generation.run import LabellingRun
 from sgpipe.recipe import STAGES, Recipe
-from sgpipe.stages.endpoint import RequestCache
 from sgpipe.stages.runner import COMPILATION
+from sgpipe.stages.served.answers import RequestCache
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import REQUESTS, RunFolder
 from sgpipe.utils.console import Progress, count, duration, print_rows

@@ -32,7 +32,7 @@ from sgpipe.recipe import Recipe
 from sgpipe.sources.extended_run import open_parent
 from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.build import build_stages
-from sgpipe.stages.endpoint import CacheFolder, RequestCache
+from sgpipe.stages.served.answers import CacheFolder, RequestCache
 from sgpipe.storage.header import RunHeader
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror

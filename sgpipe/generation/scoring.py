@@ -21,9 +21,10 @@ from sgpipe.files.locations import Location
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.recipe import TagConfig
 from sgpipe.records import Box, Record, Relation, from_table
-from sgpipe.stages.endpoint import CacheFolder, Refusal
 from sgpipe.stages.score.clip import ClipModel
 from sgpipe.stages.score.scorer import Score, VlmScorer, is_directed, relation_text
+from sgpipe.stages.served.answers import CacheFolder
+from sgpipe.stages.served.chat import Refusal
 from sgpipe.storage.header import Identity, RunHeader
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder, copy_run

@@ -13,7 +13,7 @@ from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.images import open_ahead
 from sgpipe.recipe import Resources, StageConfig
 from sgpipe.records import Record
-from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.utils.devices import pick_device
 
 if TYPE_CHECKING:

@@ -16,10 +16,11 @@ from sgpipe.records import Box, Record
 from sgpipe.stages.base import ImageStage
 from sgpipe.stages.caption.captioner import EXAMPLE
 from sgpipe.stages.caption.stage import load_captioner, noise_key
-from sgpipe.stages.endpoint import ChatRequest, Choice, Refusal, image_url, quote
 from sgpipe.stages.pair import PairStage, TripletCount
 from sgpipe.stages.parse.rules import predicate_words
 from sgpipe.stages.parse.stage import read_relations, relations_schema
+from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal, quote
+from sgpipe.stages.served.images import image_url
 from sgpipe.utils.console import single_line
 from sgpipe.viz import draw_marks
 

@@ -14,7 +14,9 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig, Requests
 from sgpipe.records import Record
 from sgpipe.stages.caption.stage import CaptionStage
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest
+from sgpipe.stages.served.answers import CacheFolder
+from sgpipe.stages.served.chat import ChatRequest
+from sgpipe.stages.served.endpoint import ChatEndpoint
 from tests.integration.served import served
 from tests.values import values_of
 from tests.vlm_checkpoints import make_vlm

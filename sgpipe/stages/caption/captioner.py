@@ -12,8 +12,10 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageFile
 from sgpipe.images import open_header, read_bytes
 from sgpipe.recipe import CaptionConfig, known_settings
-from sgpipe.stages import endpoint
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, Choice, Refusal
+from sgpipe.stages.served.answers import CacheFolder
+from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
+from sgpipe.stages.served.endpoint import ChatEndpoint
+from sgpipe.stages.served.images import file_url, image_url
 
 # of the published captioner, BLIP
 PROMPT = "a picture of"
@@ -194,7 +196,5 @@ class ServedCaptioner(ChatCaptioner):
                 )
                 plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
                 if plain and not turned and "transparency" not in image.info:
-                    return endpoint.file_url(
-                        read_bytes(source.file), f"image/{str(image.format).lower()}"
-                    )
-        return endpoint.image_url(source.image, side)
+                    return file_url(read_bytes(source.file), f"image/{str(image.format).lower()}")
+        return image_url(source.image, side)

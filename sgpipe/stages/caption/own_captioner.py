@@ -9,7 +9,7 @@ from sgpipe.errors import UserError
 from sgpipe.plugins import failures_told, load_class
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput
-from sgpipe.stages.endpoint import Refusal
+from sgpipe.stages.served.chat import Refusal
 from sgpipe.utils.console import count
 
 _EXPECTED = "expected a list of captions (str) for each image, in their order"

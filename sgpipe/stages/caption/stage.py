@@ -23,7 +23,8 @@ from sgpipe.stages.base import ImageStage
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput, ServedCaptioner, settings_of
 from sgpipe.stages.caption.own_captioner import OwnCaptioner
 from sgpipe.stages.checkpoint import read_config
-from sgpipe.stages.endpoint import CacheFolder, Refusal
+from sgpipe.stages.served.answers import CacheFolder
+from sgpipe.stages.served.chat import Refusal
 from sgpipe.utils.gpu import gpu_use
 
 Window = tuple[int, int, int, int]

@@ -33,8 +33,8 @@ from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.blip import check_finite, draw, process
 from sgpipe.stages.caption.captioner import EXAMPLE, CaptionInput, ChatCaptioner
-from sgpipe.stages.endpoint import ChatRequest, Choice, Refusal
 from sgpipe.stages.failures import is_gpu_failure
+from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory
 from sgpipe.utils.prefetch import prefetch

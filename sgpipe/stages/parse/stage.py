@@ -15,7 +15,6 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Record
 from sgpipe.stages.base import Stage
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, Choice, Refusal
 from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.rules import (
@@ -29,6 +28,9 @@ from sgpipe.stages.parse.rules import (
     model_version,
     triplets,
 )
+from sgpipe.stages.served.answers import CacheFolder
+from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
+from sgpipe.stages.served.endpoint import ChatEndpoint
 from sgpipe.utils.hashing import model_sha256
 
 INSTRUCTIONS = """\

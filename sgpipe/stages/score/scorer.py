@@ -16,7 +16,9 @@ from PIL import Image, ImageDraw
 from sgpipe.recipe import CaptionConfig, TagConfig
 from sgpipe.records import Box, Relation
 from sgpipe.stages.caption.stage import load_captioner
-from sgpipe.stages.endpoint import CacheFolder, ChatRequest, Choice, Refusal, image_url
+from sgpipe.stages.served.answers import CacheFolder
+from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
+from sgpipe.stages.served.images import image_url
 
 Score = float | Refusal  # a probability, or why there is none
 NO_AREA = Refusal("a box has no area in the image")

@@ -34,9 +34,9 @@ from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.base import ImageStage
 from sgpipe.stages.checkpoint import loading
-from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.matching import HeadMatcher
 from sgpipe.stages.score.scorer import NO_AREA
+from sgpipe.stages.served.chat import Refusal
 from sgpipe.stages.tag.layout.prior import LayoutPrior
 from sgpipe.stages.tag.methods import candidates
 from sgpipe.stages.tag.tagger import load_tagger

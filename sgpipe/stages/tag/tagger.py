@@ -15,7 +15,8 @@ from sgpipe.files.model_cache import local_model
 from sgpipe.plugins import failures_told, load_class
 from sgpipe.recipe import TagConfig
 from sgpipe.records import Record, Relation, RelationOrigin
-from sgpipe.stages.endpoint import CacheFolder, Refusal
+from sgpipe.stages.served.answers import CacheFolder
+from sgpipe.stages.served.chat import Refusal
 from sgpipe.utils.console import count
 
 # By `tag.method`: where the `Tagger` is. They are imported when they are asked for: some take long.

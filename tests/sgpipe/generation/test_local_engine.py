@@ -25,7 +25,7 @@ from sgpipe.generation.engine import (
 )
 from sgpipe.recipe import EngineConfig, StagePlan, load_recipe
 from sgpipe.records import Record
-from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.storage.shards import read_file
 from sgpipe.utils.console import Progress
 from tests.integration.faults.runs import descendants, title_of

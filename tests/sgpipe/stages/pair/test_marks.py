@@ -21,9 +21,9 @@ from sgpipe.recipe import PairConfig, Requests, TagConfig
 from sgpipe.records import NO_OBJECT, Box, Record, Relation, Triplet
 from sgpipe.stages import marks
 from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
-from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.marks import MarksStage
 from sgpipe.stages.pair import check_pair
+from sgpipe.stages.served.answers import CacheFolder, RequestCache
 from sgpipe.stages.tag.methods import AssumedStage
 from sgpipe.viz import TextPlacer, overlap
 from tests.endpoint_server import EndpointServer, scripted, shown_image

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig, Requests
-from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.parse import rules, seq2seq, stage
 from sgpipe.stages.parse.rules import Texts, analyse, ground
 from sgpipe.stages.parse.seq2seq import PREFIX, Seq2SeqParser, read_graph
 from sgpipe.stages.parse.stage import CaptionParser, LlmParser, ParseStage
+from sgpipe.stages.served.answers import CacheFolder, RequestCache
 from tests.endpoint_server import Answerer, EndpointServer, scripted
 from tests.values import values_of
 

@@ -23,7 +23,6 @@ from transformers import (
 from sgpipe.errors import UserError
 from sgpipe.recipe import Requests, Resources, TagConfig, packaged_model
 from sgpipe.records import NO_OBJECT, Box, Relation
-from sgpipe.stages.endpoint import CacheFolder, Choice
 from sgpipe.stages.score import scorer as scoring
 from sgpipe.stages.score.clip import ClipModel, ClipScorer, split_name
 from sgpipe.stages.score.scorer import (
@@ -33,6 +32,8 @@ from sgpipe.stages.score.scorer import (
     contrast_texts,
     marked_crop,
 )
+from sgpipe.stages.served.answers import CacheFolder
+from sgpipe.stages.served.chat import Choice
 from tests.clip_checkpoints import make_clip, make_open_clip
 from tests.endpoint_server import EndpointServer, shown_image
 from tests.vlm_checkpoints import make_vlm

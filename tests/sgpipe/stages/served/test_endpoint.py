@@ -13,15 +13,10 @@ import pytest
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Requests
-from sgpipe.stages import endpoint as served
-from sgpipe.stages.endpoint import (
-    CacheFolder,
-    ChatEndpoint,
-    ChatRequest,
-    Choice,
-    Refusal,
-    RequestCache,
-)
+from sgpipe.stages.served import endpoint as served
+from sgpipe.stages.served.answers import CacheFolder, RequestCache
+from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
+from sgpipe.stages.served.endpoint import ChatEndpoint
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 from tests.values import values_of
 

@@ -1,62 +1,40 @@
-"""Ask one model of a server with the OpenAI chat API: many requests at once, with answers kept on
-disk.
+"""Ask one model of a server with the OpenAI chat API: many requests at once.
 
-A run that is killed and started again pays for none twice. The key is read from the environment and
-is in no message.
+The key is read from the environment and is in no message.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import re
-import socket
-import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from hashlib import blake2b, sha256
-from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from PIL import Image
-from pydantic import TypeAdapter
-
 from sgpipe.errors import EngineError, UserError
-from sgpipe.files.model_cache import cache_folder
 from sgpipe.recipe import Requests
-from sgpipe.sources.fields import clean
-from sgpipe.storage.run_folder import REQUESTS
+from sgpipe.stages.served.answers import CacheFolder, RequestCache
+from sgpipe.stages.served.chat import (
+    MAX_COMPLETION_TOKENS,
+    MAX_TOKENS,
+    ChatRequest,
+    Choice,
+    Refusal,
+    quote,
+    read_choices,
+)
 from sgpipe.utils.prefetch import start_early
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
-
-MAX_TOKENS = "max_tokens"
-MAX_COMPLETION_TOKENS = "max_completion_tokens"
-TOP_LOGPROBS = 20  # the most that OpenAI and, unless started otherwise, vLLM return
-_SEED_BITS = 31  # llama.cpp and PyTorch take 32 bits
-# characters; of an answer that is sent back
-_LONGEST_QUOTE = 200
-_LONGEST_ANSWER = 4000
-
-Check = Callable[[str], str | None]
-_PATIENCE = 60  # seconds to wait for other processes that are writing
-_TABLES = """
-CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, choices TEXT NOT NULL, usable INTEGER NOT NULL)
-    WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS by_rules (caption BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS usage (asked INTEGER, answered INTEGER);
-"""
-
 
 _CHAT = "/chat/completions"
 _MODELS = "/models"
@@ -69,275 +47,11 @@ _LIMITED = (402, 429)
 _NOT_FOUND = 404
 _IS_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*[{"]')  # proxies send such with HTTP 200
 _NAMES_N = re.compile(r"\bn\b")
-_NAMES_KEY = re.compile(
-    r"\bAPI[ _]?key\b", re.IGNORECASE
-)  # some servers refuse a key with HTTP 400
+# some servers refuse a key with HTTP 400
+_NAMES_KEY = re.compile(r"\bAPI[ _]?key\b", re.IGNORECASE)
+_CONTROL = ChatRequest("Say yes.", max_tokens=8)
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """One question. `image`: shown before the text; a string is its data URL. `replies`: answers,
-    and what is wrong.
-
-    vLLM and SGLang know `top_k` and `repetition_penalty`, OpenAI does not.
-    """
-
-    text: str
-    image: Image.Image | str | None = None
-    system: str | None = None
-    max_tokens: int = 1024
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int = 0  # selects the noise of all `n` answers; servers get 31 bits of it and of `first`
-    n: int = 1
-    schema: Mapping[str, Any] | None = None  # JSON schema that the server enforces
-    logprobs: bool = False  # also return the likeliest first tokens
-    first: int = 0  # number of answers that there are already
-    check: Check | None = (
-        None  # returns what is wrong with a text, which is then requested once more, or None
-    )
-    replies: Sequence[Mapping[str, Any]] = ()
-
-    @property
-    def messages(self) -> list[Mapping[str, Any]]:
-        content: Any = self.text
-        if self.image is not None:
-            content = [
-                {"type": "image_url", "image_url": {"url": self.image}},
-                {"type": "text", "text": self.text},
-            ]
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": content}, *self.replies]
-
-    def fields(self, model: str, limit: str = MAX_TOKENS) -> dict[str, Any]:
-        """Return the fields of the HTTP request; `limit`: what the server calls the largest number
-        of tokens.
-        """
-        digest = blake2b(f"{self.seed} {self.first}".encode(), digest_size=8).digest()
-        seed = int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
-        fields: dict[str, Any] = {"model": model, "messages": self.messages, "seed": seed}
-        fields |= {limit: self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
-        others = {"top_k": 0, "repetition_penalty": 1, "n": 1}
-        fields |= {
-            name: getattr(self, name)
-            for name, default in others.items()
-            if getattr(self, name) != default
-        }
-        if self.schema is not None:
-            schema = {"name": "answer", "strict": True, "schema": self.schema}
-            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if self.logprobs:
-            fields |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        return fields
-
-    def once_more(self, number: int, text: str, wrong: str) -> ChatRequest:
-        """Return the request for another text in place of the one of this number."""
-        reply = [
-            {"role": "assistant", "content": text[:_LONGEST_ANSWER]},
-            {"role": "user", "content": wrong},
-        ]
-        return replace(self, replies=reply, n=1, first=number)
-
-
-class Choice(NamedTuple):
-    """One of the answers to a request; `check` may still find its text wrong.
-
-    `fault`: why it cannot be used. `logprobs`: natural log-probabilities of the likeliest first
-    tokens, if asked for.
-    """
-
-    text: str
-    fault: str | None = None
-    logprobs: dict[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why there is no answer: the content is filtered, the answer is empty, the prompt too long, a
-    box has no area.
-    """
-
-    reason: str
-
-
-def read_choices(completion: Any, logprobs: bool) -> list[Choice]:
-    """Return the choices of a chat completion by their index. Raises ValueError: it is none, or
-    lacks `logprobs`.
-    """
-    try:
-        error = completion.get("error")
-        if error:
-            raise ValueError(f"the server answers with an error: {quote(str(error))}")
-        ordered = sorted(completion["choices"], key=lambda choice: choice.get("index") or 0)
-        return [_read(choice, choice["message"], logprobs) for choice in (ordered[0], *ordered[1:])]
-    except (LookupError, TypeError, AttributeError):
-        raise ValueError(
-            "the answer is not a chat completion; the URL of an API often ends in /v1"
-        ) from None
-
-
-def _read(choice: Mapping[str, Any], message: Mapping[str, Any], logprobs: bool) -> Choice:
-    reason = choice.get("finish_reason")
-    text = message.get("content") or ""
-    refusal = message.get("refusal")
-    if refusal:
-        return Choice("", f"the model refused: {quote(str(refusal))}")
-    if reason == "content_filter":
-        return Choice("", "a content filter withheld the answer")
-    if isinstance(text, list):  # some servers return it in parts
-        text = "".join(str(part.get("text", "")) for part in text)
-    if logprobs:  # which tell more than the text: a token that is a space has some, too
-        return Choice(clean(text), None, _first_logprobs(choice))
-    if not text.strip():
-        cause = ": max_tokens are used up" if reason == "length" else ""
-        return Choice("", f"the answer is empty{cause}")
-    return Choice(clean(text))  # `max_tokens` may cut a character into halves
-
-
-def _first_logprobs(choice: Mapping[str, Any]) -> dict[str, float]:
-    tokens = (choice.get("logprobs") or {}).get("content")
-    if not tokens:
-        raise ValueError("the answer has no log-probabilities")
-    likeliest = [tokens[0], *(tokens[0].get("top_logprobs") or ())]
-    return {clean(str(token["token"])): float(token["logprob"]) for token in likeliest}
-
-
-def quote(text: str) -> str:
-    """Return a text of a server for use within a message: one line, not too long."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    line = " ".join(printable.split())
-    return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 1] + "…"
-
-
-def image_url(image: Image.Image, longest_side: int | None = None) -> str:
-    """Return an image as the data URL of a PNG; `longest_side`: in pixels, to which a larger image
-    is resized.
-    """
-    if longest_side is not None:
-        image = image.copy()
-        image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
-    buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return file_url(buffer.getvalue(), "image/png")
-
-
-def file_url(content: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-
-
-_CHOICES = TypeAdapter(list[Choice])
-
-
-@dataclass(frozen=True)
-class CacheFolder:
-    """The private folder of a run, and the machine that made this object, which is that of the
-    run.
-    """
-
-    path: Path
-    host: str = field(default_factory=socket.gethostname)
-
-    @property
-    def file(self) -> Path:
-        """The cache; on other machines in the user's own folder: SQLite files cannot be shared over
-        a network.
-        """
-        is_local = self.path.is_dir() and self.host == socket.gethostname()
-        return (self.path if is_local else cache_folder()) / REQUESTS
-
-
-class RequestCache:
-    """Choices by the hash of a request, which has neither the address of the server nor the key.
-
-    Several threads and processes may use the file at once. The first answer creates it. Methods
-    raise UserError if the file is damaged, EngineError if it cannot be used, such as on a full
-    disk.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-
-    def get(self, body: bytes) -> list[Choice] | None:
-        rows = self._execute(
-            "SELECT choices FROM answers WHERE request = ?", [sha256(body).digest()]
-        )
-        try:
-            return _CHOICES.validate_json(rows[0][0]) if rows else None
-        except ValueError:
-            raise UserError(f"the request cache {self.file} is damaged; delete it") from None
-
-    def put(self, body: bytes, choices: Sequence[Choice], check: Check | None = None) -> None:
-        usable = any(
-            choice.fault is None and not (check and check(choice.text)) for choice in choices
-        )
-        row = (sha256(body).digest(), json.dumps(choices), usable)
-        self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", row, create=True)
-
-    def put_by_rules(self, caption: bytes) -> None:
-        """Note that the rules parsed a caption because the model's answer was unusable."""
-        self._execute(
-            "INSERT OR IGNORE INTO by_rules VALUES (?)", [sha256(caption).digest()], create=True
-        )
-
-    def count_by_rules(self) -> int:
-        return sum(number for (number,) in self._execute("SELECT COUNT(*) FROM by_rules"))
-
-    def put_usage(self, completion: Mapping[str, Any]) -> None:
-        """Note the tokens of a completion, if the server counts them."""
-        usage = completion.get("usage")
-        if isinstance(usage, Mapping):
-            numbers = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-            row = [
-                number if isinstance(number, int) and 0 <= number < 2**53 else 0
-                for number in numbers
-            ]
-            self._execute("INSERT INTO usage VALUES (?, ?)", row, create=True)
-
-    def tokens(self) -> int:
-        return sum(
-            number or 0 for (number,) in self._execute("SELECT SUM(asked + answered) FROM usage")
-        )
-
-    def forget_refusals(self) -> None:
-        """Forget what was refused or answered unusably, so that it is requested again."""
-        self._execute("DELETE FROM answers WHERE NOT usable")
-
-    def _execute(
-        self, statement: str, values: Sequence[object] = (), create: bool = False
-    ) -> list[Any]:
-        try:
-            with self._lock:
-                if self._connection is None:
-                    if not (create or self.file.exists()):
-                        return []
-                    self.file.parent.mkdir(parents=True, exist_ok=True)
-                    # Without isolation level each statement is a transaction.
-                    opened = sqlite3.connect(
-                        self.file, _PATIENCE, isolation_level=None, check_same_thread=False
-                    )
-                    with suppress(
-                        sqlite3.OperationalError
-                    ):  # some network folders cannot; the cache is slower there
-                        opened.execute("PRAGMA journal_mode = WAL")
-                    opened.execute("PRAGMA synchronous = NORMAL")
-                    opened.executescript(_TABLES)
-                    self._connection = opened
-                return self._connection.execute(statement, values).fetchall()
-        except sqlite3.OperationalError as error:
-            raise EngineError(f"the request cache {self.file} cannot be used: {error}") from None
-        except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"the request cache {self.file} is damaged; delete it ({error})"
-            ) from None
-
-
-_CONTROL = ChatRequest("Say yes.", max_tokens=8)
 
 
 class RequestError(Exception):
@@ -587,24 +301,20 @@ class ChatEndpoint:
         class Client(openai.DefaultAsyncHttpxClient):
             async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
                 try:
-                    async with asyncio.timeout(
-                        timeout
-                    ):  # openai's limits each read, not all of them
+                    # openai's limits each read, not all of them
+                    async with asyncio.timeout(timeout):
                         answer = await super().send(request, **options)
                 except TimeoutError:
-                    raise httpx2.ReadTimeout(
-                        "", request=request
-                    ) from None  # which openai tries again
+                    # which openai tries again
+                    raise httpx2.ReadTimeout("", request=request) from None
                 if answer.is_success and _IS_ERROR.match(answer.content):
                     answer.status_code = 500  # which openai tries again, too
                 return answer
 
-        proxies = (
-            parts.hostname not in _THIS_MACHINE or parts.scheme == "https"
-        )  # none to this machine
-        client = Client(
-            follow_redirects=False, trust_env=proxies
-        )  # redirects could carry the key to another host
+        # none to this machine
+        proxies = parts.hostname not in _THIS_MACHINE or parts.scheme == "https"
+        # redirects could carry the key to another host
+        client = Client(follow_redirects=False, trust_env=proxies)
         limits = openai.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
         return openai.AsyncOpenAI(
             base_url=self.url, api_key=self._key or "none", timeout=limits, http_client=client

@@ -1,0 +1,1 @@
+"""Models that a server answers for, by the OpenAI chat API."""
