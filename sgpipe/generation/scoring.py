@@ -19,7 +19,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import Location
 from sgpipe.images import ImageError, open_row_image
-from sgpipe.recipe import TagConfig
+from sgpipe.recipe import SENT_AS, TagConfig
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.score.clip import ClipModel
 from sgpipe.stages.score.scorer import Score, VlmScorer, is_directed, relation_text
@@ -202,7 +202,7 @@ def _scored(
 def vlm_identity(config: TagConfig) -> Identity:
     """Return what decides the scores: not where a server is, but what it serves."""
     if config.endpoint is not None:
-        return {"by": config.method, "model": config.tagger, "served": True}
+        return {"by": config.method, "model": config.tagger, "served": True, "images": SENT_AS}
     dtype = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
     return {"by": config.method, "model": model_sha256(config.tagger), "dtype": dtype}
 

@@ -44,6 +44,8 @@ from sgpipe.recipe.source import (
 )
 from sgpipe.recipe.stage import (
     AUTO_ON_CPU,
+    JPEG_QUALITY,
+    SENT_AS,
     SERVED,
     IdentityFacts,
     Requests,
@@ -66,8 +68,10 @@ from sgpipe.utils.config_file import Config
 __all__ = [
     "AUTO_ON_CPU",
     "DEFAULT_SIDES",
+    "JPEG_QUALITY",
     "MINIWORLD",
     "PACKAGED_LAYOUT",
+    "SENT_AS",
     "SERVED",
     "STAGES",
     "UNSCORED",

@@ -16,6 +16,8 @@ from sgpipe.utils.hashing import model_sha256
 StageIdentity: TypeAlias = dict[str, object]  # what decides the labels of a stage
 
 SERVED = "served"  # what identities say of an endpoint, whose address may change
+JPEG_QUALITY = 92  # of images that an endpoint does not get as their own files
+SENT_AS = f"JPEG {JPEG_QUALITY}, 4:4:4"  # in identities
 AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
 _AUTO_ON_GPU = "auto on a GPU"
 # Settings of all stages that only distribute work
@@ -170,12 +172,12 @@ class StageConfig(Config):
     def _model_identity(
         self, dtype: Literal["auto", "float32", "bfloat16"], facts: IdentityFacts
     ) -> dict[str, str | None]:
-        """Return the content of the model's files, of a served one its name, and the number
-        format.
+        """Return the content of the model's files and the number format; of a served one its name,
+        and how it gets images.
         """
         setting = self.setting_of_model
         if self.served_at is not None:
-            return {setting: self.named_model, "dtype": SERVED}
+            return {setting: self.named_model, "dtype": SERVED, "images": SENT_AS}
         computed_in: str = dtype
         if dtype == "auto":  # half precision needs a GPU; actors that ask for none see none
             on_gpu = facts.shares_gpu or self.resources.gpus

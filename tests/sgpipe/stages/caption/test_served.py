@@ -120,7 +120,7 @@ def test_other_files_are_sent_as_the_captioner_would_see_them(tmp_path: Path, fo
     image.save(file, **options)
     media_type, content = sent_image(file, size, **settings)
     sent = Image.open(io.BytesIO(content))
-    assert (media_type, content != file.read_bytes()) == ("image/png", True)
+    assert (media_type, content != file.read_bytes()) == ("image/jpeg", True)
     assert (sent.mode, sent.size) == ("RGB", (20, 15) if form == "large" else size)
 
 
