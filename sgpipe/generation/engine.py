@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -48,16 +48,11 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import usable_gpus
 
 _UNITS_PER_ACTOR = 4
-
-
-# of an actor that shares a GPU
-_GPU_ACTOR_CPUS = 0.5
+_GPU_ACTOR_CPUS = 0.5  # of an actor that shares a GPU
 _MOST_THREADS = 4
 _UNSET = Resources()
-# for more, spreading stages over GPUs or CPUs saves more than the time in which Ray starts
+# Beyond it, spreading stages over GPUs or CPUs saves more than the time in which Ray starts.
 _LOCAL_IMAGES = 2000
-
-
 _IMAGES_PER_WORKER = 64  # the packaged models label this many while a worker imports them
 _PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
 _TRIES = 3  # of a unit whose worker crashes, and of each worker while a store does not answer
@@ -313,18 +308,21 @@ def stages_sharing_gpus(
     """
     if engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
         return frozenset()
-    sharing: set[str] = set()
-    for name, section in sections.items():
-        gpus = section.resources.gpus
-        if section.loaded_model is None or not section.shares_gpus:
-            continue
-        if gpus:
-            return frozenset()
-        if gpus is None and section.device in ("auto", "cuda"):
-            sharing.add(name)
-    if any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in sharing):
+    models = {name: section for name, section in sections.items() if _has_gpu_model(section)}
+    if any(section.resources.gpus for section in models.values()):
         return frozenset()
-    return frozenset(sharing)
+    sharing = frozenset(name for name, section in models.items() if _may_share(section))
+    began_on_cpus = any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in sharing)
+    return frozenset() if began_on_cpus else sharing
+
+
+def _has_gpu_model(section: StageConfig) -> bool:
+    return section.shares_gpus and section.loaded_model is not None
+
+
+def _may_share(section: StageConfig) -> bool:
+    """Return whether the recipe leaves it open where the model computes."""
+    return section.resources.gpus is None and section.device in ("auto", "cuda")
 
 
 def share_gpus(plan: StagePlan, sharing: Collection[str], engine: EngineConfig) -> StagePlan:
@@ -352,6 +350,31 @@ def share_gpus(plan: StagePlan, sharing: Collection[str], engine: EngineConfig) 
     return plan
 
 
+@dataclass(frozen=True)
+class Labeller:
+    """What a worker does with a unit: it reads, labels and writes it.
+
+    Attributes:
+        runner: runs the stages, which are built for the first unit.
+    """
+
+    stages: StageBuilder
+    reader: UnitReader
+    writer: UnitWriter
+    runner: Callable[[Sequence[Stage]], StageRunner | IsolatedRunner]
+
+    @cached_property
+    def _run(self) -> StageRunner | IsolatedRunner:
+        return self.runner(self.stages())
+
+    def label(self, unit: WorkUnit) -> LabelledUnit | PostponedUnit | UserError | EngineError:
+        try:
+            records, usage = self._run(self.reader(unit))
+            return self.writer(unit, records, usage)
+        except Exception as error:  # noqa: BLE001 - not swallowed but passed on
+            return unlabelled(unit, error)
+
+
 class WorkerProcess:
     """A worker, as the driver sees it: it gets messages by a pipe, and ends when `lifeline` is
     closed.
@@ -362,7 +385,7 @@ class WorkerProcess:
         self.pipe, other = Pipe()
         life, self.lifeline = os.pipe()
         code = f"from sgpipe.generation.engine import serve; serve({other.fileno()}, {life})"
-        path = os.pathsep.join(each or os.getcwd() for each in sys.path)
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
             stdin=subprocess.DEVNULL,
@@ -390,9 +413,8 @@ class WorkerProcess:
         """
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(patience)
-        with suppress(
-            ProcessLookupError
-        ):  # the session of the worker, which isolates images in another process
+        with suppress(ProcessLookupError):
+            # the session of the worker, which isolates images in another process
             os.killpg(self.process.pid, signal.SIGKILL)
         self.pipe.close()
         os.close(self.lifeline)
@@ -423,6 +445,7 @@ class LocalEngine(Engine):
         self.max_workers = min([*actors, self._gpus or int(cpus // share)])
         self.gpus = self.max_workers if self._gpus else 0
         self._processes: list[WorkerProcess] = []
+        self._crashes = Counter[WorkUnit | None]()
 
     def warm_up(self, build: Callable[[], object]) -> None:
         """Start the first worker, which imports what the stages need while the driver plans."""
@@ -445,63 +468,84 @@ class LocalEngine(Engine):
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
     ) -> Generator[LabelledUnit]:
-        left = deque(units)
-        crashes = Counter[WorkUnit | None]()
+        runner = partial(StageRunner, limits=self._limits)
+        isolated_runner = partial(IsolatedRunner, limits=self._limits)
+        self._work = Labeller(self._stages, reader, writer, runner)
+        self._isolated_work = replace(self._work, runner=isolated_runner)
+        self._crashes.clear()
+        queue = deque(units)
         patience = Patience(self.max_workers)
-        work = (self._stages, reader, writer, partial(StageRunner, limits=self._limits))
-        isolated = (self._stages, reader, writer, partial(IsolatedRunner, limits=self._limits))
         target = min(self._first, len(units))
-        patience_ends = float("inf")
+        patience_ends = math.inf
         for process in self._processes:
-            process.send(work)
-        while left or any(process.unit for process in self._processes):
-            busy = sum(bool(process.unit) for process in self._processes)
-            while len(self._processes) < min(target, len(left) + busy):
-                self._add().send(work)
-            for process in self._processes:
-                if process.unit is None and left:
-                    process.send(left.popleft())
-            pipes = {process.pipe: process for process in self._processes if process.unit}
-            for pipe in wait(list(pipes), timeout=1.0):
-                process = pipes[pipe]  # type: ignore[index]
-                try:
-                    answer = process.pipe.recv()
-                except (EOFError, OSError):
-                    self._processes.remove(process)
-                    code = process.end(_PATIENCE)
-                    crashes[process.unit] += 1
-                    if crashes[process.unit] == _TRIES:
-                        raise EngineError(
-                            f"a worker crashed {_TRIES} times (exit code {code})"
-                        ) from None
-                    another = (
-                        self._add()
-                    )  # for this unit and, as it has loaded models then, for the rest
-                    another.send(isolated)
-                    another.send(process.unit)
-                    continue
-                process.unit = None
-                if isinstance(answer, Exception):
-                    raise answer
+            process.send(self._work)
+        while queue or self._busy():
+            self._hand_out(queue, target)
+            for answer in self._answers():
                 if isinstance(answer, PostponedUnit):
                     patience.postpone(answer)
-                    left.append(answer.unit)
+                    queue.append(answer.unit)
                     continue
                 patience.restore()
                 patience_ends = min(patience_ends, time.monotonic() + _PATIENCE)
                 yield answer
-            if left and time.monotonic() > patience_ends:
+            if queue and time.monotonic() > patience_ends:
                 target = min(2 * target, self.max_workers)
                 patience_ends = time.monotonic() + _PATIENCE
+
+    def _busy(self) -> list[WorkerProcess]:
+        return [process for process in self._processes if process.unit]
+
+    def _hand_out(self, queue: deque[WorkUnit], target: int) -> None:
+        """Give a unit to every idle worker; at most `target` workers are started."""
+        needed = min(target, len(queue) + len(self._busy()))
+        while len(self._processes) < needed:
+            self._add().send(self._work)
+        for process in self._processes:
+            if process.unit is None and queue:
+                process.send(queue.popleft())
+
+    def _answers(self) -> Iterator[LabelledUnit | PostponedUnit]:
+        """Yield what workers answer within a second; a unit whose worker has crashed begins again.
+
+        Raises:
+            UserError, EngineError: what a worker raised.
+        """
+        pipes = {process.pipe: process for process in self._busy()}
+        for pipe in wait(list(pipes), timeout=1.0):
+            process = pipes[pipe]  # type: ignore[index]
+            try:
+                answer = process.pipe.recv()
+            except (EOFError, OSError):
+                self._replace(process)
+                continue
+            process.unit = None
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+
+    def _replace(self, crashed: WorkerProcess) -> None:
+        """Start a worker for the unit of a crashed one that isolates each image.
+
+        It labels the units after that one, too, as it has loaded the models by then.
+        """
+        self._processes.remove(crashed)
+        exit_code = crashed.end(_PATIENCE)
+        self._crashes[crashed.unit] += 1
+        if self._crashes[crashed.unit] == _TRIES:
+            message = f"a worker crashed {_TRIES} times (exit code {exit_code})"
+            raise EngineError(message) from None
+        process = self._add()
+        process.send(self._isolated_work)
+        process.send(crashed.unit)
 
     def close(self) -> None:
         while self._processes:
             self._processes.pop().end()
 
     def _add(self) -> WorkerProcess:
-        number = min(
-            set(range(len(self._processes) + 1)) - {process.number for process in self._processes}
-        )
+        numbers = {process.number for process in self._processes}
+        number = min(set(range(len(numbers) + 1)) - numbers)
         environment = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self._threads)),
             _VISIBLE: "",
@@ -517,26 +561,19 @@ def serve(pipe: int, lifeline: int) -> None:
     """The main function of a worker. Its arguments are file descriptors."""
     threading.Thread(target=_end_with_driver, args=(lifeline,), daemon=True).start()
     connection = Connection(pipe)
-    runner = None
-    answer = None
+    labeller: Labeller
     while True:
         try:
             message = connection.recv()
         except EOFError:
             return
-        if isinstance(message, tuple):  # by which units are labelled from now on
-            (stages, reader, writer, kind), runner = message, None
+        if isinstance(message, Labeller):
+            labeller = message
         elif isinstance(message, WorkUnit):
-            try:
-                runner = runner or kind(stages())
-                answer = writer(message, *runner(reader(message)))
-            except Exception as error:  # noqa: BLE001 - not swallowed but passed on
-                answer = unlabelled(message, error)
-            connection.send(answer)
+            connection.send(labeller.label(message))
         else:
-            with suppress(
-                Exception
-            ):  # to import what stages need; they are built again, when it matters
+            # to import what stages need; they are built again, when it matters
+            with suppress(Exception):
                 message()
 
 

@@ -15,8 +15,7 @@ import warnings
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import count as count_from
-from itertools import cycle, groupby, islice
+from itertools import cycle, groupby
 from typing import Any
 from uuid import uuid4
 
@@ -65,12 +64,10 @@ from sgpipe.utils.ray_cluster import (
 # columns of the only row of a block
 _WORK = "work"
 _ANSWER = "answer"
-_UNITS_PER_ACTOR = (
-    4  # in progress: one being computed, one that Ray has assigned, and two in the queue
-)
-_UNITS_PER_ONLY_ACTOR = (
-    16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
-)
+# Units in progress: one being computed, one that Ray has assigned, and two in the queue. Where
+# there is one pool, units that wait have cost nothing yet, and quick stages want more.
+_UNITS_PER_ACTOR = 4
+_UNITS_PER_ONLY_ACTOR = 16
 # before the entrance, and through it
 _UNITS_PER_BLOCK = 512
 _UNITS_AT_ONCE = 64
@@ -82,6 +79,8 @@ _GIB = 1 << 30
 _SCARCEST_FIRST = ("GPU", "CPU", "memory")  # resources, by Ray's names
 _PLACING_SECONDS = 10.0
 _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
+# If the actor of the limit is killed, it starts with none in progress.
+_LIMIT_OPTIONS = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
 
 
 class UnitLimit:
@@ -156,17 +155,45 @@ class Worker:
             return block
         unit, records, usage = block[_WORK][0].as_py()
         try:
-            mine = software()
-            if mine != self.driver:
-                machine = f"machine {socket.gethostname()} has {mine}"
-                raise UserError(f"{machine}, this one {self.driver}: install the same on all")
-            records, own = self.runner(self.reader(unit) if self.reader else records)
-            usage.add(own)
+            self._check_software()
+            if self.reader:
+                records = self.reader(unit)
+            records, more_usage = self.runner(records)
+            usage.add(more_usage)
             if self.writer:
                 return _block(_ANSWER, self.writer(unit, records, usage))
             return _block(_WORK, (unit, records, usage))
         except (UserError, EngineError, OSError) as error:
             return _block(_ANSWER, unlabelled(unit, error))
+
+    def _check_software(self) -> None:
+        installed = software()
+        if installed != self.driver:
+            machine = f"machine {socket.gethostname()} has {installed}"
+            raise UserError(f"{machine}, this one {self.driver}: install the same on all")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Stages that run in the same actors."""
+
+    stages: tuple[Stage, ...]
+    resources: Resources
+    actors: int
+
+    @property
+    def name(self) -> str:
+        return " + ".join(stage.name for stage in self.stages)
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What each actor takes, by Ray's names of resources."""
+        amounts = {
+            "CPU": self.resources.cpus,
+            "GPU": self.resources.gpus or 0,
+            "memory": self.resources.memory * _GIB,
+        }
+        return {name: amount for name, amount in amounts.items() if amount}
 
 
 class RayEngine(Engine):
@@ -182,27 +209,23 @@ class RayEngine(Engine):
         engine = self._config
         progress.say(f"joining Ray at {engine.address}" if engine.address else "starting Ray")
         start_ray(engine.address, engine.cpus)
-        actors = max(
-            pool.actors for pool in plan_pools(self._stages, sum(unit.rows for unit in units))
-        )
+        rows = sum(unit.rows for unit in units)
+        actors = max(pool.actors for pool in plan_pools(self._stages, rows))
         units = cut_units(units, engine.unit_size, actors, run_rows)
         self._losses = tell_losses(progress.say)
         pools, placed = reserve(plan_pools(self._stages, len(units)))
         remove_placement_group(placed)  # this was a test
-        gpus = ray.cluster_resources().get("GPU", 0)
-        if gpus and not any(stage.resources.gpus for stage in self._stages):
-            unused = count(int(gpus), "GPU")
+        self.workers = {tuple(stage.name for stage in pool.stages): pool.actors for pool in pools}
+        self.gpus = math.ceil(sum(_total(pool, "GPU") for pool in pools) - _ROUNDING)
+        cluster_gpus = int(ray.cluster_resources().get("GPU", 0))
+        if cluster_gpus and not self.gpus:
             progress.say(
-                f"NOTE: no stage uses the {unused} of Ray: set caption.resources.gpus and"
-                " tag.resources.gpus"
+                f"NOTE: no stage uses the {count(cluster_gpus, 'GPU')} of Ray: set"
+                " caption.resources.gpus and tag.resources.gpus"
             )
         for pool in pools:
-            of = f" of {pool.resources.gpus:g} GPU" if pool.resources.gpus else ""
-            progress.say(f"{count(pool.actors, 'actor')}{of}: {pool.name}")
-        self.workers = {tuple(stage.name for stage in pool.stages): pool.actors for pool in pools}
-        self.gpus = math.ceil(
-            sum(pool.actors * (pool.resources.gpus or 0) for pool in pools) - _ROUNDING
-        )
+            share = f" of {pool.resources.gpus:g} GPU" if pool.resources.gpus else ""
+            progress.say(f"{count(pool.actors, 'actor')}{share}: {pool.name}")
         return units
 
     def run(
@@ -238,67 +261,96 @@ class RayEngine(Engine):
     def _run_once(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, kind: type[Any]
     ) -> Generator[LabelledUnit | PostponedUnit]:
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        warnings.filterwarnings(
-            "ignore", "The minimum number of concurrent actors"
-        )  # more than units, if few are left
-        context = DataContext.get_current()  # a dataset keeps that in which it is made
-        context.enable_progress_bars = context.print_on_execution_start = False
-        context.target_max_block_size = 1  # byte: every row is a block of its own
-        context._max_num_blocks_in_streaming_gen_buffer = (
-            _UNITS_AT_ONCE  # else two: 20 units a second pass
-        )
-        parts = (units[at : at + _UNITS_PER_BLOCK] for at in range(0, len(units), _UNITS_PER_BLOCK))
-        blocks = [_block(_WORK, *((unit, [], Usage()) for unit in part)) for part in parts]
-        entering = from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
+        entering = _enter(units)  # by a task, for which `reserve` leaves no CPU
         pools, placed = reserve(plan_pools(self._stages, len(units)))
-        each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
-        most = each * sum(pool.actors for pool in pools)
-        # If the actor of the limit is killed, it starts with none in progress.
-        options = {
-            "num_cpus": 0,
-            "scheduling_strategy": on_driver_node(),
-            "max_restarts": -1,
-            "max_task_retries": -1,
-        }
-        limit: Any = ray.remote(UnitLimit).options(**options).remote(most)
         name = f"sgpipe {uuid4().hex} "
+        limit = _start_limit(pools)
         graph = _mapped(entering, Entrance, (limit,), {}, name, [on_driver_node()])
-        bundles = (
-            PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=n)
-            for n in count_from()
-        )
-        for i, pool in enumerate(pools):
-            ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
-            runner = kind(pool.stages, limits_of(self._config))
-            arguments = (runner, *ends, software(), pool.resources.gpus or 0)
-            graph = _mapped(
-                graph, Worker, arguments, pool.needs, name, list(islice(bundles, pool.actors))
+        first_bundle = 0
+        for pool in pools:
+            arguments = (
+                kind(pool.stages, limits_of(self._config)),
+                reader if pool is pools[0] else None,
+                writer if pool is pools[-1] else None,
+                software(),
+                pool.resources.gpus or 0,
             )
-        leaving: ray.ObjectRef[Any] | None = None
+            places = _bundles(placed, first_bundle, pool.actors)
+            first_bundle += pool.actors
+            graph = _mapped(graph, Worker, arguments, pool.needs, name, places)
         try:
             with _watch(name, placed, self._losses) as advanced:
-                for row in graph.iter_rows():
-                    advanced.set()
-                    answer = row[_ANSWER]
-                    if isinstance(answer, Exception):
-                        raise answer
-                    yield answer
-                    done = answer.unit if isinstance(answer, PostponedUnit) else answer.shard
-                    leaving = limit.leave.remote((done.split, done.start))
-                if leaving is not None:
-                    ray.wait(
-                        [leaving], timeout=_LEAVE_SECONDS
-                    )  # or Ray reports that a call of a killed actor failed
+                yield from _answers(graph, limit, advanced)
         except RayError as error:
             kill_actors(name)
-            if not is_placed(placed):
-                raise MachinesLostError(worker_failure(error)) from None
-            failure = EngineError if isinstance(error, RayTaskError) else WorkersLostError
-            raise failure(worker_failure(error)) from None
+            raise _failure(error, placed) from None
         finally:
             ray.kill(limit)  # whoever still waits for it would keep the actors of this graph alive
             remove_placement_group(placed)
+
+
+def _enter(units: Sequence[WorkUnit]) -> Dataset:
+    """Return a dataset of a row for each unit, which keeps the settings that are made here."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # There are more actors than units, if few units are left.
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # byte: every row is a block of its own
+    # Otherwise it is two, and only 20 units a second pass.
+    context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE
+    blocks: list[pa.Table] = []
+    for start in range(0, len(units), _UNITS_PER_BLOCK):
+        part = units[start : start + _UNITS_PER_BLOCK]
+        blocks.append(_block(_WORK, *((unit, [], Usage()) for unit in part)))
+    return from_arrow(blocks)
+
+
+def _start_limit(pools: Sequence[Pool]) -> Any:
+    """Start the `UnitLimit` of a graph, on the driver's machine."""
+    per_actor = _UNITS_PER_ONLY_ACTOR if len(pools) == 1 else _UNITS_PER_ACTOR
+    units = per_actor * sum(pool.actors for pool in pools)
+    actor = ray.remote(UnitLimit).options(scheduling_strategy=on_driver_node(), **_LIMIT_OPTIONS)
+    return actor.remote(units)
+
+
+def _bundles(
+    placed: PlacementGroup, first: int, number: int
+) -> list[PlacementGroupSchedulingStrategy]:
+    """Return the places of the actors of a pool: consecutive bundles of the placement group."""
+    return [
+        PlacementGroupSchedulingStrategy(placed, bundle) for bundle in range(first, first + number)
+    ]
+
+
+def _answers(
+    graph: Dataset, limit: ActorHandle, advanced: threading.Event
+) -> Iterator[LabelledUnit | PostponedUnit]:
+    """Yield the answer to each unit, which leaves the limit once the caller has committed it.
+
+    Raises:
+        UserError, EngineError: what a worker raised.
+        RayError: workers are lost.
+    """
+    for row in graph.iter_rows():
+        advanced.set()
+        answer = row[_ANSWER]
+        if isinstance(answer, Exception):
+            raise answer
+        yield answer
+        done = answer.unit if isinstance(answer, PostponedUnit) else answer.shard
+        leaving: ray.ObjectRef[Any] = limit.leave.remote((done.split, done.start))
+    # Otherwise Ray reports that a call of a killed actor failed.
+    ray.wait([leaving], timeout=_LEAVE_SECONDS)
+
+
+def _failure(error: RayError, placed: PlacementGroup) -> EngineError:
+    """Return what ended a graph: lost machines, lost workers, or an error in a worker."""
+    message = worker_failure(error)
+    if not is_placed(placed):
+        return MachinesLostError(message)
+    return EngineError(message) if isinstance(error, RayTaskError) else WorkersLostError(message)
 
 
 @contextmanager
@@ -316,16 +368,14 @@ def _watch(name: str, placed: PlacementGroup, losses: Iterator[None]) -> Iterato
     def poll() -> None:
         polls = 0
         while not ended.wait(_POLL_SECONDS):
-            with suppress(
-                RayError, OSError, ValueError
-            ):  # Ray is lost; or the thread of an earlier graph still asks
+            # Ray is lost; or the thread of an earlier graph still asks
+            with suppress(RayError, OSError, ValueError):
                 next(losses, None)
                 polls = 0 if advanced.is_set() or is_placed(placed) else polls + 1
                 advanced.clear()
                 if polls >= _POLLS_WITHOUT_ROOM:
-                    kill_actors(
-                        name
-                    )  # again and again: Ray Data replaces a few that had not started yet
+                    # again and again: Ray Data replaces a few that had not started yet
+                    kill_actors(name)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -381,29 +431,6 @@ def _mapped(
 def _block(column: str, *values: Any) -> pa.Table:
     """Return a row for each value: a unit with its records and their usage so far, or an answer."""
     return pa.table({column: ArrowPythonObjectArray.from_objects(values)})
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Stages that run in the same actors."""
-
-    stages: tuple[Stage, ...]
-    resources: Resources
-    actors: int
-
-    @property
-    def name(self) -> str:
-        return " + ".join(stage.name for stage in self.stages)
-
-    @property
-    def needs(self) -> dict[str, float]:
-        """What each actor takes, by Ray's names of resources."""
-        amounts = {
-            "CPU": self.resources.cpus,
-            "GPU": self.resources.gpus or 0,
-            "memory": self.resources.memory * _GIB,
-        }
-        return {name: amount for name, amount in amounts.items() if amount}
 
 
 def plan_pools(
