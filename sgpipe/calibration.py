@@ -245,6 +245,8 @@ def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
             names.append("chunk")
         if tag.get("vocabulary") == "image":
             names += ["vocabulary", "vocabulary_others"]
+    if tag.get("questions") == "shared":
+        names.append("questions")
     if tag.get("prior") is not None:
         names += ["prior", "prior_power"]
     return {name: tag.get(name) for name in names} | {

@@ -50,6 +50,10 @@ def score(
     endpoint: Annotated[
         str | None, declare.option("vlm: URL of an OpenAI chat API with log-probabilities.")
     ] = None,
+    questions: Annotated[
+        Literal["each", "shared"] | None,
+        declare.option("vlm: a picture for each relation (each), or numbered boxes for all."),
+    ] = None,
     images: cli.MovedImages = None,
     device: cli.Device = "auto",
     json_: cli.Json = False,
@@ -67,10 +71,11 @@ def score(
     if by == "vlm":
         if weights is not None:
             raise UserError("--weights is for --by clip")
-        method = _by_vlm(out, model, endpoint, device)
+        method = _by_vlm(out, model, endpoint, questions or "each", device)
     else:
-        if endpoint is not None:
-            raise UserError("--endpoint is for --by vlm")
+        for option, value in (("--endpoint", endpoint), ("--questions", questions)):
+            if value is not None:
+                raise UserError(f"{option} is for --by vlm")
         method = _by_clip(run, model or "ViT-B-32", weights, contrasts, device)
     counts = score_run(
         run,
@@ -89,7 +94,13 @@ def score(
     )
 
 
-def _by_vlm(out: Path, model: str | None, endpoint: str | None, device: str) -> _Method:
+def _by_vlm(
+    out: Path,
+    model: str | None,
+    endpoint: str | None,
+    questions: Literal["each", "shared"],
+    device: str,
+) -> _Method:
     """Return how a vision-language model scores; `out` keeps the answers of one at an endpoint."""
     from sgpipe.files.model_cache import local_model
     from sgpipe.generation.scoring import vlm_identity, vlm_scorer
@@ -101,7 +112,9 @@ def _by_vlm(out: Path, model: str | None, endpoint: str | None, device: str) -> 
             "--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there"
         )
     name = local_model(model) if endpoint is None else model
-    config = TagConfig(method="vlm", tagger=name, endpoint=endpoint, device=device)
+    config = TagConfig(
+        method="vlm", tagger=name, endpoint=endpoint, questions=questions, device=device
+    )
     return _Method(VLM_SCORE, vlm_identity(config), partial(vlm_scorer, config, out))
 
 

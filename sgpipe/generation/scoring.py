@@ -201,10 +201,15 @@ def _scored(
 
 def vlm_identity(config: TagConfig) -> Identity:
     """Return what decides the scores: not where a server is, but what it serves."""
+    identity: dict[str, object] = {"by": config.method}
     if config.endpoint is not None:
-        return {"by": config.method, "model": config.tagger, "served": True, "images": SENT_AS}
-    dtype = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
-    return {"by": config.method, "model": model_sha256(config.tagger), "dtype": dtype}
+        identity |= {"model": config.tagger, "served": True, "images": SENT_AS}
+    else:
+        dtype = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
+        identity |= {"model": model_sha256(config.tagger), "dtype": dtype}
+    if config.questions == "shared":
+        identity["questions"] = config.questions
+    return identity
 
 
 def vlm_scorer(config: TagConfig, out: Path) -> Scorer:

@@ -320,6 +320,9 @@ class TagConfig(StageConfig):
         None, description="vlm: URL of a server with the OpenAI chat API; null: it runs here"
     )
     requests: Requests = Requests()
+    questions: Literal["each", "shared"] = Field(
+        "each", description="vlm: a picture for each relation, or shared, with numbered boxes"
+    )
     prior: Literal["layout"] | None = None
     prior_power: float = Field(
         0.5, gt=0, le=1, description="prior: the probability of the pair is raised to this"
@@ -412,6 +415,8 @@ class TagConfig(StageConfig):
             unused.add("vocabulary_others")
         if self.prior is None:
             unused |= _PRIOR_ONLY
+        if self.questions == "each":
+            unused.add("questions")
         if self.method == "layout":
             unused |= {"dtype", "compile"}
         if self.method == "clip":  # which computes in float32

@@ -3,7 +3,7 @@ captioner.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image
@@ -146,6 +146,15 @@ class ChatCaptioner(Captioner):
             else:
                 lines = [one_line(choice.text) for choice in answer]
                 yield list(filter(None, lines)) or Refusal("the answer has no caption in it")
+
+    def ask_together(self, requests: Sequence[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
+        """Yield the answers to requests that begin with the same image and text.
+
+        The first is asked alone: a server that keeps what it computed of a beginning then has it
+        for the others.
+        """
+        yield from self.ask_all(requests[:1])
+        yield from self.ask_all(requests[1:])
 
     def request(self, source: CaptionInput) -> ChatRequest:
         config = self.config

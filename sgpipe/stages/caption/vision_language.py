@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,14 @@ from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.blip import check_finite, draw, process
 from sgpipe.stages.caption.captioner import EXAMPLE, CaptionInput, ChatCaptioner
+from sgpipe.stages.caption.shared_prefix import (
+    ROWS,
+    SharedPrompts,
+    begin,
+    end,
+    full_prompts,
+    share_prompts,
+)
 from sgpipe.stages.failures import is_gpu_failure
 from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
 from sgpipe.utils.devices import pick_device, pick_dtype
@@ -45,6 +53,9 @@ _REMEDY = (
 )
 _READING = threading.Lock()  # tokenizers are not safe for threads
 _VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")  # in which an answer may begin
+# of log-odds, by rounding
+_MOST_DIFFERENCE = 0.01
+_MOST_DIFFERENCE_IN_HALF = 0.5
 
 
 # Inputs that only the prefix needs; text that follows must not repeat them.
@@ -76,7 +87,9 @@ class VisionLanguageCaptioner(ChatCaptioner):
         if self.role != "captioner" and not self.is_chat:
             raise UserError(f"{self.name} has no chat template, so it cannot be asked")
         text = {**config, **(config.get("text_config") or {})}
-        self._check_lengths(text.get("max_position_embeddings"))
+        positions = text.get("max_position_embeddings")
+        self.positions = positions if isinstance(positions, int) else None
+        self._check_lengths(self.positions)
         vocabulary = text.get("vocab_size")
         if isinstance(vocabulary, int):
             checkpoint.check_vocabulary(self.name, len(self.tokenizer), (vocabulary / 2, math.inf))
@@ -99,11 +112,11 @@ class VisionLanguageCaptioner(ChatCaptioner):
                 f"{self.name} needs a newer transformers: pip install --upgrade transformers"
             )
 
-    def _check_lengths(self, positions: object) -> None:
+    def _check_lengths(self, positions: int | None) -> None:
         """Raises UserError: the model has fewer positions than the longest answer has tokens."""
         min_tokens = self.config.min_tokens
         max_tokens = self.config.max_tokens or 0
-        is_too_long = isinstance(positions, int) and max_tokens > positions
+        is_too_long = positions is not None and max_tokens > positions
         if max_tokens < min_tokens or is_too_long:
             raise UserError(
                 f"caption.max_tokens is {max_tokens}: expected at least caption.min_tokens"
@@ -187,12 +200,17 @@ class VisionLanguageCaptioner(ChatCaptioner):
         size = self.config.image_size
         if size:
             plain.thumbnail((size, size), Image.Resampling.BICUBIC)
-        # A chat template writes the start token itself.
         text = text or self.text
-        start = getattr(self.tokenizer, "bos_token", None)
-        written = {"add_special_tokens": False} if start and text.startswith(start) else {}
+        written = self._special_tokens(text)
         with _READING:
             return self.processor(text=[text], images=[plain], return_tensors="pt", **written)
+
+    def _special_tokens(self, text: str) -> dict[str, bool]:
+        """Return the setting of a tokenizer for a text whose template may write the start token
+        itself.
+        """
+        start = getattr(self.tokenizer, "bos_token", None)
+        return {"add_special_tokens": False} if start and text.startswith(start) else {}
 
     def decode(self, tokens: list[int]) -> str:
         with _READING:
@@ -263,10 +281,13 @@ class VisionLanguageCaptioner(ChatCaptioner):
         assert isinstance(request.image, Image.Image)
         return self.inputs(request.image, self.chat(request))
 
+    @torch.inference_mode()
     def _answer(self, given: tuple[ChatRequest, Any]) -> list[Choice]:
         request, inputs = given
         if request.logprobs:
-            return [Choice("", None, self._yes_and_no(inputs))]
+            logits = self.model(**inputs.to(self.device, self.dtype)).logits[:, -1]
+            [shares] = self._yes_and_no(logits)
+            return [Choice("", None, shares)]
         texts = self._decode(inputs, request.seed, self.generation, request.n)
         for number, text in enumerate(texts):
             if request.check and (wrong := request.check(text)):
@@ -276,18 +297,57 @@ class VisionLanguageCaptioner(ChatCaptioner):
                 )
         return [Choice(text) for text in texts]
 
+    def ask_together(self, requests: Sequence[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
+        """See `ChatCaptioner.ask_together`; for requests of `logprobs`."""
+        answers = self._attempt(self._answer_together, requests)
+        yield from [answers] * len(requests) if isinstance(answers, Refusal) else answers
+
+    def check_together(self, requests: Sequence[ChatRequest]) -> None:
+        """Raises UserError: `ask_together` gives other answers than `ask_all`."""
+        in_full = self.dtype == torch.float32
+        difference = _MOST_DIFFERENCE if in_full else _MOST_DIFFERENCE_IN_HALF
+        with checkpoint.loading(f"{self.name} needs tag.questions: each"):
+            together = self._answer_together(requests)
+            for request, answer in zip(requests, together, strict=True):
+                alone = self._answer((request, self._read(request)))
+                if abs(_log_odds(answer) - _log_odds(alone)) > difference:
+                    raise ValueError("it answers several questions otherwise than one")
+
     @torch.inference_mode()
-    def _yes_and_no(self, inputs: Any) -> dict[str, float]:
+    def _answer_together(self, requests: Sequence[ChatRequest]) -> list[list[Choice]]:
+        prompts = self._read_together(requests)
+        begun = begin(self.model, prompts.prefix)
+        answers = []
+        for start in range(0, len(requests), ROWS):
+            logits = end(self.model, begun, prompts.endings[start : start + ROWS])
+            answers += [[Choice("", None, shares)] for shares in self._yes_and_no(logits)]
+        return answers
+
+    def _read_together(self, requests: Sequence[ChatRequest]) -> SharedPrompts:
+        """Raises ValueError: a prompt is too long for the model, or cannot be shared."""
+        texts = [self.chat(request) for request in requests]
+        inputs = self._read(requests[0]).to(self.device, self.dtype)
+        with _READING:
+            read = self.tokenizer(texts, **self._special_tokens(texts[0]))["input_ids"]
+        prompts = full_prompts(inputs["input_ids"][0].tolist(), read)
+        longest = max(map(len, prompts))
+        if self.positions is not None and longest > self.positions:
+            raise ValueError(f"a prompt of {longest} tokens is longer than its {self.positions}")
+        return share_prompts(inputs, prompts)
+
+    def _yes_and_no(self, logits: Tensor) -> list[dict[str, float]]:
         """Return the log-probabilities that an answer begins with one of these words rather than
         the other.
+
+        Args:
+            logits: of the first token of each answer, `[answers, vocabulary]`.
         """
-        logits = self.model(**inputs.to(self.device, self.dtype)).logits[0, -1].double()
-        shares = torch.stack(
-            [logits[tokens].logsumexp(0) for tokens in self.yes_and_no]
-        ).log_softmax(0)
+        scores = logits.double()
+        sums = [scores[:, tokens].logsumexp(1) for tokens in self.yes_and_no]
+        shares = torch.stack(sums, 1).log_softmax(1)
         if shares.isnan().any():
             raise ComputationError(f"{self.name} returns NaN: its weights are damaged")
-        return dict(zip(("yes", "no"), shares.tolist(), strict=True))
+        return [dict(zip(("yes", "no"), row, strict=True)) for row in shares.tolist()]
 
     @torch.inference_mode()
     def _decode(
@@ -307,6 +367,11 @@ class VisionLanguageCaptioner(ChatCaptioner):
                 **inputs, generation_config=generation, custom_generate=sample
             )
         return [self.decode(row) for row in rows]
+
+
+def _log_odds(answer: Sequence[Choice]) -> float:
+    shares = answer[0].logprobs or {}
+    return shares["yes"] - shares["no"]
 
 
 def sample_nucleus(

@@ -1,9 +1,9 @@
 """What scorers show and ask (an image and relations in, a probability of each out), and
 vision-language models.
 
-A scorer sees the subject in a red and the object in a blue outline. A model of transformers or
-behind an endpoint tells how probable "yes" is. It is asked twice, with the answers named in both
-orders: models prefer the first, or the last.
+A scorer sees the subject in a red and the object in a blue outline, or all boxes of an image with
+numbers. A model of transformers or behind an endpoint tells how probable "yes" is. It is asked
+twice, with the answers named in both orders: models prefer the first, or the last.
 """
 
 import math
@@ -16,9 +16,11 @@ from PIL import Image, ImageDraw
 from sgpipe.recipe import CaptionConfig, TagConfig
 from sgpipe.records import Box, Relation
 from sgpipe.stages.caption.stage import load_captioner
+from sgpipe.stages.score.numbered import NumberedPicture, numbered_pictures
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
 from sgpipe.stages.served.images import image_url
+from sgpipe.viz import draw_marks
 
 Score = float | Refusal  # a probability, or why there is none
 NO_AREA = Refusal("a box has no area in the image")
@@ -179,7 +181,9 @@ class VlmScorer:
     """Asks a model, local or served, whether a relation is correct, in two requests of one token
     each.
 
-    No answer depends on another question. A server must return log-probabilities.
+    With `tag.questions: each` a picture shows the boxes of one relation, and no answer depends on
+    another question; with `shared` it shows numbered boxes, and all questions about it begin alike.
+    A server must return log-probabilities.
     """
 
     def __init__(self, config: TagConfig, cache: CacheFolder | None = None) -> None:
@@ -197,19 +201,27 @@ class VlmScorer:
         )
         self._model: Any = load_captioner(asked, cache, role="scorer")
         self._served = config.endpoint is not None
+        self._is_shared = config.questions == "shared"
 
     def check(self) -> None:
         """Raises UserError: the model cannot be used, or the server does not answer, or ignores a
         setting.
         """
+        self._model.check(self._example()[0])
+
+    def _example(self) -> list[ChatRequest]:
+        image = Image.new("RGB", (64, 64), "white")
         objects = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
-        [example, _] = self._ask(
-            Image.new("RGB", (64, 64), "white"), objects, [Relation(0, 1, "next to")]
-        )
-        self._model.check(example)
+        relations = [Relation(0, 1, "next to"), Relation(1, 0, "sitting on the back of")]
+        if self._is_shared:
+            [picture] = numbered_pictures(objects, relations)
+            return self._ask_together(picture, image, objects, relations)
+        return list(self._ask(image, objects, relations))
 
     def load(self) -> None:
         self._model.setup()
+        if self._is_shared and not self._served:
+            self._model.check_together(self._example())
 
     def scores(
         self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
@@ -220,10 +232,26 @@ class VlmScorer:
         Raises UserError or EngineError if the scorer fails on every image.
         """
         visible = [visible_boxes(image, objects, relation) is not None for relation in relations]
-        questions = self._ask(image, objects, list(compress(relations, visible)))
-        shares = map(_share, self._model.ask_all(questions))
-        scores = map(mean_of_orders, shares, shares)  # which are of both orders in turn
+        asked = list(compress(relations, visible))
+        score = self._scores_together if self._is_shared else self._scores_apart
+        scores = score(image, objects, asked)
         return [next(scores) if is_visible else NO_AREA for is_visible in visible]
+
+    def _scores_apart(
+        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
+    ) -> Iterator[Score]:
+        shares = map(_share, self._model.ask_all(self._ask(image, objects, relations)))
+        return map(mean_of_orders, shares, shares)  # which are of both orders in turn
+
+    def _scores_together(
+        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
+    ) -> Iterator[Score]:
+        scores: dict[int, Score] = {}
+        for picture in numbered_pictures(objects, relations):
+            requests = self._ask_together(picture, image, objects, relations)
+            shares = map(_share, self._model.ask_together(requests))
+            scores |= zip(picture.relations, map(mean_of_orders, shares, shares), strict=True)
+        return map(scores.__getitem__, range(len(relations)))
 
     def _ask(
         self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
@@ -235,6 +263,26 @@ class VlmScorer:
             shown = image_url(marked) if self._served else marked
             for question in ask_about(objects, relation):
                 yield ChatRequest(question, shown, max_tokens=1, logprobs=True)
+
+    def _ask_together(
+        self,
+        picture: NumberedPicture,
+        image: Image.Image,
+        objects: Sequence[Box],
+        relations: Sequence[Relation],
+    ) -> list[ChatRequest]:
+        """Return both questions about each relation of a picture; all begin with the same image
+        and text.
+        """
+        marked = draw_marks(image, [objects[index].bbox for index in picture.boxes], LONGEST_SIDE)
+        shown = image_url(marked) if self._served else marked
+        prompt = picture.prompt(objects)
+        requests = []
+        for index in picture.relations:
+            for question in in_both_orders(picture.question(objects, relations[index])):
+                text = f"{prompt}\n{question}"
+                requests.append(ChatRequest(text, shown, max_tokens=1, logprobs=True))
+        return requests
 
 
 def _share(answer: list[Choice] | Refusal) -> Score:
@@ -250,7 +298,10 @@ def ask_about(objects: Sequence[Box], relation: Relation) -> tuple[str, ...]:
     subject = objects[relation.subject]
     object_ = objects[relation.object]
     last = "" if object_.is_nothing else f" the {object_.category} (blue box)"
-    question = f"Is the {subject.category} (red box) {relation.predicate}{last}?"
+    return in_both_orders(f"Is the {subject.category} (red box) {relation.predicate}{last}?")
+
+
+def in_both_orders(question: str) -> tuple[str, ...]:
     return tuple(f"{question} Answer with one word: {order}." for order in _ORDERS)
 
 

@@ -46,6 +46,7 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     ({**TAGGER, "tag__method": "overlap"}, {"tag__tagger": "hub/other", "tag__threshold": 0.5}),
     (TAGGER, {"tag__vocabulary_others": 5}),
+    (SERVED["tag"], {"tag__questions": "each"}),
     *((SERVED[section], {f"{section}__endpoint": THERE}) for section in SERVED),
     *(
         (SERVED[section], {f"{section}__requests": {"in_flight": 2, "key": "OTHER"}})
@@ -67,6 +68,7 @@ CHANGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (MARKS, {"pair__model": "n"}, "pair.model: 'm' then, 'n' now"),
     ({"caption__captioner": "hub/blip"}, {"caption__samples": 3}, "caption.samples: "),
     (PER_IMAGE, {"tag__vocabulary_others": 5}, "tag.vocabulary_others: "),
+    (SERVED["tag"], {"tag__questions": "shared"}, "tag.questions: "),
     *(
         (SERVED[section], {f"{section}__{model}": "org/other"}, f"{section}.{model}")
         for section, model in (("caption", "captioner"), ("parse", "model"), ("tag", "tagger"))

@@ -189,6 +189,19 @@ def test_a_served_model_is_asked_about_every_relation(flat: Path, tmp_path: Path
     )
 
 
+def test_numbered_boxes_are_another_scoring(flat: Path, tmp_path: Path) -> None:
+    with EndpointServer(lambda body: ["Yes"]) as server:
+        result = score(flat, tmp_path / "scored", *by(server, "--questions", "shared"))
+        assert "5 relations scored, 2 without" in result.stdout
+        other = score(flat, tmp_path / "scored", *by(server))
+    assert (other.exit_code, "questions: 'shared' then" in other.stderr) == (2, True)
+    shown = [body["messages"][0]["content"][0]["image_url"]["url"] for body in server.requests]
+    assert len(server.requests) == 11, "one to check"
+    assert len(set(shown)) == 4, "of one picture an image"
+    refused = score(flat, tmp_path / "clipped", "--questions", "each")
+    assert (refused.exit_code, "--questions is for --by vlm" in refused.stderr) == (2, True)
+
+
 def test_scoring_goes_on_and_nothing_is_asked_twice(flat: Path, tmp_path: Path) -> None:
     out = tmp_path / "scored"
     with EndpointServer(lambda body: ["Yes"], scripted(*[None] * 8, *["rejected"] * 9)) as server:

@@ -442,6 +442,8 @@ def test_what_a_method_needs_and_those_without_a_model_do_not() -> None:
     check_tagger(TagConfig(method="vlm", tagger="any/name/there", endpoint="http://localhost:1/v1"))
     with pytest.raises(UserError, match=r"pair\.restrict=group is for rtagger"):
         check_tagger(TagConfig(method="all"), PairConfig(restrict="group"))
+    with pytest.raises(UserError, match=r"tag\.questions=shared is for vlm"):
+        check_tagger(TagConfig(method="clip", tagger="a", questions="shared"))
     assert recipe_notes(Recipe(tag=TagConfig(tagger="a")), detects=False) == []
 
 
@@ -455,6 +457,10 @@ def test_a_calibration_is_of_the_same_method_and_model(folder: Path, tmp_path: P
         scored(
             folder, calibration=str(make_calibration(tmp_path / "other.json", other)), threshold=0.5
         )
+    served = TagConfig(method="vlm", tagger="a", endpoint="http://localhost:1/v1")
+    shared = served.model_copy(update={"questions": "shared"})
+    differing = scoring_of_recipe(shared, PairConfig())
+    assert differing == scoring_of_recipe(served, PairConfig()) | {"questions": "shared"}
     assert "method" not in scoring_of_recipe(TagConfig(tagger="a"), PairConfig()), (
         "as earlier versions wrote it"
     )

@@ -1,0 +1,65 @@
+"""One picture for many questions: boxes are numbered on it, and questions name their numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sgpipe.records import Box, Relation
+from sgpipe.utils.console import single_line
+
+MOST_MARKS = 30  # on a picture, so that numbers can be read; more boxes are on further pictures
+_FIRST_LINE = "Things in this image are outlined and numbered."
+
+
+@dataclass
+class NumberedPicture:
+    """Boxes of an image that are numbered on one picture, and what is asked about them.
+
+    Attributes:
+        boxes: indices of objects; the first has number 1.
+        relations: indices of relations, all between these boxes.
+    """
+
+    boxes: list[int] = field(default_factory=list)
+    relations: list[int] = field(default_factory=list)
+
+    def prompt(self, objects: Sequence[Box]) -> str:
+        """Return what all questions begin with: the number and name of each box."""
+        lines = [_FIRST_LINE]
+        for number, index in enumerate(self.boxes, 1):
+            lines.append(f"{number}: {single_line(objects[index].category)}")
+        return "\n".join(lines)
+
+    def question(self, objects: Sequence[Box], relation: Relation) -> str:
+        subject = self._name(objects, relation.subject)
+        predicate = single_line(relation.predicate)
+        if objects[relation.object].is_nothing:
+            return f"Is {subject} {predicate}?"
+        return f"Is {subject} {predicate} {self._name(objects, relation.object)}?"
+
+    def _name(self, objects: Sequence[Box], index: int) -> str:
+        number = self.boxes.index(index) + 1
+        return f"the {single_line(objects[index].category)} ({number})"
+
+
+def numbered_pictures(
+    objects: Sequence[Box], relations: Sequence[Relation]
+) -> list[NumberedPicture]:
+    """Share relations out over as few pictures as their boxes need, pairs of large boxes first.
+
+    The largest box of a picture has number 1.
+    """
+    ranks = [box.rank for box in objects]
+    ranks_of_pairs = [(ranks[relation.subject], ranks[relation.object]) for relation in relations]
+
+    pictures: list[NumberedPicture] = []
+    numbered: set[int] = set()
+    for index in sorted(range(len(relations)), key=ranks_of_pairs.__getitem__):
+        ends = {relations[index].subject, relations[index].object}
+        ends = {end for end in ends if not objects[end].is_nothing}
+        if not pictures or len(numbered | ends) > MOST_MARKS:
+            pictures.append(NumberedPicture())
+            numbered = set()
+        numbered |= ends
+        pictures[-1].boxes = sorted(numbered, key=ranks.__getitem__)
+        pictures[-1].relations.append(index)
+    return pictures
