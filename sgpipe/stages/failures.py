@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sgpipe.errors import (
+    CodeError,
     ComputationError,
     EngineError,
     ImageError,
@@ -59,7 +60,7 @@ class Failure:
     @classmethod
     def of_error(cls, file_name: str, stage: str, error: Exception) -> Failure:
         """Return what an exception says of an image."""
-        kind = type(error).__name__
+        kind = type(cause_of(error)).__name__
         is_for_users = isinstance(error, UserError)
         reason = str(error) if is_for_users else f"{kind}: {first_line(error)}"
         lines = traceback.format_exception(error)
@@ -124,7 +125,13 @@ class FailureStreak:
         self._failures = []
 
 
-def concerns_one_image(error: Exception) -> bool:
+def cause_of(error: Exception) -> BaseException:
+    """Return the exception, or that which code of the user's own raised."""
+    own = error.__cause__ if isinstance(error, CodeError) else None
+    return own or error
+
+
+def concerns_one_image(error: BaseException) -> bool:
     """Return whether other images may do better.
 
     They do not if the user has to change something, a store or a server does not answer, or the

@@ -29,6 +29,7 @@ from sgpipe.stages.failures import (
     Failure,
     FailureStreak,
     ImageLimits,
+    cause_of,
     concerns_one_image,
     is_gpu_failure,
 )
@@ -113,9 +114,10 @@ class StageRunner:
             with self._time_limit(len(records)):
                 filled = stage(records)
         except Exception as error:
-            if is_gpu_failure(error):
+            cause = cause_of(error)
+            if is_gpu_failure(cause):
                 self._end_process()
-            if not concerns_one_image(error):
+            if not concerns_one_image(cause):
                 raise
             failure = Failure.of_error(untouched[0].file_name, stage.name, error)
         else:

@@ -325,7 +325,6 @@ def test_the_tagger_of_the_page_scores_candidates(extension, tmp_path):
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ("1 / 0", "failed: ZeroDivisionError: division by zero"),
         ("[0.5]", "returns 1 score for "),
         ("[2.0 for _ in candidates]", "returns the score 2.0: expected 0 to 1"),
         ("[float('nan') for _ in candidates]", "returns the score nan: expected 0 to 1"),
@@ -339,6 +338,20 @@ def test_what_is_wrong_with_a_tagger_is_told_in_a_line(extension, tmp_path, scor
     with pytest.raises(UserError, match=f"tagger own.bad:Bad {message}") as error:
         labelled(tmp_path / "run", tagger="own.bad:Bad")
     assert "\n" not in str(error.value)
+
+
+@without_ray()
+def test_an_exception_of_a_tagger_is_an_error_row_that_names_its_line(extension, tmp_path):
+    code = "import sgpipe\nclass Bad(sgpipe.Tagger):\n"
+    code += "    def scores(self, image, record, candidates): return [record.file_name['x']]"
+    (extension / "own/bad.py").write_text(code)
+    records = labelled(tmp_path / "run", tagger="own.bad:Bad")
+    expected = r"tag: tagger own\.bad:Bad failed: TypeError: string ind.* \(own/bad\.py:3\)"
+    failed = [record.error for record in records if not record.ok]
+    assert failed
+    assert all(re.fullmatch(expected, error) for error in failed)
+    [traceback, *_] = sorted((tmp_path / "run/.sgpipe/errors").iterdir())
+    assert "return [record.file_name['x']]" in traceback.read_text()
 
 
 @pytest.mark.slow

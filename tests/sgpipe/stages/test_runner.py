@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from sgpipe.errors import ComputationError, EngineError, StoreError, UserError
+from sgpipe.errors import CodeError, ComputationError, EngineError, StoreError, UserError
+from sgpipe.plugins import failures_told
 from sgpipe.recipe import Resources
 from sgpipe.records import Caption, Record
 from sgpipe.stages import runner as runner_module
@@ -99,7 +100,15 @@ class Failing(Clocked):
         return records
 
 
+def of_own_code(error: Exception) -> CodeError:
+    """Return what is raised for an exception of a stage of the user's own."""
+    with pytest.raises(CodeError) as caught, failures_told("stage", "own.words:Clean"):
+        raise error
+    return caught.value
+
+
 FAILURES = [
+    (of_own_code(KeyError("x")), "stage own.words:Clean failed: KeyError: 'x'"),
     (ValueError("a bug\nin detail"), "ValueError: a bug"),
     (KeyError(), "KeyError: KeyError"),
     (MemoryError("full"), "MemoryError: full"),
@@ -131,6 +140,7 @@ def test_a_failure_is_an_error_row_and_others_are_filled_once(
         EngineError("no answer"),
         StoreError("gone"),
         OSError(errno.ENOSPC, "full"),
+        of_own_code(OSError(errno.ENOSPC, "full")),
     ],
 )
 def test_what_other_images_would_meet_too_is_raised(error: Exception) -> None:
