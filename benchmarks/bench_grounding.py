@@ -48,9 +48,8 @@ from sgpipe.utils.console import Progress
 
 GROUNDED = str(recipe_folder() / "miniworld" / "grounded.yaml")
 OWN_WORDS = {"ground.ask": "words"}
-Objects = Mapping[
-    str, Sequence[tuple[str, Sequence[float]]]
-]  # class and xywh of the objects of a file
+# class and xywh of the objects of a file
+Objects = Mapping[str, Sequence[tuple[str, Sequence[float]]]]
 
 
 class Counts(NamedTuple):

@@ -39,11 +39,12 @@ from sgpipe.stages.build import build_stages
 from sgpipe.stages.runner import StageRunner
 
 UNIT = 100
+# the models are soon done with an image
 SMALL = {
     "caption.samples": 1,
     "tag.short_side": 96,
     "tag.long_side": 144,
-}  # the models are soon done with an image
+}
 ARCHIVES = 4
 
 

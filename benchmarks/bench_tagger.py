@@ -38,6 +38,7 @@ NAMES = (
     *relation_names("vcoco").values(),
 )
 WORDS = sorted({word for name in NAMES for word in name.split()})
+# a word is a token; each text has two more
 SHARES_OF_WORDS = {
     1: 0.3,
     2: 0.4,
@@ -45,7 +46,7 @@ SHARES_OF_WORDS = {
     4: 0.06,
     5: 0.03,
     6: 0.01,
-}  # a word is a token; each text has two more
+}
 REMARK_ON_PEAK = (
     "Share of peak: the time that the matrix products and convolutions of a part would take at the"
     " rate of large square products, as a share of the measured time. The rest: convolutions with"

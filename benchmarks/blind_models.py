@@ -64,9 +64,8 @@ class Examples:
         return Examples(self.bins[rows], self.predicate[rows], self.right[rows])
 
 
-Model: TypeAlias = Callable[
-    [Examples, Examples], Array
-]  # log odds of the second, learned from the first
+# log odds of the second, learned from the first
+Model: TypeAlias = Callable[[Examples, Examples], Array]
 
 
 def answered(questions: Sequence[BoxQuestion]) -> dict[str, NDArray[np.bool_]]:

@@ -37,7 +37,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-
 # Several people.
 
 RIGHT, WRONG, CHANGE, UNSURE = range(4)  # a change is another one for each person
@@ -337,9 +336,8 @@ def family() -> Table:
                 run_family(capital),
             )
             for method, until in zip(methods, bounds, strict=True):
-                untils[number, method].append(
-                    np.where(is_good, until, -until)
-                )  # negative: below the target
+                # negative: below the target
+                untils[number, method].append(np.where(is_good, until, -until))
     for (number, method), parts in untils.items():
         table.add_row(
             f"{number} of {GOOD:g}, {PREDICATES - number} below",

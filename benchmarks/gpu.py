@@ -176,9 +176,8 @@ def watched(machine: Machine) -> Iterator[GpuUsage]:
         if process is not None:
             process.terminate()
             for line in process.communicate()[0].splitlines():
-                with suppress(
-                    ValueError
-                ):  # a line that was cut, or a figure that this GPU does not have
+                # a line that was cut, or a figure that this GPU does not have
+                with suppress(ValueError):
                     utilization, memory = map(float, line.split(","))
                     usage.utilization.append(utilization)
                     usage.memory.append(memory)

@@ -41,19 +41,13 @@ SIMULATIONS = 1000
 MORE_SIMULATIONS = 2000  # of ground truth and thresholds
 RESAMPLES = 100  # instead of 1,000, which takes ten times as long
 
-Row = tuple[
-    str, str, float
-]  # what is printed where, the data, the share of intervals that contain the expected value
-
-
+# what is printed where, the data, the share of intervals that contain the expected value
+Row = tuple[str, str, float]
 Curve = Callable[[Array], Array]  # the precision of relations of a confidence
-SHARES_ABOVE = (
-    1 - (np.arange(20_000) + 0.5) / 20_000
-)  # of the run's relations, the least confident first
+# of the run's relations, the least confident first
+SHARES_ABOVE = 1 - (np.arange(20_000) + 0.5) / 20_000
 EDGES = (0.1, 0.2, 0.3, 0.5, 0.7)  # of the bands of confidence
 TARGET = 0.8  # precision
-
-
 TOOLS = ("stats --truth", "stats --judgements", "calibrate, --precision")
 
 
@@ -209,9 +203,8 @@ class Run:
         self.rng = np.random.default_rng(0)
         self.confidence = np.sort(self.rng.beta(0.7, 1.3, 20_000) * 0.96 + 0.02)
         self.correct = self.rng.random(len(self.confidence)) < curve(self.confidence)
-        self.predicate = (
-            self.rng.random(len(self.confidence)) < 0.2 + 0.3 * self.confidence
-        )  # of one, the others
+        # of one, the others
+        self.predicate = self.rng.random(len(self.confidence)) < 0.2 + 0.3 * self.confidence
         self.band = np.digitize(self.confidence, EDGES)
         self.sizes = np.bincount(self.band)
         self.above = np.cumsum(self.correct[::-1])[::-1] / np.arange(len(self.correct), 0, -1)

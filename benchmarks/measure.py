@@ -32,9 +32,8 @@ def report(method: str, *parts: Table | str) -> None:
     and remarks.
     """
     title, *paragraphs = inspect.cleandoc(method).split("\n\n")
-    shown = [
-        f"    {part}" if part.startswith("python -m ") else part for part in paragraphs
-    ]  # a command is code
+    # a command is code
+    shown = [f"    {part}" if part.startswith("python -m ") else part for part in paragraphs]
     page = [f"# {title.rstrip('.')}", *shown, machine(), *(map(_markdown, parts))]
     print("\n\n".join(page))
 

@@ -81,10 +81,7 @@ MEASURES = {
 }
 
 REASONS = ("class not named", "in no triplet", "never in one triplet")
-
-
 Key = tuple[Parser, Candidates, Method, int]
-
 
 LAYOUT_HEAD = """\
 `tag.method=layout` opens no image: a model of boxes (benchmarks/results/layout.md), trained on other photographs of

@@ -50,8 +50,6 @@ from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
 
 _QUIET = Progress(Console(quiet=True))
-
-
 CALIBRATION = "calibration.json"
 CURVE_SEED = 1  # the images of a curve are not those of the final figures
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from rlip_model.model import RTagger as RTagger
 
 __all__ = ["ParSeD", "ParSeDA", "ParSeDAConfig", "ParSeDConfig", "RTagger", "RTaggerConfig"]
-
-
 _AUTO = "transformers.models.auto.configuration_auto"
 _CONFIGS = {
     "rlip_parsed": "ParSeDConfig",

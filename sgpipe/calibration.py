@@ -239,9 +239,8 @@ def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
     names = ["method", "tagger", "endpoint"]
     if tag.get("method") in (None, "rtagger"):  # runs of earlier versions do not name it
         names = ["tagger", "short_side", "long_side", "group_size"]
-        if (
-            pair.get("restrict") == "group"
-        ):  # otherwise it decides only how much is computed together
+        # otherwise it decides only how much is computed together
+        if pair.get("restrict") == "group":
             names.append("chunk")
         if tag.get("vocabulary") == "image":
             names += ["vocabulary", "vocabulary_others"]

@@ -37,19 +37,15 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Formats of images. Pillow supports others that start other programs (EPS) or are not images (PDF).
 _ALLOWED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
 Image.init()
-with suppress(
-    ImportError
-):  # the extra sgpipe[heif]; here, so that every worker process has it that opens images
+# the extra sgpipe[heif]; here, so that every worker process has it that opens images
+with suppress(ImportError):
     import pillow_heif
 
     pillow_heif.register_heif_opener()
 _FORMATS = [name for name in _ALLOWED_FORMATS if name in Image.OPEN]
-
-
 _PER_THREAD = 2  # images that are opened before they are needed
-_MOST_BYTES = (
-    128 << 20
-)  # of decoded or prepared images that wait; more only while the largest images are read
+# of decoded or prepared images that wait; more only while the largest images are read
+_MOST_BYTES = 128 << 20
 _PIXEL_BYTES = 4  # of Pillow
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
+from operator import itemgetter
 from reprlib import repr as shortened
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -44,7 +45,6 @@ LEFT_OUT = {
     "marks": "boxes beyond pair.max_marks",
     "answers": "answers of pair.model that are unusable, at least in part",
 }
-
 
 # How the nouns are stored, by the types of their fields: coordinates in full precision, scores not.
 _ARROW = {
@@ -283,9 +283,8 @@ _FIELDS = {noun: [f.name for f in fields(noun)] for noun in (Record, Attribute, 
 def to_table(records: Iterable[Record]) -> pa.Table:
     """Return records as an Arrow table of `SCHEMA`."""
     rows = []
-    for (
-        record
-    ) in records:  # not `dataclasses.asdict`, whose deep copies would take most of the time
+    # not `dataclasses.asdict`, whose deep copies would take most of the time
+    for record in records:
         row = _values(record) | {
             "left_out": {name: record.left_out.get(name, 0) for name in LEFT_OUT}
         }
@@ -376,4 +375,4 @@ def deduplicate(relations: Iterable[Relation]) -> list[Relation]:
         confidence = 1.0 if relation.confidence is None else relation.confidence
         if key not in best or confidence > best[key][0]:
             best[key] = confidence, number, relation
-    return [relation for _, _, relation in sorted(best.values(), key=lambda each: each[1])]
+    return [relation for _, _, relation in sorted(best.values(), key=itemgetter(1))]

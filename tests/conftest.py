@@ -3,9 +3,8 @@
 import gc
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch is imported: small tensors gain nothing from threads
+# before torch is imported: small tensors gain nothing from threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub
 
 import signal
@@ -18,9 +17,8 @@ import pytest
 import typer.main
 import typer.testing
 
-hypothesis.settings.register_profile(
-    "sgpipe", deadline=None
-)  # no test may depend on the load of the machine
+# no test may depend on the load of the machine
+hypothesis.settings.register_profile("sgpipe", deadline=None)
 hypothesis.settings.load_profile("sgpipe")
 
 INTEGRATION = Path(__file__).parent / "integration"

@@ -200,9 +200,8 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     endpoint: EndpointServer
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = (
-        True  # else the body of an answer waits 40 ms for the receipt of its header
-    )
+    # else the body of an answer waits 40 ms for the receipt of its header
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -239,9 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, raw: bytes) -> None:
         server = self.endpoint
         body = json.loads(raw)
-        name = hashlib.sha256(
-            json.dumps(body, sort_keys=True).encode()
-        ).hexdigest()  # as in the cache of requests
+        # as in the cache of requests
+        name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         with server.lock:
             server.requests.append(body)
             server.attempts[name] += 1

@@ -89,9 +89,8 @@ def make_blip(
         text_config=text | sizes, vision_config=vision | sizes | {"patch_size": patch_size}
     )
     model = BlipForConditionalGeneration(config)
-    with (
-        torch.no_grad()
-    ):  # larger weights than a model starts training with: images then make a difference
+    # larger weights than a model starts training with: images then make a difference
+    with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1 and "word_embeddings" not in name:
                 weight.normal_(std=0.7 * weight[0].numel() ** -0.5)

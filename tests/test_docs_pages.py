@@ -15,12 +15,8 @@ from tests.integration.documents import commands, docs_hook
 from tests.values import values_of
 
 RECIPES = ("labelling", "training")
-
-
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-
-
 PAGES = ("docs/internals.md", "rlip_model/README.md")
 INTERNALS = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 CODE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rlip_model").rglob("*.py"))

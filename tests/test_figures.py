@@ -241,10 +241,11 @@ def readme_claims() -> Iterator[Claim]:
 
 
 def quality_claims() -> Iterator[Claim]:
+    # it is only implied
     yield (
         "{} object classes and {} relations",
         [len(KINDS), len(set(PREDICATES) - {"with"})],
-    )  # it is only implied
+    )
     for script in ("network_quality", "detector_quality"):
         yield "{} sets of {} new images", image_sets(script)
         seeds = [line["seed"] for line in quality_lines() if line["script"] == script]

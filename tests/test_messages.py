@@ -157,9 +157,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "others").mkdir()
     (folder / "others/of_another_dataset.jpg").touch()
     text = (folder / "coco/instances_val.json").read_text()
-    (folder / "cut.json").write_text(
-        text[: text.index('"annotations"') + 20]
-    )  # an error once all is read
+    # an error once all is read
+    (folder / "cut.json").write_text(text[: text.index('"annotations"') + 20])
     (folder / "bert").mkdir()
     (folder / "bert/config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.MonkeyPatch.context() as patch:

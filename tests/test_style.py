@@ -20,8 +20,6 @@ import sgpipe
 from tests.density import count_file, density, read_file
 
 ROOT = Path(__file__).parent.parent
-
-
 PACKAGES = ("rlip_model", "sgpipe", "experiments")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 EVERYTHING = sorted(

@@ -37,11 +37,8 @@ IDEFICS_TEMPLATE = (
     " %}Assistant:{% endif %}"
 )
 
-
-_Parts = tuple[
-    Any, Any, transformers.GenerationConfig
-]  # processor, configuration, settings of generation
-
+# processor, configuration, settings of generation
+_Parts = tuple[Any, Any, transformers.GenerationConfig]
 
 _QWEN_SIZES = {
     "num_heads": 4,
@@ -89,9 +86,8 @@ def _spread(model: transformers.PreTrainedModel) -> None:
             elif name.endswith("bias"):
                 weight.normal_(std=0.1)
             if name.endswith(("language_projection.weight", "image_proj_norm.weight")):
-                weight *= (
-                    30  # otherwise the few image tokens of BLIP-2 and Florence-2 hardly matter
-                )
+                # otherwise the few image tokens of BLIP-2 and Florence-2 hardly matter
+                weight *= 30
             elif "encoder_attn" in name:
                 weight *= 4
 

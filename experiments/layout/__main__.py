@@ -33,9 +33,8 @@ from sgpipe.stages.tag.layout.fit import LayoutExample, LayoutSettings, fit_layo
 from sgpipe.utils import console
 from sgpipe.utils.console import count
 
-OWN_BOXES_WEIGHT = (
-    2.0  # in the loss, of images with V-COCO's boxes, beside 1 of images with all of COCO's
-)
+# in the loss, of images with V-COCO's boxes, beside 1 of images with all of COCO's
+OWN_BOXES_WEIGHT = 2.0
 
 
 def read_images(data: Path, instances: Mapping[int, ImageLayout]) -> list[AnnotatedImage]:

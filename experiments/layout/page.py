@@ -52,8 +52,6 @@ PAGE = "layout.md"
 NO_INTERACTION = "no_interaction"
 HELD_OUT = "a fifth of the training images"
 BATCH = 64  # images scored together
-
-
 COLUMNS = ("AP", "AUC", *(f"precision at {recall}" for recall in RECALLS))
 VCOCO_COLUMNS = (
     "actions mAP",
@@ -62,7 +60,6 @@ VCOCO_COLUMNS = (
     "AP of persons",
     "worst tenth",
 )
-
 
 PAGE_TEXT = """\
 # The layout model

@@ -61,7 +61,6 @@ The nucleus samples by predicate:
 The model is made for images of the miniworld; its captions of any other image are meaningless.
 """
 
-
 NETWORK_CARD = """\
 # The miniworld's {title}
 

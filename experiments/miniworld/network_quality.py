@@ -256,9 +256,8 @@ def predicate_rows(quality: TaggerQuality) -> list[list[str]]:
 
 def print_tables(console: Console, *tables: list[list[str]]) -> None:
     """Print tables of cells, whose first rows are headers."""
-    console.width = max(
-        console.width, 180
-    )  # a narrow terminal breaks lines instead of hiding figures
+    # a narrow terminal breaks lines instead of hiding figures
+    console.width = max(console.width, 180)
     for head, *body in tables:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in head:

@@ -28,8 +28,6 @@ _LEAST_SYNONYMS = 4
 _LEAST_SHARE = 0.1
 _LEAST_RENAMED = 3
 _LEAST_RENAMED_SHARE = 0.5
-
-
 Synonyms = Mapping[str, frozenset[str]]  # gold nouns for a caption's noun
 
 

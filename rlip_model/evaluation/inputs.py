@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = NDArray[Any]
 Number = type[int] | type[float] | type[np.float32]
-NOT_PREDICTED = (
-    -np.inf
-)  # the score of a triplet that is not a detection, unlike a detection with score 0
+# the score of a triplet that is not a detection, unlike a detection with score 0
+NOT_PREDICTED = -np.inf
 NO_BOX = -1  # object index of a triplet that has a subject only (V-COCO)
 
 

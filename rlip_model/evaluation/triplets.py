@@ -19,9 +19,8 @@ from rlip_model.evaluation.inputs import (
 from rlip_model.evaluation.matching import best_matches, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 
-IMAGES_AT_ONCE = (
-    64  # enough to amortize numpy's overhead, few enough that all pairs of detections fit in memory
-)
+# enough to amortize numpy's overhead, few enough that all pairs of detections fit in memory
+IMAGES_AT_ONCE = 64
 MATCH_OVERLAP = 0.5
 NO_LABEL = -1  # object label of a ground-truth triplet without an object
 
@@ -147,9 +146,8 @@ def ground_truth_triplets(images: Sequence[EvaluationImage]) -> TripletTable:
 
 def _targets(image: int, ground_truth: ImageGroundTruth) -> TripletTable:
     subjects, objects, predicates = ground_truth.triplets.T
-    boxes = np.append(ground_truth.boxes, np.zeros((1, 4)), 0).astype(
-        np.float32
-    )  # index -1, NO_BOX, is the last row
+    # index -1, NO_BOX, is the last row
+    boxes = np.append(ground_truth.boxes, np.zeros((1, 4)), 0).astype(np.float32)
     labels = np.append(ground_truth.labels, NO_LABEL)
     count = len(ground_truth.triplets)
     columns = (boxes[subjects], boxes[objects], labels[subjects], labels[objects], predicates)

@@ -13,8 +13,6 @@ from itertools import product
 
 WORD = re.compile(r"([^\W\d_]+)")
 SIDES = ("left", "right")
-
-
 _FORMS = (str.lower, str.title, str.upper)
 _ENDINGS = ("", "most", "ward", "wards", "hand", "handed")
 OPPOSITE = {

@@ -23,8 +23,6 @@ _CAPTIONERS = (  # with the GiB of weights in bfloat16: see docs/models.md
 )
 _SMALL_DISK = 5 << 30
 _SMALL_SHARED_MEMORY = 1 << 30
-
-
 _MARKS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "bad": ("✗", "red")}
 
 

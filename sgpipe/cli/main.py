@@ -60,11 +60,8 @@ _COMMANDS = {
     "Train and evaluate": (train, predict, reproduce),
     "Tools": (doctor, convert, parse),
 }
-_COLLECT_SELDOM = (
-    20_000,
-    20,
-    20,
-)  # imported modules are not garbage, and looking for it takes a fifth of the start
+# imported modules are not garbage, and looking for it takes a fifth of the start
+_COLLECT_SELDOM = (20_000, 20, 20)
 
 
 class _Group(GroupOfSingleValues):
@@ -209,16 +206,13 @@ def _report_bug(
 def main() -> None:
     """Entry point of the `sgpipe` command."""
     gc.set_threshold(*_COLLECT_SELDOM)
-    atexit.register(
-        gc.freeze
-    )  # or Python looks for garbage among all modules several times before it ends
+    # Otherwise Python looks for garbage among all modules several times before it ends.
+    atexit.register(gc.freeze)
     sys.excepthook = _report_bug
-    os.environ.setdefault(
-        "HF_HUB_DISABLE_PROGRESS_BARS", "1"
-    )  # they also appear for files that are already there
-    os.environ.setdefault(
-        "RAY_DEDUP_LOGS_SKIP_REGEX", "."
-    )  # hides the output of Ray's workers; their errors reach us
+    # they also appear for files that are already there
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # hides the output of Ray's workers; their errors reach us
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     # Without the line of code that it comes from.
     warnings.showwarning = lambda message, *_: console.errors().print(
         f"warning: {message}", soft_wrap=True
@@ -227,8 +221,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows escapes
             stream.reconfigure(errors="backslashreplace")
     try:
-        typer.main.get_command(app)(
-            prog_name="sgpipe"
-        )  # `app()` would install typer's own excepthook
+        # `app()` would install typer's own excepthook
+        typer.main.get_command(app)(prog_name="sgpipe")
     except OSError as error:  # the help cannot be written
         _fail(f"error: {format_os_error(error)}", EXIT_FAILED)

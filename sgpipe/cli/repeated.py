@@ -12,10 +12,8 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from sgpipe.cli.declare import USAGE_ERROR
 from sgpipe.utils.console import listed, single_line
 
-_ALL_VALUES = {
-    "store": "append",
-    "store_const": "append_const",
-}  # the parser's actions that keep the last value only
+# the parser's actions that keep the last value only
+_ALL_VALUES = {"store": "append", "store_const": "append_const"}
 _SECRET = re.compile(r"://.*@")  # keys in the URI of a store, or a password in an address
 
 

@@ -74,8 +74,6 @@ SPLIT = "test"  # the split of records that are only evaluated
 MOST_PAIRS = 100  # per image of a scene graph, as the evaluator considers 100 triplets
 
 Suppression = Literal["none", "published", "repaired"]
-
-
 Name = TypeVar("Name", str, int)
 _NamedGraph = tuple[str, visual_genome.PredictedGraph]
 

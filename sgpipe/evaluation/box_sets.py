@@ -29,8 +29,6 @@ _LARGEST_SCORE = 1 + 1e-6  # a softmax is rounded
 _CLASSES_NAMED = 8
 
 ImageSize = tuple[int, int]
-
-
 _Images = dict[str, tuple[ImageName, ImageSize]]  # by image id
 
 

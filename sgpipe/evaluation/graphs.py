@@ -33,11 +33,7 @@ Source = Literal["relations", "candidates", "vlm_score"]
 _COLUMNS = ("image_id", "dataset", "file_name", "width", "height", "objects", "status")
 _COCO_PREFIX = re.compile(r"^COCO_[A-Za-z0-9]+_(?=\d+$)")
 _DATASETS = ("coco", "objects365")  # the datasets that have synonyms
-
-
 NO_MATCH = -1
-
-
 NO_IMAGE = -1
 _MOST_PREDICATES = 1 << 24  # a predicate is the low bits of a key
 

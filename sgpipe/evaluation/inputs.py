@@ -47,14 +47,12 @@ _OTHER_CLASS = (
     " import`"
 )
 
-
 _Item = dict[str, Any]  # of a file of predictions
 _Numbers = Mapping[int | str, int]  # of classes, by what a file calls them
 
 # Of an image: boxes `[boxes, 4]` pixel xyxy, labels; ends `[triplets, 2]`, places of boxes,
 # predicates, scores.
 _Triplets = tuple[Array, Array, Array, Array, Array]
-
 
 _COLUMNS = (
     "image_id",
@@ -68,7 +66,6 @@ _COLUMNS = (
     "status",
     "error",
 )
-
 
 # The names of VG150's object classes are not known here.
 VG150_CLASSES = DatasetClasses(tuple(map(str, range(1, 151))), VG150_PREDICATES)

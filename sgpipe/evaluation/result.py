@@ -36,7 +36,6 @@ _ROUNDING = 1e-9
 Interval = tuple[float, float]
 _UNKNOWN: Interval = (math.nan, math.nan)
 
-
 _NOTES = {  # by the count they report: what is counted, and what became of it
     "images failed": ("image", "that failed in the run: left out"),
     "images without ground truth": ("image", "of the run without ground truth: left out"),

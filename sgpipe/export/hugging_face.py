@@ -70,8 +70,6 @@ _LICENCES = {
 }
 _SHORT = {"coco2017": "coco", "o365": "objects365"}
 _UNKNOWN = ("other", "unknown to sgpipe; check the source of the data before you publish this")
-
-
 _ROWS_PER_GROUP = 512
 _LABEL = "label"
 _RELATIONS = (*IMAGE_FIELDS, "relations")

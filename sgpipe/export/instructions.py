@@ -51,9 +51,8 @@ _WAITING = 1000  # images that wait for another one to be compared with
 _PARTIAL = frozenset(
     {"visual_genome", "vg150", "hico", "vcoco", "open_images", "hoia", "rlipv2", "svg"}
 )
-_UNKNOWN = frozenset(
-    {"hf", HUB_DATASET, LABEL_STUDIO_DATASET}
-)  # of these, nobody knows whether they did
+# Nobody knows whether the annotators of these did.
+_UNKNOWN = frozenset({"hf", HUB_DATASET, LABEL_STUDIO_DATASET})
 _OPTION_FIELDS = {
     "choose_predicate": "is_verb",
     "choose_object": "the_object",

@@ -17,9 +17,8 @@ from sgpipe.errors import StoreError, UserError, existing_file, os_error_reason
 from sgpipe.files.locations import Location, TextFile, location, open_text
 
 _CHUNK = 4 << 20
-_LOOKAHEAD = (
-    4 << 20
-)  # an error further than this from the end of the buffer is not caused by the end
+# an error further than this from the end of the buffer is not caused by the end
+_LOOKAHEAD = 4 << 20
 _LONGEST_ITEM = 256 << 20
 _ITEM = re.compile(r"[^ \t\n\r]")
 

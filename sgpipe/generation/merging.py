@@ -57,9 +57,8 @@ UNITED = (
 )
 _MEMORY = "300MB"
 _FILES_AT_ONCE = 4096
-_PLACE = pa.schema(
-    [("start", pa.int64()), ("size", pa.int64()), ("content", pa.string())]
-)  # of an image; its hash
+# the place of an image, and its hash
+_PLACE = pa.schema([("start", pa.int64()), ("size", pa.int64()), ("content", pa.string())])
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
 _NO_IMAGE = (0, 0)  # its start and size
 

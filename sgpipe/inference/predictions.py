@@ -39,12 +39,9 @@ PERSON = "person"
 Task = Literal["hoi", "zero-shot hoi", "scene graph"]
 _NAMES = ("image_id", "dataset", "split", "file_name", "width", "height")
 _COLUMNS = (*_NAMES, "status", "error")
-
-
 Item: TypeAlias = dict[str, object]  # of a JSON list
 Items: TypeAlias = "Callable[[ImagePrediction, PredictedPairs], list[Item]]"
 CLASSES = "classes"  # key of the class list in the first item of a file
-
 
 _TRIPLET = {
     "pair": pa.int32(),
@@ -73,14 +70,12 @@ class InferenceConfig:
     batch: int = 4  # images
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"  # or cpu (whatever `gpus` says), cuda, or cuda:N for a single process
-    sides: tuple[int, int] | None = (
-        None  # shorter and longer one of images, in pixels; None: as in training
-    )
+    # shorter and longer one of images, in pixels; None: as in training
+    sides: tuple[int, int] | None = None
     threads: int = 2  # that read images
     workers: int = 1  # processes; more than one run on Ray
-    gpus: float = (
-        0  # per process, at most 1; 0: a single process takes a GPU if there is one, several do not
-    )
+    # per process, at most 1; 0: a single process takes a GPU if there is one, several do not
+    gpus: float = 0
 
 
 @dataclass(frozen=True)

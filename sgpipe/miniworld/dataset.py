@@ -33,7 +33,6 @@ from sgpipe.utils.console import single_line
 # Images are painted at this multiple of their size and then reduced, which smooths the edges.
 OVERSAMPLING = 3
 
-
 # Backgrounds fill the whole image. Coordinates are pixels from the top left corner.
 _SKIES: tuple[tuple[RGB, RGB], ...] = (
     ((118, 178, 228), (206, 230, 244)),
@@ -61,8 +60,6 @@ _WALLS: tuple[RGB, ...] = (
     (214, 208, 226),
 )
 _FLOORS: tuple[RGB, ...] = ((186, 148, 108), (166, 130, 100), (176, 176, 180), (200, 170, 132))
-
-
 IMAGES = "images"
 INSTANCES = "instances.json"
 CAPTIONS = "captions.json"

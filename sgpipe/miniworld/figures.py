@@ -19,10 +19,8 @@ from numpy.random import Generator
 RGB: TypeAlias = tuple[int, int, int]
 Shapes: TypeAlias = "list[Shape]"
 
-
 # From straight down over the right to straight up.
 _HALF_CIRCLE = np.exp(1j * np.linspace(-math.pi / 2, math.pi / 2, 9))
-
 
 _TONES: dict[str, tuple[RGB, ...]] = {
     "red": ((206, 48, 45), (225, 70, 60), (184, 34, 48)),
@@ -63,10 +61,7 @@ TROUSERS: tuple[RGB, ...] = (
     (120, 62, 58),
 )
 
-
 _DOWN = (0.05 - 0.3j, 0.02 - 0.3j)
-
-
 PEOPLE = ("man", "woman", "boy", "girl")
 Hands: TypeAlias = tuple[complex | None, complex | None]  # the near and the far one
 Feet: TypeAlias = tuple[complex, complex] | None

@@ -28,16 +28,13 @@ from sgpipe.miniworld.figures import PersonLook, capsule, path, shoulder_of
 _ROPE = (92, 70, 56)
 _STRING = (84, 84, 92)
 
-
 _GRIPS = {  # where a held thing is, from the hand
     "umbrella": 0, "sports ball": BALL_RADIUS * (0.75 - 1j), "kite": 0.04 + 0.3j, "skateboard": 0.16 - 0.05j,
     "cup": 0.05 - 0.16j, "cat": 0.02 - 0.3j, "bird": 0.02 - 0.02j,
 }  # fmt: skip
 
-
 Statement: TypeAlias = tuple[str, str, str]  # subject class, predicate, object class
 Composition: TypeAlias = Callable[[SceneGroup, Actor, Actor, Generator], None]
-
 
 # Predicates and their converse: if A is behind B, B is in front of A.
 CONVERSE = {"next to": "next to", "behind": "in front of", "in front of": "behind"}
@@ -47,7 +44,6 @@ _NO_ROOM = {
     ("skateboard", "on", "chair"),
     ("skateboard", "under", "chair"),
 }
-
 
 _SEATS = "chair, bench, dining table"
 _LARGE = "person, horse, bicycle, chair, dining table, bench, car"
@@ -60,8 +56,6 @@ _JUMPERS = "dog, cat, horse, person"
 _ENDS = "fore aft"
 _WHOLE = "body fore aft"
 _IN_AIR = "body hands fore aft over"
-
-
 SPLITS = ("train", "val", "test-compositional")
 COMPOSITIONAL = "test-compositional"
 
@@ -79,7 +73,6 @@ _ALSO_OF: dict[Statement, tuple[str, ...]] = {
     ("person", "holding", "umbrella"): ("under",),
     ("person", "walking", "bicycle"): ("next to", "behind"),
 }
-
 
 # Combinations that never occur in training. Statements that imply one of them, or are implied by
 # one, are excluded as well, so that the compositional split has no statement in common with the

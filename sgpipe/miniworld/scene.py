@@ -36,13 +36,10 @@ _MARGIN = 0.14
 _SMALLEST = 50.0
 _LARGEST = 86.0
 
-
 # Minimum world units between unrelated things of a group; neighbours are at most 0.12 apart.
 APART = 0.3
 _THIRD_THING_PROBABILITY = 0.5
 _THIRD_THING_ATTEMPTS = 4
-
-
 Options: TypeAlias = "dict[str, list[Option]]"  # by predicate
 
 # Verbs in their finite forms and passives; other predicates follow "is".

@@ -55,7 +55,6 @@ _RULES = (
     ("rel_annotations", "subject_id object_id predicate_id", "coco-rel"),
 )
 
-
 # Words for splits in the names of published files and folders, and the split that each means.
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trainval", "minitrain"), "train"),

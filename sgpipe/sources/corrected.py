@@ -26,8 +26,6 @@ from sgpipe.utils.hashing import fingerprint
 
 Place: TypeAlias = tuple[int, int, str]  # subject, object, predicate
 _Row: TypeAlias = dict[str, Any]
-
-
 _COUNTS = ("confirmed", "removed", "changed", "added", "unsure", "undecided")
 
 

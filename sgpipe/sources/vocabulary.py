@@ -26,11 +26,8 @@ from sgpipe.utils.config_file import parse_yaml
 from sgpipe.utils.lemmas import is_participle, predicate_lemma, without_auxiliaries
 
 Synonyms: TypeAlias = Mapping[str, tuple[str, ...]]
-PredicateSynonyms: TypeAlias = Mapping[
-    str, Sequence[str]
-]  # the other texts that count as each predicate
-
-
+# the other texts that count as each predicate
+PredicateSynonyms: TypeAlias = Mapping[str, Sequence[str]]
 _SYNONYMS = "synonyms"
 _INVERSES = "inverses"
 _ARTICLES = ("a", "an", "the")
@@ -126,9 +123,8 @@ def load_predicate_synonyms(path: Location) -> PredicateSynonyms:
 def _read_table(path: Location, title: str = "synonyms file") -> Any:
     text = read_text(path, title)
     try:
-        with suppress(
-            ValueError
-        ):  # YAML forbids tabs, and reads "\\ud83d\\ude00" as two characters
+        # YAML forbids tabs, and reads "\\ud83d\\ude00" as two characters
+        with suppress(ValueError):
             return json.loads(text, object_pairs_hook=_unique)
         return parse_yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:

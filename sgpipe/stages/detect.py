@@ -49,25 +49,20 @@ from sgpipe.utils.console import single_line
 
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
 
-
 # Zero-shot detectors that return the index of a class, and those that return a phrase of the
 # prompt.
 _RETURN_INDEX = ("owlvit", "owlv2")
 _RETURN_PHRASE = ("grounding-dino", "mm-grounding-dino")
 _OMDET = "omdet-turbo"  # returns the index, too, and reads all classes together
-_SAM = (
-    "sam3",
-    "sam3_video",
-)  # reads one class at a time; the published checkpoint is of the video model
+# reads one class at a time; the published checkpoint is of the video model
+_SAM = ("sam3", "sam3_video")
 _ZERO_SHOT = (*_RETURN_INDEX, _OMDET, *_RETURN_PHRASE, *_SAM)
 _QUERIES = 1000  # class names that an OWL-ViT reads at once, to bound memory
 _DETECTION_PREDICATE = ("next to",)  # the network needs a predicate; boxes hardly depend on which
 _UNUSED_COCO_CLASS = "N/A"
 
-
-_MODELS: WeakValueDictionary[tuple[str, str], Any] = (
-    WeakValueDictionary()
-)  # stages of a process share what is loaded
+# stages of a process share what is loaded
+_MODELS: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()
 
 
 def load_detector(model: Location) -> TripletDetector:
@@ -220,9 +215,8 @@ class Detector:
 
     def prepare(self, image: Image.Image) -> Prepared:
         """Resize and normalise an image; also called in other threads than `detect`."""
-        process = getattr(
-            self._processor, "image_processor", self._processor
-        )  # tokenizers are not safe for threads
+        # tokenizers are not safe for threads
+        process = getattr(self._processor, "image_processor", self._processor)
         return Prepared(process(images=image, return_tensors="pt"), (image.height, image.width))
 
     @torch.no_grad()
@@ -257,9 +251,8 @@ class ZeroShotDetector(Detector):
         return self._tokens(self._spelled(name)) <= self._limit
 
     def _spelled(self, name: str) -> str:
-        return (
-            re.sub(r"[.?]", " ", name).lower() if self._together else name
-        )  # both characters end a phrase
+        # both characters end a phrase
+        return re.sub(r"[.?]", " ", name).lower() if self._together else name
 
     def _tokens(self, name: str) -> int:
         return len(self._processor.tokenizer(f"{name}." if self._together else name)["input_ids"])
@@ -532,9 +525,8 @@ class GivenBoxes(NamedTuple):
             zip(self.classes, self.corners.tolist(), strict=True)
         ):
             left, top, right, bottom = corners
-            inside = (
-                -1 <= left < right <= width + 1 and -1 <= top < bottom <= height + 1
-            )  # false of NaN
+            # false of NaN
+            inside = -1 <= left < right <= width + 1 and -1 <= top < bottom <= height + 1
             bbox = (
                 clip_box((left, top, right - left, bottom - top), width, height) if inside else None
             )

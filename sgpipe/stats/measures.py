@@ -26,7 +26,6 @@ from sgpipe.utils.boxes import ClassFinder, class_matrix, match_captions
 
 _EXAMPLES = 5
 
-
 _DOUBTS = (
     ("clipped_boxes", "boxes at the right or lower edge of their images, unusually many", "boxes",
      "Are width and height read from corners or from centres, or do the sizes belong to other images? "
@@ -54,13 +53,8 @@ _SMALL_IMAGE = 32  # pixels; not all boxes of larger images lie in one pixel
 _RIGHT = 0.1
 _TIMES = 3
 _MARGIN = 10
-
-
 BINS = 20
-
-
 LIKELY = 0.5  # probability
-
 
 _SCORES = """
     with ranks as (
@@ -77,7 +71,6 @@ _CLIP = _SCORES.format(
 _VLM = _SCORES.format(
     score="vlm_score", others=f"null, null, null, avg((vlm_score >= {LIKELY})::int)"
 )
-
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 PEOPLE = (
@@ -118,7 +111,6 @@ STAGES = (
     "relations",
     "kept_relations",
 )
-
 
 # Errors without what is specific to one image: paths, quoted names and numbers; and such a name
 # (the id, if nameless).

@@ -80,12 +80,10 @@ _SAMPLE = """
     order by hash(chance), split, image_id
 """
 
-
 NO_PLAN = (
     "no plan that samples the whole run has judgements, and other judgements are not a random"
     " sample: make one on the page Judge of `sgpipe view`"
 )
-
 
 _NOTHING = SamplingPlan(
     plan="none", at="", by="nobody", run="", seed=0, kind="bands", strata=[], questions=[]

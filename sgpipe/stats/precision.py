@@ -204,9 +204,8 @@ def stratified_interval(
     weight = population / total[:, None]
     seen = np.maximum(judged, 1)
     share = (correct + 0.5) / (judged + 1)
-    left = np.maximum(population - judged, 0) / np.maximum(
-        population - 1, 1
-    )  # a census has no error
+    # a census has no error
+    left = np.maximum(population - judged, 0) / np.maximum(population - 1, 1)
     variance = weight**2 * share * (1 - share) / seen * left
     spread = np.maximum((variance**2 / np.maximum(judged - 1, 1)).sum(1), 1e-30)
     freedom = np.clip(variance.sum(1) ** 2 / spread, 1, 1e6)  # Satterthwaite's

@@ -55,7 +55,6 @@ _TOP = 15
 _RAREST = 5
 _PRECISION = ">precision (95% interval, judged)"
 
-
 _SPREAD = """
     select image from (
         select image, coalesce(certainty >= ?::float, false) as has,
@@ -65,15 +64,12 @@ _SPREAD = """
     order by not has, tile limit ?
 """
 
-
 _CARD = 480
 _GAP = 16
 _TITLE = 26
 _SHEET_RELATIONS = 8
 _PAPER = "#e9ebee"
 _INK = "#1a1a1a"
-
-
 WIDTH = 480  # of an image and of a graph, in units of their SVG
 _CARD_RELATIONS = 10
 _CAPTIONS = 5

@@ -322,9 +322,8 @@ def _read_rows(files: RunFiles, entry: ShardEntry) -> pa.Table:
         table = file.read([name for name in _EMPTY.column_names if name in names])
         rows = pa.concat_tables([_EMPTY, table], promote_options="permissive").cast(_EMPTY.schema)
         rows.validate(full=True)  # what DuckDB does not check: text that is not UTF-8
-    pairs = rows[
-        "pairs"
-    ].combine_chunks()  # of whose predicates only the number is kept: they are most of a shard
+    # Of their predicates only the number is kept: they are most of a shard.
+    pairs = rows["pairs"].combine_chunks()
     texts = pc.list_value_length(pc.struct_field(pairs.values, "predicates"))
     place = rows.schema.get_field_index("pairs")
     rows = rows.set_column(place, "pairs", pa.ListArray.from_arrays(pairs.offsets, texts))

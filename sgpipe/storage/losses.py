@@ -29,9 +29,8 @@ _ROW_LOSSES = {
     "marks": "marks",
     "answers": "answers",
 }
-_PARTS = frozenset(
-    {"marks", "segmentations", "triplets"}
-)  # what is lost of them is still counted among what is kept
+# what is lost of them is still counted among what is kept
+_PARTS = frozenset({"marks", "segmentations", "triplets"})
 
 _NEAREST = {  # what is counted in place of these
     "annotations": ("boxes", "relations", "captions"),

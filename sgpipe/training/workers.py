@@ -115,9 +115,8 @@ def _worker(config: dict[str, TrainingJob]) -> None:
     torch.set_num_threads(max(1, int(workers.cpus)))
     share = context.get_world_rank(), context.get_world_size()
     wrap: Callable[[Objective], nn.Module] = wrap_fsdp
-    if (
-        workers.parallel == "ddp"
-    ):  # some parameters, such as the relation decoder's box heads, get no gradient
+    # some parameters, such as the relation decoder's box heads, get no gradient
+    if workers.parallel == "ddp":
         wrap = partial(DistributedDataParallel, find_unused_parameters=True)
     try:
         run_job(job, device=worker_device(workers), share=share, wrap=wrap)
@@ -144,9 +143,8 @@ def wrap_fsdp(objective: Objective) -> nn.Module:
     for module in objective.network.modules():
         if isinstance(module, HEAVY):
             fully_shard(module)
-    fully_shard(
-        objective, reshard_after_forward=True
-    )  # also after validations, which have no backward pass
+    # also after validations, which have no backward pass
+    fully_shard(objective, reshard_after_forward=True)
     for method in (Objective.evaluate, Objective.count, Objective.detect):
         register_fsdp_forward_method(objective, method.__name__)
     return objective

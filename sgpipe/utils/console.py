@@ -31,9 +31,8 @@ _INSTEAD = {"Cc": " ", "Zl": " ", "Zp": " ", "Cs": "?", "Cf": ""}
 
 _SECONDS_BETWEEN_LINES = 10.0
 
-Advance: TypeAlias = Callable[
-    [int, Mapping[str, int]], None
-]  # images that are done, and their relations and errors
+# images that are done, and their relations and errors
+Advance: TypeAlias = Callable[[int, Mapping[str, int]], None]
 
 
 def output() -> Console:

@@ -24,8 +24,6 @@ _WARM_UP_CALLS = 8
 _MOST_SHAPES = 4
 _LONGEST_REASON = 200
 _COMPILING = Lock()  # of this process, in which PyTorch compiles one function at a time
-
-
 GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the last one
 
 

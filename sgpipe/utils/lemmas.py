@@ -65,9 +65,8 @@ def plural(noun: str) -> str:
 def _inflections(word: str, form: str) -> tuple[str, ...]:
     try:
         return tuple(_dictionaries()[1].getInflection(word, form))
-    except (
-        IndexError
-    ):  # lemminflect's rules fail for some words that it does not know, such as "cpg"
+    except IndexError:
+        # lemminflect's rules fail for some words that it does not know, such as "cpg"
         return ()
 
 

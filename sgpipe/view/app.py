@@ -55,7 +55,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
-
 LOCAL = "127.0.0.1"
 _PORTS = 50  # that are tried, from the one asked for on
 _GRACE_SECONDS = 3
@@ -148,9 +147,8 @@ class Guard:
             # The same address without the token, which moves into a cookie: it shall not stay in
             # the history.
             query = request.url.remove_query_params("token").query
-            moved = RedirectResponse(
-                "/" + request.url.path.lstrip("/") + (query and f"?{query}")
-            )  # "//" names a host
+            # "//" names a host
+            moved = RedirectResponse("/" + request.url.path.lstrip("/") + (query and f"?{query}"))
             if self.is_token(request.query_params["token"]):
                 # "strict" would refuse whoever follows a link from another site; writes are checked
                 # by their origin.

@@ -32,7 +32,6 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 
-
 WITHOUT = "without_relations"
 _JUDGED = (
     "exists (select 1 from judged where judged.image = hit.image and judged.number = hit.number{})"
@@ -45,7 +44,6 @@ _CONDITIONS: dict[str, tuple[Marked, str]] = {
     "conflicts": ("relations", _JUDGED.format(" and state = 'conflict'")),
     **{mark.name: (mark.marked, f"(flags & {1 << bit}) <> 0") for bit, mark in enumerate(MARKS)},
 }
-
 
 Order = Literal["confidence", "-confidence", "rarity", "clip_score", "vlm_score", "shuffle"]
 ORDERS: tuple[Order, ...] = get_args(Order)

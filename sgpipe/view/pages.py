@@ -62,8 +62,6 @@ Params = Iterable[tuple[str, str]]
 _SECONDS_LOCAL = 2.0
 _SECONDS_STORE = 30.0
 _TIMES_AS_LONG = 10  # as the last one took: it indexes the run
-
-
 PAGE = 48  # hits
 _FACETS = (
     "predicate",
@@ -77,22 +75,16 @@ _FACETS = (
     "origin",
 )
 Pairs = list[tuple[str, str]]
-
-
 _WIDTHS = ("320", "640")  # of small images, in pixels
 _QUALITY = 95
 _KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
 _AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, which may be large
-
-
 _OF_IMAGE = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
 SAME_OBJECT = 0.5  # IoU from which on boxes of a class are the same object
 MOST_RELATIONS = 1000  # of an image that a page lists
 _IN_GRAPH = 20
 _KEY = re.compile(r"([0-9]{1,9})-([0-9]{1,9})-(.*)", re.DOTALL)  # of a relation
 _SUGGESTIONS = 20
-
-
 _PLACE = "/{split}/{image_id:path}"
 
 

@@ -19,8 +19,6 @@ from sgpipe.view.filters import FIELDS, WITHOUT, Filters, Queue, Where
 _OF_IMAGES = ("dataset", "split", "status")
 _MANY = 500_000  # hits, among which only the triplets that the run has most often are counted
 _TABLE = {True: "images", False: "relations"}  # of hits
-
-
 Box = tuple[float, float, float, float]  # xywh in pixels
 Row = tuple[Any, ...]  # a hit: the first three are its place
 # in an order: the value that is ordered by, the image, and the number in the image

@@ -25,8 +25,6 @@ CAPTION = {"image_id": 1, "caption": "a dog"}
 NAMED = r"dog \[10.0, 10.0, 20.0, 20.0\]"
 
 Make = Callable[[Path], Any]
-
-
 MANY = [{**BOX, "bbox": [i % 300 * 0.3, i // 300 * 0.2, 9, 9]} for i in range(100_000)]
 TEXT = json.dumps(GOOD)
 

@@ -22,8 +22,6 @@ from tests.bad_data.case import Outcome, cases
 
 SIZE = (8, 6)
 NAME = "a.jpg"
-
-
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage\n%%EOF\n"
 BIG = (64, 48)

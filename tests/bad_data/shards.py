@@ -23,8 +23,6 @@ from tests.values import values_of
 
 Damage = Callable[[bytes], bytes]
 SHARD = shard_name("val", 0, 2)
-
-
 ALL = "^rows 0 1 2 3 4 5$"
 FIRST_TWO = "^rows 0 1 2 3$"
 
@@ -141,7 +139,6 @@ _MANIFESTS: tuple[tuple[Any, ...], ...] = (
     ("a split that differs from the rows", says(split="train"), check, "found"),
     ("a shard listed for other rows", says(file=SHARD, start=1, stop=3), check, "found"),
 )  # fmt: skip
-
 
 CASES = [
     case

@@ -40,13 +40,11 @@ TOKENS = (
     b" # --- ... <<: !!python/name:os.system"
 ).split(b" ")
 
-
 THINGS = dict(zip(("subject", "object"), GRAPH["objects"], strict=True))
 INLINE = {"image_id": 2, "relationships": [{"predicate": "on"} | THINGS]}
 CONTENTS = {
     **FILES, "hico pairs": HICO_PAIRS, "vcoco pairs": VCOCO_PAIRS, "openimages vrd": [VRD], "vg inline": [INLINE],
 }  # fmt: skip
-
 
 NUMBERS = (
     st.floats()

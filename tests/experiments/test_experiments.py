@@ -130,9 +130,8 @@ def test_what_has_a_result_is_not_done_again(tmp_path):
     ]
     results.append("one", {"labels": "labels", "key": one.set_key("labels"), "measures": {}})
     results.append("one", arm_row("both", 0, "first", measures={}))
-    assert Task("one", "arm", ("both", "0")) in open_tasks(
-        results, ["one"]
-    )  # its second stage is missing
+    # its second stage is missing
+    assert Task("one", "arm", ("both", "0")) in open_tasks(results, ["one"])
     results.append("one", arm_row("both", 0, "second", measures={}))
     results.append("one", arm_row("tagger", 1, "first", diverged="the loss is not finite"))
     for seed in (0, 1):

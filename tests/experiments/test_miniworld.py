@@ -50,7 +50,6 @@ CONFIG = CaptionerConfig(
     model=SMALL, train_images=6, steps=4, batch_size=4, dense_share=0.5, warmup=1
 )
 
-
 JUDGE = JudgeConfig(images=4, steps=2, batch_size=4, text_layers=1, text_width=32)
 
 

@@ -60,9 +60,8 @@ def test_captions_by_which_parsers_are_judged_are_left_out(data, tmp_path):
 def test_gold_relations_are_found_in_the_caption(annotated):
     assert relations(annotated[0]) == [("man", "ride", "horse")]
     assert relations(annotated[3]) == [("windows", "side by side with", "windows")]
-    assert (
-        annotated[2].aligned.missing == 1
-    )  # "person" is no word of it, and one caption teaches no synonym
+    # "person" is no word of it, and one caption teaches no synonym
+    assert annotated[2].aligned.missing == 1
 
 
 def test_the_shipped_forward_pass_is_that_of_the_training(annotated):

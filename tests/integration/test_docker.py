@@ -60,9 +60,8 @@ def test_every_machine_of_a_cluster_has_its_token_and_no_file_does():
 
 @pytest.mark.parametrize("name", ["compose.yaml", "ray-cluster.yaml", "rayjob.yaml"])
 def test_sgpipe_is_called_with_options_it_has_and_machines_share_no_path(name):
-    text = re.sub(
-        r"\s*\\?\n#?\s*(?=--)", " ", (DOCKER / name).read_text()
-    )  # options on further lines
+    # options on further lines
+    text = re.sub(r"\s*\\?\n#?\s*(?=--)", " ", (DOCKER / name).read_text())
     calls = re.findall(r"\bsgpipe ((?:generate|label|doctor)\b[^\n\"'\]]*)", text)
     assert calls
     for command, *words in map(shlex.split, calls):

@@ -38,9 +38,8 @@ def test_commands_are_understood(block: Block) -> None:
         else:
             try:
                 command.make_context(str(command.name), words)
-            except (
-                typer.BadParameter
-            ) as error:  # unknown options are found before paths, which need not exist here
+            except typer.BadParameter as error:
+                # unknown options are found before paths, which need not exist here
                 if not str(error).endswith("does not exist."):
                     raise
 

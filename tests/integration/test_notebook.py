@@ -35,9 +35,8 @@ def executed(folder: Path) -> Any:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
                 if "image/jpeg" in output.get("data", ()):
-                    output.data = {
-                        "image/jpeg": output.data["image/jpeg"]
-                    }  # smaller than the same as PNG
+                    # smaller than the same as PNG
+                    output.data = {"image/jpeg": output.data["image/jpeg"]}
     return notebook
 
 

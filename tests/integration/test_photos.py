@@ -116,10 +116,11 @@ def test_doctor_lists_and_fetches_the_models_of_a_recipe(hub: HubStub, tmp_path:
     where: dict[str, Any] = {"cache": tmp_path / "cache", "endpoint": hub.url}
     listed = sgpipe("doctor", "--recipe", "photos", **where)
     assert (listed.returncode, listed.stdout.count("missing from")) == (1, 3), listed.stderr
+    # after its size
     hub.failures[f"{hub.commit_of(f'/{BLIP}/resolve/')}/model.safetensors"] = [
         0,
         *[500] * 99,
-    ]  # after its size
+    ]
     halfway = sgpipe("doctor", "--recipe", "photos", "--fetch", **where)
     assert halfway.returncode == 1
     assert halfway.stderr.splitlines()[-1].endswith("; the same command resumes the download")

@@ -70,9 +70,8 @@ class ServedRun:
         """
         self.wait_for(server, answers)
         server.pause()
-        wait_until(
-            lambda: len(server.paid.keys() - self.kept()) <= 1
-        )  # the example's answer is not kept
+        # the example's answer is not kept
+        wait_until(lambda: len(server.paid.keys() - self.kept()) <= 1)
         family = (self.process.pid, *descendants(self.process.pid))
         for pid in family:
             with suppress(ProcessLookupError):
@@ -97,9 +96,8 @@ def is_gone(pid: int) -> bool:
     """
     try:
         ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-        return (
-            ended and len(os.listdir(f"/proc/{pid}/task")) <= 1
-        )  # its other threads have ended, too
+        # its other threads have ended, too
+        return ended and len(os.listdir(f"/proc/{pid}/task")) <= 1
     except (FileNotFoundError, ProcessLookupError):
         return True
 
@@ -180,9 +178,8 @@ def test_marks_are_exact_and_paid_once_when_a_run_is_killed(tmp_path: Path, ray:
             run.kill_when_paid(server, IMAGES * kills // 3)
         run.start()
         assert run.process.wait(900) == 0, run.log.read_text()
-    *images, example = sorted(
-        server.paid.values()
-    )  # the example is asked for by each worker as it starts
+    # the example is asked for by each worker as it starts
+    *images, example = sorted(server.paid.values())
     assert set(images) == {1}
     assert len(images) == IMAGES + IMAGES // 4
     assert example <= 2 * 3

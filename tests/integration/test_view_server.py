@@ -24,9 +24,8 @@ def test_it_ends_in_order_with_one_line(tmp_path: Path, number: signal.Signals) 
     ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None
-    with urllib.request.urlopen(
-        server.stdout.readline().strip()
-    ) as page:  # its connection stays open
+    # its connection stays open
+    with urllib.request.urlopen(server.stdout.readline().strip()) as page:
         assert b"riding" in page.read()
     server.send_signal(number)
     _, errors = server.communicate(timeout=60)

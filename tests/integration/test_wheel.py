@@ -54,9 +54,8 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
         [metadata] = (
             content.read(name).decode() for name in content.namelist() if name.endswith("/METADATA")
         )
-    assert (
-        set(re.findall(r"\]\((?!https://)[^)]*", metadata)) == set()
-    )  # PyPI shows the README without the repository
+    # PyPI shows the README without the repository
+    assert set(re.findall(r"\]\((?!https://)[^)]*", metadata)) == set()
     dependencies = [path for path in site.getsitepackages() if Path(path).is_dir()]
     (packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
     sgpipe = [python, "-c", "from sgpipe.cli.main import main; main()"]

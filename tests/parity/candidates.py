@@ -48,11 +48,7 @@ FILES += (
 FREQUENCIES = ("relationship_freq", "object_freq")
 Check = tuple[str, str, Any, Any]
 Content = Mapping[str, Any]
-
-
 Image = tuple[dict[str, None], list[Box], float, float]
-
-
 Bbox = tuple[float, float, float, float]
 
 

@@ -31,11 +31,9 @@ from tests.values import values_of
 TOKEN_STEP = 3
 CHANNEL_STEP = 8
 
-
 NOT_THE_NETWORK = {"out.target_verb_sim"} | {
     f"out.aux{layer}.target_verb_sim" for layer in range(8)
 }
-
 
 PROTOCOLS = {
     "hoi": hoi_detections,

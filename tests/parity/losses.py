@@ -27,9 +27,8 @@ from tests.values import values_of
 
 LOSS_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
-SMALLEST_GRADIENT = (
-    1e-6  # less is the rounding error of a gradient that is zero: attention key biases
-)
+# less is the rounding error of a gradient that is zero: attention key biases
+SMALLEST_GRADIENT = 1e-6
 NUDGES = 4
 ROUNDING = 1e-6
 ZERO_OBJECT = re.compile(r"zero_obj_box_img(\d+)_pair(\d+)$")
@@ -102,9 +101,8 @@ def criterion_of(options: Mapping[str, Any], tagger: bool) -> DetectionCriterion
         *numbers("set_cost_obj_class", "set_cost_verb_class", "set_cost_bbox", "set_cost_giou")
     )
     quality = bool(options.get("giou_verb_label", False))
-    pseudo = quality and bool(
-        options.get("pseudo_verb", False)
-    )  # without quality labels it has no effect there
+    # without quality labels it has no effect there
+    pseudo = quality and bool(options.get("pseudo_verb", False))
     return DetectionCriterion(
         costs, weights, quality, pseudo, pseudo_label_gradient=True, no_object_weight=no_object
     )

@@ -175,9 +175,8 @@ def test_other_figures_are_told(subset: Path, tmp_path: Path, capsys: Print) -> 
     differences = failures(capsys.readouterr().out)
     assert "setting 'new_stable_sort' is unknown" in differences
     assert "per_class_rel_top100 ap (396 numbers" in differences
-    assert (
-        "default_stable_sort: metrics (18 numbers, " in differences
-    )  # null where a number is expected
+    # null where a number is expected
+    assert "default_stable_sort: metrics (18 numbers, " in differences
 
 
 def test_another_candidate_is_told(subset: Path, tmp_path: Path, capsys: Print) -> None:

@@ -30,8 +30,6 @@ from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
 from rlip_model.position import at_least_float32
 
 SHAPES = [(7, 9), (4, 5), (2, 2)]
-
-
 Case = tuple[Tensor, Tensor, Tensor]
 
 

@@ -25,8 +25,6 @@ from tests.values import values_of
 
 OBJECTS = ["person", "dog", "horse", "no objects"]
 RELATIONS = ["riding", "next to"]
-
-
 UNIT_TESTED = ((ParSeD, "none"), (ParSeDA, "after_decoding"), (RTagger, "alif"))
 OTHERS = {*product((ParSeD, ParSeDA, RTagger), get_args(Fusion))} - {*UNIT_TESTED}
 SLOW = (pytest.param(*other, marks=pytest.mark.slow) for other in sorted(OTHERS, key=str))

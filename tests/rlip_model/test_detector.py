@@ -17,8 +17,6 @@ from tests.rlip_model.official_names import official_state
 DETECTOR_LAYERS = 6
 DETECTOR_QUERIES = 60
 DIM = 64
-
-
 PARTS_WITHOUT_DETECTOR = ("text_encoder", "encoder", "label_resizer", "scorer", "queries")
 
 

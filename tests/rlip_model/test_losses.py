@@ -27,11 +27,7 @@ from tests.rlip_model.conftest import tiny_network
 OBJECTS = 5
 RELATIONS = 4
 PAIRS = 6
-
-
 COSTS = MatchingCosts()
-
-
 FEATURES = torch.randn(RELATIONS, 8, generator=torch.Generator().manual_seed(3))
 CRITERIA: dict[str, Callable[[RelationOutput, list[Triplets]], ModelLosses]] = {
     "plain": DetectionCriterion(quality_labels=False, pseudo_labels=False),
@@ -41,13 +37,10 @@ CRITERIA: dict[str, Callable[[RelationOutput, list[Triplets]], ModelLosses]] = {
     "tagger": TaggerCriterion(),
 }
 
-
 KINDS = (ParSeD, ParSeDA, RTagger)
 PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randint(5, 100, (OBJECTS + RELATIONS, 4), generator=torch.Generator().manual_seed(0))
 BOX_HEADS = ("relation_decoder.subject_box_heads", "relation_decoder.object_box_heads")
-
-
 COUNTS = (3, 0, 1, 2)  # triplets of four images; two processes have two images each
 
 

@@ -19,10 +19,8 @@ from tests.rlip_model.conftest import random_pairs, tiny_network
 
 OBJECTS = ["person", "dog", "horse", "no objects"]
 
-
-UNREAD_QUERIES = (
-    200 * 3 * 256
-)  # the published R-Tagger holds ParSeD's queries, which it never reads
+# the published R-Tagger holds ParSeD's queries, which it never reads
+UNREAD_QUERIES = 200 * 3 * 256
 
 
 @torch.no_grad()

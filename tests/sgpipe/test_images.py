@@ -16,8 +16,6 @@ from sgpipe.images import ImageError, open_ahead, open_row_image, read_size, upr
 from sgpipe.records import Record
 
 NUMBER = 20
-
-
 WHOLE = 4 * 10 * 9  # bytes of the first two images
 
 

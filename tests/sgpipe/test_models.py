@@ -87,9 +87,8 @@ def test_a_copied_network_states_its_image_sides_and_one_that_does_not_is_noted(
         in size_notes(str(copy))[0]
     )
     assert size_notes("someone/detector") == size_notes(None) == []
-    with pytest.raises(
-        (UserError, EngineError)
-    ):  # a store or hub that fails once must not change the size
+    # a store or hub that fails once must not change the size
+    with pytest.raises((UserError, EngineError)):
         trained_sides("someone/detector")
 
 

@@ -36,7 +36,6 @@ for command in json.loads(sys.argv[1]):
 print("IMPORTED", *sys.modules)
 """
 
-
 # Of 0.2.0: none goes without the notice that CHANGELOG.md promises.
 RELEASED = """EngineError ImageError Pipeline RelationAnnotator Run SceneGraph UserError __version__ generate
 iter_records load_recipe load_train_recipe train"""

@@ -7,9 +7,10 @@ from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.utils.config_file import _all_settings, dump_yaml, parse_set, read_yaml, recipe_folder
 
+# a million
 ALIASES = "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(6)
-)  # a million
+)
 
 
 @pytest.mark.parametrize("path", sorted(recipe_folder().glob("*.yaml")), ids=lambda path: path.stem)

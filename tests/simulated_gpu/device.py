@@ -63,8 +63,6 @@ _INDEXING = {
 _ROOTS = ("/sgpipe/", "/rlip_model/")
 _thread = local()  # `is_fused`: within an operation that is one kernel
 _pinned: WeakValueDictionary[int, Any] = WeakValueDictionary()  # storages by address
-
-
 _submit = ThreadPoolExecutor.submit
 
 
@@ -263,9 +261,8 @@ class Graph:
     def __init__(self) -> None:
         self._operations: list[tuple[Any, Any, Any, list[tuple[int, Tensor]]]] = []
         self._inputs: dict[int, list[ref[GpuTensor]]] = {}
-        self.pool: set[int] = (
-            set()
-        )  # storages that graphs made which are replayed before it, and it, by address
+        # storages that graphs made which are replayed before it, and it, by address
+        self.pool: set[int] = set()
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def before(self, func: Any, args: Any) -> None:

@@ -47,14 +47,12 @@ def test_it_computes_what_a_cpu_does_and_counts_launches_and_waits() -> None:
     before = counts.launches.total()
     assert pinned[1:].T.shape == (4, 2)
     assert counts.launches.total() == before  # views
-    assert torch.equal(
-        product.detach().cpu(), torch.nn.functional.linear(values[1:], weights)
-    )  # a wait
+    # a wait
+    assert torch.equal(product.detach().cpu(), torch.nn.functional.linear(values[1:], weights))
     gradient = 2 * (values[1:] @ weights.T).T.mm(values[1:])
     assert float(moved.grad.sum()) == pytest.approx(float(gradient.sum()), rel=1e-4)
-    rows = moved.detach()[
-        moved.detach()[:, 0] > 0
-    ]  # a wait for its shape, and before it for a number
+    # a wait for its shape, and before it for a number
+    rows = moved.detach()[moved.detach()[:, 0] > 0]
     assert len(rows) == int((weights[:, 0] > 0).sum())
     assert [why.partition(" at ")[0] for why in counts.waits.elements()] == [
         "a copy to the GPU", "a copy from the GPU", "the value of _local_scalar_dense", "the shape of index",

@@ -42,8 +42,6 @@ from sgpipe.utils.gpu import GpuMemory, one_line
 from sgpipe.utils.prefetch import prefetch
 
 _UINT32 = 0xFFFFFFFF
-
-
 GPU_GROUP = 32
 _STEPS_PER_WAIT = 6
 _REMEDY = (
@@ -66,9 +64,8 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
     keys = torch.stack(tuple(key))
     factors, steps = (constant.view(2, *[1] * a.dim()) for constant in _philox_constants(a.device))
     for _ in range(10):
-        products = (multiplied * factors).flip(
-            0
-        )  # int64 products wrap around; after masking, both halves are correct
+        # int64 products wrap around; after masking, both halves are correct
+        products = (multiplied * factors).flip(0)
         multiplied = ((products >> 32) ^ rest ^ keys) & _UINT32
         rest = products
         keys = keys + steps  # its higher bits are masked with those of the products
@@ -434,9 +431,8 @@ def _attend(attention: Any, hidden_states: Tensor, **_: object) -> tuple[Tensor,
 class DecoderState:
     """The keys and values of `rows = images * samples` sequences of equal length, per layer."""
 
-    own: list[
-        tuple[Tensor, Tensor]
-    ]  # [rows, heads, capacity, head width], of which `length` positions are filled
+    # [rows, heads, capacity, head width], of which `length` positions are filled
+    own: list[tuple[Tensor, Tensor]]
     image: list[tuple[Tensor, Tensor]]  # [images, heads, 1 + patches, head width]
     length: int = 0
 
@@ -457,9 +453,8 @@ class BlipDecoder:
         self.embeddings = decoder.bert.embeddings
         self.head = decoder.cls
         self.layers = [_Layer(layer, self.heads) for layer in decoder.bert.encoder.layer]
-        self.width = (
-            256  # of the likeliest tokens, which contain the nucleus; it grows where they do not
-        )
+        # of the likeliest tokens, which contain the nucleus; it grows where they do not
+        self.width = 256
 
     @cached_property
     def stream(self) -> torch.cuda.Stream:
@@ -682,9 +677,8 @@ class RecordedCaptions:
         current = torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            count = sum(
-                1 for _ in _draw(*arguments)
-            )  # what libraries do once is not to be recorded
+            # what libraries do once is not to be recorded
+            count = sum(1 for _ in _draw(*arguments))
             # which keeps the graphs' tensors
             pool = torch.cuda.graph_pool_handle()
             self._generator = _draw(*arguments)

@@ -35,7 +35,6 @@ _PROMPTS = {
     "paligemma": "caption en",
 }
 
-
 _THOUGHTS = re.compile(r"^.*?</think>", re.DOTALL)
 _LOCATION = re.compile(r"<loc_?\d+>")  # of Florence-2 and PaliGemma
 _LINE_START = re.compile(r"^\s*(?:(?:#{1,6}|[-*+•>]|\d{1,3}[.)])\s+)+")
@@ -45,8 +44,6 @@ _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _UNPRINTABLE = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff\ufffd]")
 _QUOTES = ('""', "''", "“”", "«»")
 _ENDED = re.compile(r"""[.!?:;,…。！？]["')\]]*$""")
-
-
 EXAMPLE = Image.new("RGB", (64, 64), "grey")
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
 
@@ -57,9 +54,8 @@ class CaptionInput:
 
     image: Image.Image
     key: int  # 63 bits, from which the seed of every sample derives
-    file: ImageFile | None = (
-        None  # of a whole image; its pixels may have to be turned or converted to be those of it
-    )
+    # of a whole image; its pixels may have to be turned or converted to be those of it
+    file: ImageFile | None = None
 
 
 class Captioner:

@@ -57,7 +57,6 @@ _VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")  # in which an answer may begin
 _MOST_DIFFERENCE = 0.01
 _MOST_DIFFERENCE_IN_HALF = 0.5
 
-
 # Inputs that only the prefix needs; text that follows must not repeat them.
 _PREFIX_ONLY = (
     *getattr(utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)),

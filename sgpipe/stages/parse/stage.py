@@ -51,7 +51,6 @@ _ONCE_MORE = (
     " Answer with it."
 )
 
-
 _CACHED_CAPTIONS = 1 << 16
 # Those of a triplet.
 _TEXTS = ("subject", "predicate", "object", "subject_head", "object_head", "predicate_lemma")
@@ -190,10 +189,8 @@ def parser_identity(config: ParseConfig) -> object:
     if config.parser == "learned":
         return {"learned": model_sha256(str(WEIGHTS)), "spacy": model_version(config.model)}
     model = config.model if config.parser == "llm" else model_sha256(config.model)
-    return {
-        config.parser: model,
-        "spacy": model_version(),
-    }  # which finds the heads of what the model names
+    # spaCy finds the heads of what the model names.
+    return {config.parser: model, "spacy": model_version()}
 
 
 class CaptionParser(Parser):

@@ -25,7 +25,6 @@ from sgpipe.viz import draw_marks
 Score = float | Refusal  # a probability, or why there is none
 NO_AREA = Refusal("a box has no area in the image")
 
-
 # Predicates that hold in both directions: a text with swapped roles says the same.
 SYMMETRIC = frozenset(
     {
@@ -43,19 +42,13 @@ SYMMETRIC = frozenset(
     }
 )
 
-
 SUBJECT_COLOUR = (230, 30, 30)
 OBJECT_COLOUR = (30, 80, 255)
-_SURROUNDING = (
-    124,
-    116,
-    104,
-)  # the mean colour of ImageNet, where a square reaches beyond the image
+# the mean colour of ImageNet, where a square reaches beyond the image
+_SURROUNDING = (124, 116, 104)
 _MARGIN = 0.08  # around both boxes, as a share of the longer side
 
 Corners = tuple[float, float, float, float]  # pixel xyxy
-
-
 LONGEST_SIDE = 1024  # pixels of the image that is shown
 NEITHER = Refusal('the model answers neither "yes" nor "no"')
 _ORDERS = ("yes or no", "no or yes")

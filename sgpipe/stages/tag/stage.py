@@ -51,11 +51,8 @@ from sgpipe.utils.gpu import (
 )
 from sgpipe.utils.prefetch import prefetch
 
-Group = tuple[
-    list[tuple[int, int]], list[str]
-]  # box pairs, and the distinct predicates of all of them
-
-
+# box pairs, and the distinct predicates of all of them
+Group = tuple[list[tuple[int, int]], list[str]]
 _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
 GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
 
@@ -210,9 +207,8 @@ class TagStage(ImageStage):
         nn.Module.to(self.tagger, self.device)
         self.tagger.prepare_inference(self.dtype)
         self.texts = {name: text_to_read(name, self.tagger.tokenizer) for name in self.classes}
-        self.object_names = sorted(
-            set(self.texts.values())
-        )  # their order decides the last bits of scores
+        # their order decides the last bits of scores
+        self.object_names = sorted(set(self.texts.values()))
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
         elsewhere = self.device.type != "cpu"
         self.gpu_threads = GPU_THREADS if elsewhere else 0

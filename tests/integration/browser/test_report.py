@@ -40,12 +40,10 @@ def shown(page) -> dict[str, list[str | None]]:
 def test_the_filters_show_what_they_say(visit, report):
     page = visit(report.as_uri(), offline=True)
     evil = EVIL_PREDICATE
-    eventually(
-        lambda: shown(page), {"0": ["on", "near"], "1": [evil], "2": [], "3": []}
-    )  # of 2, it is below 0.2
-    expect(page.locator(".card:visible .graph .edge:visible")).to_have_count(
-        6
-    )  # a line and a text each
+    # of 2, it is below 0.2
+    eventually(lambda: shown(page), {"0": ["on", "near"], "1": [evil], "2": [], "3": []})
+    # a line and a text each
+    expect(page.locator(".card:visible .graph .edge:visible")).to_have_count(6)
     page.locator("#by-confidence").fill("0.5")
     eventually(lambda: shown(page), {"0": ["on"], "1": [evil], "2": [], "3": []})
     page.select_option("#by-predicate", "near")

@@ -292,9 +292,8 @@ def test_answers_that_are_not_saved_are_kept_and_sent_again(browser, run, judgin
     page.goto(f"{judging}/image/val/i2")
     page.wait_for_selector("body[data-ready]")
     full = {"status": 507, "json": {"error": "not saved: No space left on device"}}
-    page.route(
-        "**/api/judgements", lambda route: route.fulfill(**full)
-    )  # not those with parameters
+    # not those with parameters
+    page.route("**/api/judgements", lambda route: route.fulfill(**full))
     page.keyboard.press("r")
     mentions(page, "#unsaved", "No space left on device")
     page.keyboard.press("w")  # goes nowhere: the first answer is not saved

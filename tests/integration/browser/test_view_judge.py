@@ -125,9 +125,8 @@ def test_a_certificate_is_answered_by_keyboard_until_all_is_certified(visit, ser
         re.compile("^Certificate: .*; [0-9]+ questions left in this round$")
     )
     [first] = lines(run, "certificate")
-    for number, question in enumerate(
-        first["questions"][:-1]
-    ):  # the first round, but for one, by another person
+    # the first round, but for one, by another person
+    for number, question in enumerate(first["questions"][:-1]):
         key = dict(zip(RelationKey._fields, question[:5], strict=True))
         line = {**key, "id": f"c{number}", "by": "cleo", "judgement": "right", "plan": plan}
         assert page.request.post(f"{server}/api/judgements", data=line).ok

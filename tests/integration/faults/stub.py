@@ -25,9 +25,8 @@ def stages(*_: object) -> list[Stage]:
     marks = os.environ.get(MARKS)
     if not marks:
         return [last]
-    heavy = (
-        400_000  # Ray keeps smaller units with the driver, where no lost machine takes them away
-    )
+    # Ray keeps smaller units with the driver, where no lost machine takes them away
+    heavy = 400_000
     return [Stub(bytes=heavy, marks=marks), replace(last, resources=Resources(cpus=0.5))]
 
 

@@ -31,9 +31,8 @@ from tests.integration.faults.stage import MARKS, SECONDS
 
 IMAGES = 60
 Guarded = tuple[dict[str, str], str]  # the environment of a machine, and the address of a cluster
-STARTS_WITH_TOKEN = Version(version("ray")) >= Version(
-    "2.59"
-)  # `ray start --head` requires it if there is one
+# `ray start --head` requires it if there is one
+STARTS_WITH_TOKEN = Version(version("ray")) >= Version("2.59")
 needs_tokens = pytest.mark.skipif(
     Version(version("ray")) < Version("2.52"), reason="this Ray has no tokens"
 )

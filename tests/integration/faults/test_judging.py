@@ -122,9 +122,8 @@ class Person(threading.Thread):
         said so.
         """
         self.sent += 1
-        port, _ = self._servers.running[
-            self.sent % 2
-        ]  # what one server leaves open is sent to the other
+        # what one server leaves open is sent to the other
+        port, _ = self._servers.running[self.sent % 2]
         try:
             response = self._client.request(
                 "POST" if answer else "GET", f"http://127.0.0.1:{port}{path}", json=answer
@@ -196,9 +195,8 @@ def judge_through_kills(
     answers = [line for line in written if "questions" not in line]
     assert sorted(answers, key=itemgetter("id")) == sorted(acknowledged, key=itemgetter("id"))
     assert max(Counter(values_of(answers, "id")).values()) == 1
-    assert (
-        sum(values_of(people, "sent")) > len(acknowledged) > kills
-    )  # kills did interrupt requests
+    # kills did interrupt requests
+    assert sum(values_of(people, "sent")) > len(acknowledged) > kills
     return log
 
 

@@ -151,9 +151,8 @@ def test_a_run_killed_a_few_times_gives_the_same_rows(
     tmp_path: Path, engine: str, times: int
 ) -> None:
     reference = uninterrupted(tmp_path)
-    kills = (
-        killed(tmp_path, *reference, engine, seed, times) for seed in range(5)
-    )  # a run may end before its last kill
+    # a run may end before its last kill
+    kills = (killed(tmp_path, *reference, engine, seed, times) for seed in range(5))
     assert any(kill.total() == times for kill in kills)
 
 
@@ -239,9 +238,8 @@ def test_nobody_waits_for_a_unit_that_takes_long(tmp_path: Path, times: int) -> 
     assert run.wait_for(lambda: run.processes("generation.engine"))
     workers = run.processes("generation.engine")
     stop(run, *[signal.SIGINT] * times)
-    wait_until(
-        lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    )  # some seconds, until they notice
+    # some seconds, until they notice
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
 @pytest.fixture

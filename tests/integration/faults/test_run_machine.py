@@ -50,8 +50,6 @@ POINTS = (
 points = st.sampled_from(POINTS)
 moments = st.integers(1, 5)
 unit_sizes = st.sampled_from((1, 3, 5))
-
-
 BUSY = ("503 SlowDown", "500 InternalError", "cut", "400 ExpiredToken")
 MANY = pytest.param(500, marks=pytest.mark.soak)
 

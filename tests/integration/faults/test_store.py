@@ -111,9 +111,8 @@ def test_objects_come_back_as_they_were_put(
     (tmp_path / "b").write_bytes(bytes(range(256)) * 50_000)
     faults.requests.clear()
     (store / "data/b").put(tmp_path / "b")
-    assert [method for method, _ in faults.requests] == [
-        "PUT"
-    ]  # parts would stay there if the process were killed
+    # parts would stay there if the process were killed
+    assert [method for method, _ in faults.requests] == ["PUT"]
     assert (store / "data/a").read() == b"second"
     assert sizes(store / "data") == {"a": 6, "b": 12_800_000}
     (store / "data/b").get_file(tmp_path / "c")

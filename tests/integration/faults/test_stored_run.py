@@ -40,7 +40,6 @@ from tests.values import values_of
 
 QUIET = Progress(Console(quiet=True))
 
-
 INSTANCES = {
     "images": [{"id": n, "file_name": f"{n}.jpg", "width": 80, "height": 60} for n in range(50)],
     "annotations": [{"image_id": n, "category_id": 1, "bbox": [n, 2, 10, 20]} for n in range(50)],

@@ -16,13 +16,14 @@ from rlip_model.evaluation.triplets import TripletClasses
 from tests.parity.golden import Report, Row
 
 TOLERANCE = 1e-6
+# of how they were made
 NOT_FIGURES = {
     "env",
     "mode",
     "seconds_official",
     "cpu_seconds_official",
     "printed",
-}  # of how they were made
+}
 
 
 def compare(report: Report, section: str, ours: Any, theirs: Any, name: str = "") -> None:

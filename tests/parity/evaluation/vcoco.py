@@ -39,13 +39,14 @@ VERBS = (
     "run", "work_on_computer_instr", "ski_instr", "surf_instr", "skateboard_instr", "smile", "drink_instr", "kick_obj",
     "point_instr", "read_obj", "snowboard_instr",
 )  # fmt: skip
+# of "mAP_thesis": no object, or too few instances
 LEFT_OUT = (
     "stand",
     "walk",
     "run",
     "smile",
     "point_instr",
-)  # of "mAP_thesis": no object, or too few instances
+)
 
 
 def check_set(

@@ -23,14 +23,12 @@ from tests.values import values_of
 WIDTH = 100
 HEIGHT = 50
 
-
 CHANGES: dict[str, Callable[[SceneTargets], SceneTargets]] = {
     "label_scene": lambda scene: scene, "flipped": lambda scene: scene.flipped(WIDTH),
     "shifted": lambda scene: scene.shifted(-5, 3), "resized": lambda scene: scene.resized(2, 0.5),
     "clamped": lambda scene: scene.clamped(50, 40),
     "keep": lambda scene: scene.keep(torch.tensor([True, False, True, True])),
 }  # fmt: skip
-
 
 SWAPPED = """
 left = right; left of = right of; to the left of = to the right of; left to = right to; on left = on right;
@@ -46,7 +44,6 @@ right next to; standing right next to; right behind; right above; right in front
 left behind; left out on; left on; left a; left by; has left; has left the; has just left; brightly lit; copyright;
 missing objects
 """
-
 
 WORDS = sorted({*f"{SWAPPED} {UNCHANGED}".replace(";", "").replace("=", "").split()})
 

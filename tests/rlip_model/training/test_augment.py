@@ -27,7 +27,6 @@ RELATIONS = tuple(
     )
 )
 
-
 SMALL = Augmentation(
     jitter=0,
     short_sides=(48, 56, 80),

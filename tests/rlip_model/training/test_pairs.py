@@ -25,10 +25,7 @@ from rlip_model.training.sampling import (
 
 WORDS = ("on", "near", "under")
 Relation = tuple[int, int, int]
-
-
 RELATIONS = [(0, 1, 0), (0, 1, 2), (2, 0, 1), (1, 1, 1)]
-
 
 OBJECTS = LabelVocabulary.from_counts(
     {name: 100 // rank for rank, name in enumerate("abcdefghijklmnop", 1)}

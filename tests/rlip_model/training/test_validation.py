@@ -125,9 +125,8 @@ def test_a_validation_leaves_the_network_as_it_was(kind: str) -> None:
     before = {name: value.clone() for name, value in target.state_dict().items()}
     batches = [parts[0] for parts in ToyFeed(2)._batches(0, 0)]
     measures = validate(target, batches, torch.device("cpu"))
-    assert measures == validate(
-        target, batches, torch.device("cpu")
-    )  # nothing random, such as noise, is in it
+    # nothing random, such as noise, is in it
+    assert measures == validate(target, batches, torch.device("cpu"))
     assert target.training
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
     assert measures.keys() == {

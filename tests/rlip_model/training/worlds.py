@@ -26,8 +26,6 @@ SMALLER = {
     "fusion_interval": 1, "decoder_layers": 2, "num_points": 2, "num_queries": 8, "drop_path": 0.0,
 }  # fmt: skip
 WORDS = (*TEXTS.objects, *TEXTS.relations, "one two three four five six seven eight")
-
-
 DENSE = {"backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 3}
 
 

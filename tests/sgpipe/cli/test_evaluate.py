@@ -27,11 +27,8 @@ BIKE = {"bbox": [50, 50, 59, 59], "category_id": 2}
 # of HICO-DET, from 1
 RIDE = 77
 HOLD = 37
-
-
 NAMED = {"objects": {"1": "bicycle", "2": "person"}, "relations": {"1": "hold", "3": "ride"}}
 SWAPPED = [{**PERSON, "category_id": 2}, {**BIKE, "category_id": 1}]
-
 
 VERB = {
     "action_name": "cut",
@@ -54,7 +51,6 @@ DETECTION = {
     "cut_agent": 0.5,
     "cut_obj": [50, 20, 59, 29, 0.5],
 }
-
 
 GRAPH = {
     "image_id": 3,

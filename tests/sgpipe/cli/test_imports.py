@@ -79,10 +79,11 @@ def test_each_kind_is_imported_and_counted(folder, kind):
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("file", FILES)
 def test_files_in_another_format_are_refused_by_name(folder, kind, file):
+    # RLIPv2's format includes scene graphs without confidences
     if kind == file or (kind, file) == (
         "rlipv2",
         "vg",
-    ):  # RLIPv2's format includes scene graphs without confidences
+    ):
         return
     result = invoke(*options(folder, kind, file), "--out", folder / "out")
     assert result.exit_code == 2

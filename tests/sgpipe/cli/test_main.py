@@ -58,9 +58,8 @@ def test_quiet_prints_only_results(tmp_path):
     )
     assert quiet.stdout == loud.stdout != ""
     assert loud.stderr
-    assert {*loud.stderr.splitlines()} <= {
-        *second_quiet.stderr.splitlines()
-    }  # --quiet does not outlive its command
+    # --quiet does not outlive its command
+    assert {*loud.stderr.splitlines()} <= {*second_quiet.stderr.splitlines()}
     assert not quiet.stderr
     wrong = CliRunner().invoke(app, ["--quiet", "verify", str(tmp_path)])
     assert wrong.stderr.startswith("error: ")

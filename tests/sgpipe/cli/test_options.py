@@ -13,8 +13,6 @@ from sgpipe.cli.main import app
 from tests.integration.documents import commands
 
 WRITES = re.compile(r"\b(Write [^N]|Draw |(New )?[Ff]older for |File for |File to write)")
-
-
 GROUPS = {"": typer.main.get_command(app), **commands()}
 
 

@@ -157,10 +157,11 @@ def test_killed_at_any_step_the_rest_runs_once(tmp_path: Path, kill: int) -> Non
     assert "25.00" in (tmp_path / "out" / REPORT).read_text()
     (tmp_path / "data" / "a.json").unlink()
     runner = Runner()
+    # inputs of what is done need not be there
     assert (run(tmp_path, runner), runner.ran) == (
         state,
         [],
-    )  # inputs of what is done need not be there
+    )
     (tmp_path / "out" / "b").rmdir()
     run(tmp_path, runner)
     assert runner.ran == ["train", "eval"]  # what reads it, too

@@ -35,7 +35,6 @@ from tests.values import values_of
 QUERIES = 12
 MODEL = Path(__file__).parent  # any folder: `clumsy` does not read it
 
-
 REFUSED = {
     "": "pass --predictions and --annotations, or --model and --data",
     "--data RUN --predictions few.json": "pass --predictions", "--data RUN --setting UO": "these are others",

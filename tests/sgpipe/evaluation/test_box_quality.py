@@ -21,8 +21,6 @@ from tests.values import values_of
 MEASURES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 RECALLS = ("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large")
 CATEGORIES = {1: "person", 2: "bicycle", 18: "dog", 44: "bottle"}
-
-
 DOG = Box("dog", 18, (10.0, 10.0, 30.0, 30.0))
 CUP = Box("cup", 47, (60.0, 60.0, 20.0, 20.0))
 WRONG = Box("dog", 18, (60.0, 0.0, 20.0, 20.0))

@@ -78,9 +78,8 @@ def test_precision_recall_and_curve_by_hand(tmp_path: Path) -> None:
     assert (result.at(0).precision, result.at(0).recall) == (2 / 4, 2 / 3)
     assert (result.at(0.9).precision, result.at(0.9).recall) == (1, 1 / 3)
     assert result.average_precision == pytest.approx((1 + 2 / 3) / 3)
-    assert result.mean_average_precision == pytest.approx(
-        (1 + 1 + 0) / 3
-    )  # riding: its one is result first
+    # riding: its one is result first
+    assert result.mean_average_precision == pytest.approx((1 + 1 + 0) / 3)
 
 
 def test_equal_boxes_find_each_other_though_others_overlap(tmp_path: Path) -> None:
@@ -149,9 +148,8 @@ def test_images_that_cannot_be_compared_are_counted(tmp_path: Path) -> None:
 
 def test_datasets_that_name_images_differently_share_file_names(tmp_path: Path) -> None:
     pred = [record([(0, 1, "riding", 0.9)], "139", file_name="val2017/000000000139.jpg")]
-    genome = record(
-        [(1, 0, "under")], "139", dataset="visual_genome"
-    )  # another image: its own number 139
+    # another image: its own number 139
+    genome = record([(1, 0, "under")], "139", dataset="visual_genome")
     vcoco = record(
         [(0, 1, "riding")], "x", dataset="vcoco", file_name="COCO_val2014_000000000139.jpg"
     )

@@ -31,18 +31,15 @@ class HubStub:
     # how Parquet files are sent: in the commit, or (lfs) by themselves, then named by it
     mode: str = "regular"
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    versions: dict[str, dict[str, bytes]] = field(
-        default_factory=dict
-    )  # the files of a model by commit
+    # the files of a model by commit
+    versions: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: dict[str, bool] = field(default_factory=dict)
-    failures: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # the next answers by words in the path; 0: none
+    # the next answers by words in the path; 0: none
+    failures: dict[str, list[int]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
-    downloads: list[str] = field(
-        default_factory=list
-    )  # commit and name of the files that were asked for
+    # commit and name of the files that were asked for
+    downloads: list[str] = field(default_factory=list)
     url: str = ""
 
     def answer(self, method: str, path: str, body: bytes, token: str | None) -> tuple[int, Any]:
@@ -161,9 +158,8 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = (
-            True  # else the body of an answer waits 40 ms for the receipt of its header
-        )
+        # else the body of an answer waits 40 ms for the receipt of its header
+        disable_nagle_algorithm = True
 
         def _serve(self) -> None:
             path = self.path.partition("?")[0]

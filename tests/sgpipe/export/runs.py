@@ -48,9 +48,8 @@ def records(
             ends = rng.choice(usable), rng.choice(usable)
             predicate = rng.choice(PREDICATES)
             record.pairs.append(Pair(*ends, [predicate]))
-            confidence = (
-                rng.randint(20, 99) / 128 if confidences else None
-            )  # as exact as shards have it
+            # as exact as shards have it
+            confidence = rng.randint(20, 99) / 128 if confidences else None
             record.relations.append(Relation(*ends, predicate, confidence))
         drawn.append(record)
     return drawn

@@ -35,7 +35,6 @@ URL = "https://example.org/images/"
 DOG = Box("dog", 18, (8.0, 4.0, 20.0, 30.0))
 CUP = Box("cup", 47, (100.0, 50.0, 8.0, 9.0))
 
-
 READ = """
 import sys, fiftyone
 from fiftyone import ViewField as F
@@ -257,13 +256,14 @@ def test_a_sample_has_boxes_relations_around_both_and_captions(tmp_path: Path) -
     assert [first[key] for key in keys] == ["dog", 0, True, "annotation", None]
     assert [second[key] for key in keys] == ["cup", 1, False, "detector", 0.5]
     keys = ("label", "subject_index", "object_index", "origin", "confidence")
+    # of repeated ones, the most confident
     assert [relation[key] for key in keys] == [
         "on",
         1,
         0,
         "tagger",
         0.75,
-    ]  # of repeated ones, the most confident
+    ]
     assert [relation[end] for end in ("subject", "object")] == [
         field["_id"]["$oid"] for field in (second, first)
     ]

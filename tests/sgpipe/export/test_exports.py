@@ -46,10 +46,7 @@ from tests.values import values_of
 
 NOTHING = Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0))
 IMAGES = 40
-
-
 FORMS = ("coco", "coco-rel", "sgg-benchmark", "vg", "rlipv2", "hf")
-
 
 ODD_NAMES = (
     "__background__",
@@ -71,8 +68,6 @@ NAMES = st.one_of(
     st.sampled_from(ODD_NAMES), st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 )
 PAIR = ("  7", " a/b .jpg ")  # an image id and a file name with outer spaces
-
-
 POLYGONS = [[1, 1, 5, 1, 5.5, 4.25], [1, 2, 3, 2, 3, 4, 1, 4]]
 RLE = {"counts": [6, 60, 134], "size": [10, 20]}
 COMPRESSED = {"size": [10, 20], "counts": "P137000000000\\3"}

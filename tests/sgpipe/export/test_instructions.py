@@ -40,7 +40,6 @@ CLASSES = ("person", "person", "dog", "bench", "umbrella")
 PREDICATES = ("riding", "next to", "in front of", "sitting on")
 ENGLISH = English(load_phrases())
 
-
 NASTY = (
     "<image>",
     "</s>",
@@ -52,7 +51,6 @@ NASTY = (
     "x" * 300,
     "＜image＞",
 )
-
 
 BAD_TEMPLATES = {
     "templates: {existence: [{question: 'Is it?'}]}": "existence: expected question and yes and no",
@@ -386,9 +384,8 @@ def test_only_what_is_annotated_exhaustively_is_counted(tmp_path):
         a for a, _ in counted([*two, replace(DOG, bbox=(5.0, 5.0, 9.0, 9.0), iscrowd=True)])
     } <= {"1"}
     detected = [replace(box, origin="detector") for box in two]
-    assert {p for _, p in counted(detected)} == {
-        None
-    }  # how many a detector misses is not calibrated
+    # how many a detector misses is not calibrated
+    assert {p for _, p in counted(detected)} == {None}
     assert counted(detected, calibration=calibrated) == []
 
 

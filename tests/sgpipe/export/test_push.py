@@ -59,13 +59,9 @@ IDENTITY: dict[str, Any] = {
 }
 CAPTIONED = {"source": {"val": {"annotations": "a" * 64, "captions": "c" * 64}}}
 NO_CAPTIONER = {"caption": {"captioner": None}}
-
-
 PRIOR = {"candidates": "prior", "prior": "9" * 64}
 EXACT = {"tagger": NETWORK, "precision": 0.9, "calibration": "8" * 64}
 MINIWORLD = {"images": 8, "seed": 5, "split": "val"}
-
-
 TO = "anna/relations"
 KEY = f"models/{TO}"
 TAGGER = packaged_model("tagger")
@@ -434,9 +430,8 @@ def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):  #
     out = tmp_path / "run"
     settings = ("--set", "source.miniworld.images=4", "--set", "engine.unit_size=2")
     invoke("generate", "--tagger", f"{TO}@main", *settings, "--out", out, "--limit", 2)
-    hub.repositories[KEY]["config.json"] += (
-        b" "  # a later commit, while the cache has the first one
-    )
+    # a later commit, while the cache has the first one
+    hub.repositories[KEY]["config.json"] += b" "
     assert pin_model(TO) == first
     shutil.rmtree(tmp_path / "cache")  # as on another machine
     assert pin_model(TO) != first

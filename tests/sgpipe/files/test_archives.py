@@ -332,9 +332,8 @@ def test_members_with_impossible_entries_do_not_end_in_a_traceback(tmp_path: Pat
         assert root.open("good.jpg").read() == b"good"
         with pytest.raises(ImageError):
             root.open("last.jpg")
-    directory = (
-        int.from_bytes(good[end + 16 : end + 20], "little") + 1000
-    )  # all members begin before the archive
+    # all members begin before the archive
+    directory = int.from_bytes(good[end + 16 : end + 20], "little") + 1000
     (tmp_path / "odd.zip").write_bytes(
         good[: end + 16] + directory.to_bytes(4, "little") + good[end + 20 :]
     )

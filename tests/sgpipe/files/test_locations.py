@@ -34,15 +34,12 @@ from sgpipe.utils.hashing import file_sha256
 
 TEXT = json.dumps({"a": list(range(3000)), "b": ["x"] * 100}).encode()
 GZIP = gzip.compress(TEXT, mtime=0)
-
-
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
-
 
 CONTENT = bytes(range(25))
 

@@ -31,7 +31,6 @@ FILES = {
     "tokenizer/vocab.txt": b"a\nb",
 }
 
-
 NAME = "user/model"
 SETTINGS = ("config.json", "tokenizer_config.json")
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -125,9 +124,8 @@ def test_an_interrupted_download_leaves_nothing(store, tmp_path):
         pin_model(URI)
     store.fails = []
     assert pin_model(URI)
-    assert (
-        len(list((tmp_path / "cache/models").glob("*/*"))) == 3
-    )  # the model, its listing, the lock
+    # the model, its listing, the lock
+    assert len(list((tmp_path / "cache/models").glob("*/*"))) == 3
 
 
 def test_processes_of_a_machine_wait_for_each_other(store):

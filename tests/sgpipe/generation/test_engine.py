@@ -275,9 +275,8 @@ class Cluster:
 def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    cluster = Cluster(
-        monkeypatch, True, False, False, True, False
-    )  # the second time the machine does not come back
+    # the second time the machine does not come back
+    cluster = Cluster(monkeypatch, True, False, False, True, False)
 
     def lost() -> Iterator[None]:
         raise ConnectionError  # by a client at ray://

@@ -37,9 +37,9 @@ from tests.sgpipe.stages.pair.test_pair import record
 from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
+
 COUNT = 6
 EQUIVALENTS = load_equivalents(None)
-
 
 ATTRIBUTED = (
     "VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json --image-data image_data.json"

@@ -29,7 +29,6 @@ from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("engine_of_test")
 
-
 BOXES = [Box("dog", 1, (1, 1, 5, 5), origin="detector", score=0.5)]
 CAPTION = [Caption("a dog")]
 PAIR = [Pair(0, 0, ["near"])]
@@ -121,10 +120,8 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(
     ("changes", "stages"),
     [
         ({"pair.candidates": "image"}, ["pair", "tag"]),
-        (
-            {"pair.candidates": "image", "pair.match": "substring"},
-            ["parse", "pair", "tag"],
-        ),  # whose attributes
+        # The attributes of boxes come from the parser.
+        ({"pair.candidates": "image", "pair.match": "substring"}, ["parse", "pair", "tag"]),
         ({"pair.loose": False, "parse.attributes": False}, ["parse", "pair", "tag"]),
         (HIGHER, ["tag"]),
     ],

@@ -20,9 +20,9 @@ from tests.sgpipe.generation.in_process import RAN, label, rows
 from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
+
 GROUNDED = str(recipe_folder() / "miniworld" / "grounded.yaml")
 ON = {"ground.detector": "MINIWORLD", "ground.threshold": 0.45}
-
 
 # The last finds a box for any word: a forklift where the detector sees one most.
 EVERYWHERE = {**ON, "ground.threshold": 0.001, "ground.max_boxes": 9}

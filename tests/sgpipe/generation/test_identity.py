@@ -24,7 +24,6 @@ BEAM = {"caption__captioner": "hub/blip", "caption__decoding": "beam"}
 TAGGER = {"tag__tagger": "hub/model"}
 PER_IMAGE = {**TAGGER, "tag__vocabulary": "image"}
 
-
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"caption__batch_size": 1, "parse__batch_size": 3, "tag__device": "cpu"}),
     (
@@ -53,7 +52,6 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
         for section in SERVED
     ),
 ]
-
 
 CHANGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"tag__threshold": 0.3}, "tag.threshold: 0.05 then, 0.3 now"),

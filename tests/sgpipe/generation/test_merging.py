@@ -105,10 +105,11 @@ def test_images_are_matched_by_file_id_or_content(tmp_path):
         name: Image.new("RGB", (SIDE, SIDE), colour)
         for name, colour in {"a": "red", "b": "blue"}.items()
     }
+    # the same names for other images
     for place, names in {
         "one": ("a", "b"),
         "two": ("b", "a"),
-    }.items():  # the same names for other images
+    }.items():
         (tmp_path / place).mkdir()
         for name, file in zip("01", names, strict=True):
             draw[file].save(tmp_path / place / f"{name}.png")
@@ -145,9 +146,8 @@ def test_images_are_matched_by_file_id_or_content(tmp_path):
     assert run["images"] == {"train": str(tmp_path / "one"), "train_2": str(tmp_path / "two")}
     second = CliRunner().invoke(app, ["merge", str(one), str(two), "--out", str(tmp_path / "file")])
     assert f"NOTE: split train_2 has the images in {tmp_path / 'two'}" in second.stderr
-    moved = merged(
-        tmp_path / "moved", one, two, images=tmp_path / "one"
-    )  # one place: one file of a name
+    # one place: one file of a name
+    moved = merged(tmp_path / "moved", one, two, images=tmp_path / "one")
     assert [len(record.objects) for record in moved] == [2, 2]
     embedded = [
         make_run(tmp_path / f"e{n}", run_records, embedded=True)
@@ -266,10 +266,11 @@ def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(
         "two": 11,
     }
     assert [(names[source["run"]], source["objects"]) for source in sources[1]] == [("two", None)]
+    # the larger run first
     assert run["labels"] == {
         "objects": ["person", "cup", "dog"],
         "relations": ["on"],
-    }  # the larger run first
+    }
     assert sorted(values_of(run["origin"], "import")) == ["one", "two", "vg"]
 
 
@@ -359,11 +360,12 @@ def test_a_preferred_run_keeps_its_relations_alone_and_what_comes_back_is_counte
 
     merge("first", corrected, original, prefer=corrected)
     rows, _ = merge("later", tmp_path / "first", other)
+    # `other` was not overruled then
     assert list(map(predicates, rows)) == [
         ["behind", "near"],
         [],
         ["under"],
-    ]  # `other` was not overruled then
+    ]
     rows, _ = merge("reversed", tmp_path / "first", original, prefer=original)
     assert predicates(rows[0]) == ["near", "on"]
     refused = CliRunner().invoke(

@@ -44,6 +44,7 @@ def test_an_estimate_is_made_after_two_units_of_each_worker(monkeypatch):
     monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
     run = meter(20, (("tag",), 2))
     estimates = []
+    # two workers, which load models for 25 seconds
     for clock[0] in (
         30.0,
         30,
@@ -55,7 +56,7 @@ def test_an_estimate_is_made_after_two_units_of_each_worker(monkeypatch):
         45,
         50,
         50,
-    ):  # two workers, which load models for 25 seconds
+    ):
         estimates.append(run.add(shard({}, 2), 0.0))
     assert estimates == [[], [], [], ["estimate: 50.0 s in all"], *[[]] * 6]
     assert list(run.summary())[1] == "estimated 50.0 s, took 50.0 s"
@@ -136,9 +137,8 @@ def test_the_last_line_of_each_part_has_the_totals_of_the_manifest(
         assert sum(line["seconds"].get(stage, 0) for line in ends) == pytest.approx(seconds)
     assert lines[-1] is ends[-1]
     assert all(line["queue"] == 0 and line["gpu_memory"] == {} for line in ends)
-    running = [
-        line for line in lines if line["state"] == "running"
-    ]  # lines that come while it runs
+    # lines that come while it runs
+    running = [line for line in lines if line["state"] == "running"]
     assert running[0]["queue"] + running[0]["images"] == 4
     assert values_of(running, "elapsed") == sorted(values_of(running, "elapsed"))
 

@@ -23,8 +23,6 @@ from sgpipe.utils.config_file import recipe_folder
 from tests.values import values_of
 
 GROUNDED = recipe_folder() / "miniworld" / "grounded.yaml"
-
-
 SECONDS = {"caption": 20.0, "parse": 1.0, "tag": 9.0, "compilation": 50.0}
 ON_CPUS = {("caption",): 1, ("parse", "tag"): 5}
 ON_GPUS = {("caption",): 2, ("parse",): 1, ("tag",): 2}
@@ -111,9 +109,8 @@ def test_a_sample_has_different_images_of_the_units(
 
 def test_a_sample_for_a_served_model_keeps_its_requests_under_way() -> None:
     units = [WorkUnit("all", 0, 5000)]
-    assert (
-        values_of(_sample(units, 1024, 2, 0, 256), "rows") == [256] * 4
-    )  # two for each worker: one warms up
+    # two for each worker: one warms up
+    assert values_of(_sample(units, 1024, 2, 0, 256), "rows") == [256] * 4
     assert values_of(_sample(units, 256, 2, 0, 256), "rows") == [64] * 4
     assert values_of(_sample(units, 64, 1, 0, 16), "rows") == [22, 22, 20]
 

@@ -124,14 +124,14 @@ def test_what_is_refused_changes_nothing_in_a_run(
 
 
 def test_a_missing_hub_model_is_told_before_annotations_are_read(coco, models, tmp_path):
-    said = io.StringIO()
+    output = io.StringIO()
     with pytest.raises(UserError, match="neither a folder nor in the cache"):
         generate(
             recipe(coco, models, **{"tag.tagger": "no-such-tagger"}),
             tmp_path / "new",
-            Progress(Console(file=said, width=1000)),
+            Progress(Console(file=output, width=1000)),
         )
-    assert "reading the annotations" not in said.getvalue()
+    assert "reading the annotations" not in output.getvalue()
     assert not (tmp_path / "new").exists()
 
 

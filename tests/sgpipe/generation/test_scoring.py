@@ -101,10 +101,11 @@ def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_
     scores = column(tmp_path / "scored")
     assert list(map(len, scores)) == [2, 1, 2, 0, 1]
     assert scores[4] == [None]
+    # no object; a dog and itself
     assert [entry["swapped"] is None for entry in scores[2]] == [
         True,
         True,
-    ]  # no object; a dog and itself
+    ]
     stdout = CliRunner().invoke(app, ["stats", str(tmp_path / "scored"), "--json"]).stdout
     clip_score = json.loads(stdout)["clip_score"]
     assert (clip_score["scored"], clip_score["unscored"]) == (5, 1)

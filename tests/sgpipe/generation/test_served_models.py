@@ -66,9 +66,8 @@ def test_answers_of_a_run_without_a_shard_are_kept(coco: Files, tmp_path: Path) 
         assert (tmp_path / "run/.sgpipe" / REQUESTS).is_file()
         server.faults = scripted()
         label(captioned(coco, server), tmp_path / "run")
-        assert sorted(server.paid.values()) == [1] * IMAGES + [
-            2
-        ]  # the last is the example before the work
+        # the last is the example before the work
+        assert sorted(server.paid.values()) == [1] * IMAGES + [2]
 
 
 @pytest.mark.parametrize(

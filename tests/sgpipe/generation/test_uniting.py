@@ -177,9 +177,8 @@ def joinable(first: tuple[int, Box], second: tuple[int, Box]) -> bool:
 def test_boxes_of_one_object(first, second, objects):
     united, counts = unite([scene("0", first), scene("0", second)], IOU)
     assert len(united.objects) == objects
-    assert (
-        len(unite([scene("0", first, second)], IOU)[0].objects) == 2
-    )  # a run's own objects stay apart
+    # a run's own objects stay apart
+    assert len(unite([scene("0", first, second)], IOU)[0].objects) == 2
     assert counts["contradictory_classes"] == (
         objects == 2 and first.bbox == second.bbox and not second.iscrowd
     )

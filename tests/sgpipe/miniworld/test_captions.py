@@ -54,9 +54,8 @@ def understood(sentences: Sentences, request: pytest.FixtureRequest) -> list[set
 
 
 def statement(triplet: Triplet) -> Statement:
-    verb = (
-        "lie on" if triplet.predicate_lemma == "lay on" else triplet.predicate_lemma
-    )  # the learned parser's lemma
+    # the learned parser's lemma
+    verb = "lie on" if triplet.predicate_lemma == "lay on" else triplet.predicate_lemma
     return str(triplet.subject_category), verb, str(triplet.object_category)
 
 

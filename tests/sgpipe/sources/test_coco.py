@@ -21,11 +21,7 @@ from tests.values import values_of
 
 IMAGE = {"id": 1, "file_name": "1.jpg", "width": 100, "height": 50}
 DOG = {"id": 18, "name": "dog"}
-
-
 NAME = "images/v1/patch8/1.jpg"
-
-
 IMAGES = [IMAGE | {"id": 7, "file_name": "7.jpg"}, IMAGE | {"id": 8, "file_name": "8.jpg"}]
 CATEGORIES = [{"id": 3, "name": "dog"}, {"id": 1, "name": "person"}]
 NAMES = ["__background__", "on", "by"]
@@ -266,8 +262,15 @@ def test_relations_refer_to_boxes_without_crowds(tmp_path):
     ("annotations", "triplets"),
     [
         *(
-            ([at(7, 0)], each)
-            for each in ([[0, 1, 1]], [[-1, 0, 1]], [[0, 0, 0]], [[0, 0, 3]], [[0, 0]], {"a": 1})
+            ([at(7, 0)], triplets)
+            for triplets in (
+                [[0, 1, 1]],
+                [[-1, 0, 1]],
+                [[0, 0, 0]],
+                [[0, 0, 3]],
+                [[0, 0]],
+                {"a": 1},
+            )
         ),
         ([at(7, 0, 99)], []),
         ([at(7, 0)], None),
@@ -349,9 +352,8 @@ def test_an_invalid_relation_makes_an_error_row_or_is_counted(tmp_path, relation
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
-    (first, _), problems, _ = read_own(
-        tmp_path, [at(7, 0, id=1)], []
-    )  # an empty list of relations does
+    # an empty list of relations does
+    (first, _), problems, _ = read_own(tmp_path, [at(7, 0, id=1)], [])
     assert (first.relations, problems) == ([], {})
     files = write(tmp_path, [at(7, 0)], {}).files
     for relations, split, reason in (

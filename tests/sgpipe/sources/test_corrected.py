@@ -26,8 +26,6 @@ from tests.sgpipe.training.data.test_feed import feed, training
 from tests.values import values_of
 
 RUN = "drawn"
-
-
 PLACES = [(s, o, p) for s in range(2) for o in range(2) for p in ("on", "near")]
 OUTCOMES = st.dictionaries(
     st.sampled_from(PLACES), st.frozensets(st.sampled_from(PLACES), max_size=1), max_size=6
@@ -183,9 +181,8 @@ def test_a_corrected_run_is_resumed_and_other_judgements_make_another(run, tmp_p
     assert len(Manifest.load(tmp_path / "out").shards) == 1
     assert replace(correct(run, tmp_path / "out"), root=expected.root) == expected
     assert relations(tmp_path / "out") == relations(tmp_path / "whole")
-    judge(
-        run, "untouched", (0, 1, "on"), judgement="unsure"
-    )  # changes no relation, but what is known of one
+    # changes no relation, but what is known of one
+    judge(run, "untouched", (0, 1, "on"), judgement="unsure")
     judge(run, "untouched", (0, 2, "holding"), judgement="wrong")
     with pytest.raises(UserError, match="made with other settings"):
         correct(run, tmp_path / "out")

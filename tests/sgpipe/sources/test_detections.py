@@ -102,9 +102,8 @@ def test_boxes_of_another_form_are_refused_and_read_as_what_the_message_names(
     assert index.meta["notes"] == []
     assert boxes_of(index.records(0, IMAGES)) == boxes_of(right.records(0, IMAGES))
     assert index.meta["annotations_sha256"] != right.meta["annotations_sha256"]  # another run
-    assert (
-        "source.boxes" in opened(dataset, tmp_path, "xywh").meta["notes"][0]
-    )  # as the user insists
+    # as the user insists
+    assert "source.boxes" in opened(dataset, tmp_path, "xywh").meta["notes"][0]
 
 
 def renumber(items: list[dict[str, Any]], key: str, before: list[int], after: list[int]) -> None:

@@ -15,8 +15,6 @@ from tests.values import values_of
 
 MAN = {"bbox": [10, 20, 30, 60], "category_id": 1}
 BIKE = {"bbox": [0, 0, 100, 50], "category_id": 2}
-
-
 MAN_BOX = [10, 20, 30, 60]
 BIKE_BOX = [0, 0, 100, 50]
 CUP_BOX = [5, 5, 9, 9]
@@ -47,10 +45,7 @@ VCOCO_PAIRS = {
     "objects": ["background", "person", "bicycle"],
 }
 
-
 OWN = {"objects": {"1": "person", "37": "kite"}, "relations": ["holding", "flying"]}
-
-
 NAMES = category_names("open_images")
 RELATIONS = relation_names("open_images")
 APPLE, SINK = (
@@ -357,7 +352,7 @@ def test_only_the_given_classes_of_open_images_are_kept(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        *({"det_labels": each} for each in BAD_LABELS),
+        *({"det_labels": labels} for labels in BAD_LABELS),
         *({"rel": [bad_relation]} for bad_relation in BAD_RELATIONS),
     ],
 )

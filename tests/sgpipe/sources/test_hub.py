@@ -203,13 +203,14 @@ def test_images_and_boxes_that_cannot_be_used_are_error_rows(tmp_path):
     rows = [{**columns, "id": 1} for columns in (*rows, row(3) | {"objects": bad}, row(4))]
     write(tmp_path / TRAIN, rows, features(id=datasets.Value("int64")))
     records, _ = read(tmp_path)
+    # ids that are not unique are none
     assert values_of(records, "image_id") == [
         "0",
         "1",
         "2",
         "3",
         "4",
-    ]  # ids that are not unique are none
+    ]
     assert values_of(records, "status") == ["ok", "error", "error", "error", "ok"]
     assert records[3].error == "source: it has 4 boxes and 1 class"
     assert list(map(boxes_of, records)) == [BOXES, [], [], [], BOXES]
@@ -266,9 +267,8 @@ def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, m
 def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch, hub):  # noqa: F811 - a fixture
     local = write(tmp_path / "train.parquet", list(map(row, range(3))))
     hub.repositories["anna/set"] = {TRAIN: local.read_bytes(), TEST: b"", "README.md": b"# card"}
-    monkeypatch.setattr(
-        time, "sleep", lambda seconds: None
-    )  # between the attempts of huggingface_hub
+    # between the attempts of huggingface_hub
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     asked = list[int]()
     ask = HfApi.dataset_info
     monkeypatch.setattr(
@@ -286,9 +286,8 @@ def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch, 
     assert set(hub.downloads) == {f"{COMMIT}/README.md", f"{COMMIT}/{TRAIN}"}
     assert len(hub.downloads) == 4  # each was asked for, then downloaded
     hub.failures = {"/resolve/": [401]}
-    with pytest.raises(
-        EngineError, match=r"data/test.* refuses this user \(401\)"
-    ):  # no fault of an image
+    # no fault of an image
+    with pytest.raises(EngineError, match=r"data/test.* refuses this user \(401\)"):
         root.open(f"{TEST}#0")
     with pytest.raises(
         ImageError, match=r"a\.jpg of the dataset anna/set does not exist on the hub"

@@ -100,9 +100,8 @@ def test_the_summary_counts_rows_and_problems(annotations, tmp_path):
     assert summary.problems == expected
     files = [*tmp_path.glob("out/data/*"), tmp_path / "out/manifest.jsonl"]
     before = [path.stat().st_mtime_ns for path in files]
-    assert (
-        run(annotations, tmp_path / "out").problems == expected
-    )  # a finished import changes nothing
+    # a finished import changes nothing
+    assert run(annotations, tmp_path / "out").problems == expected
     assert [path.stat().st_mtime_ns for path in files] == before
 
 

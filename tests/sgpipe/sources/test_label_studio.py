@@ -18,7 +18,6 @@ from tests.values import values_of
 WIDTH = 200
 HEIGHT = 100
 
-
 ODD = st.recursive(
     st.none()
     | st.booleans()

@@ -119,9 +119,8 @@ def test_any_source_can_have_ground_truth(miniworld, tmp_path):
     folder.set_ground_truth(GroundTruth(miniworld.all_relations))
     [(_, quality), *_] = run_quality(folder.root).items()
     assert quality.at_threshold.precision == 1
-    assert (
-        quality.at_threshold.recall < 1
-    )  # recall counts all relations, not only the composed ones
+    # recall counts all relations, not only the composed ones
+    assert quality.at_threshold.recall < 1
     folder.set_ground_truth(None)
     assert run_quality(folder.root) == {}
 

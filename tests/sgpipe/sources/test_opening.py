@@ -120,9 +120,8 @@ def test_files_that_are_not_read_are_counted_and_named(photos, tmp_path):
 def test_heic_is_read_within_pillows_limit_and_not_rotated_again(tmp_path, monkeypatch):
     name = "a.HEIF"
     turned = Image.Exif()
-    turned[0x0112] = (
-        6  # in HEIC this only repeats what the container says, which the decoder has done
-    )
+    # in HEIC this only repeats what the container says, which the decoder has done
+    turned[0x0112] = 6
     save(tmp_path / "photos" / name, (64, 48), format="HEIF", exif=turned)
     (record,) = index(tmp_path / "photos", tmp_path).records(0, 1)
     assert (record.ok, record.width, record.height) == (True, 64, 48)

@@ -155,9 +155,8 @@ def test_vg150_comes_back_as_it_was(originals):
     ]
     returned = bare(round_trip(originals, "vg150", source))
     for box in (box for record in returned for box in record.objects):
-        box.bbox = tuple(
-            round(number, 6) for number in box.bbox
-        )  # 1024 is the longer side in the file
+        # 1024 is the longer side in the file
+        box.bbox = tuple(round(number, 6) for number in box.bbox)
     assert returned == bare(originals, segmentation=None)
 
 

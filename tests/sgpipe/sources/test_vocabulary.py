@@ -22,8 +22,6 @@ from sgpipe.sources.vocabulary import (
 )
 
 PACKAGED = load_equivalents(None)
-
-
 WORDS = [f"to {letter}" for letter in "bcdefg"]
 TABLE = st.dictionaries(
     st.sampled_from(WORDS), st.lists(st.sampled_from(WORDS), min_size=1, max_size=2), max_size=4
@@ -42,10 +40,11 @@ def test_names_have_the_official_ids() -> None:
         "toothbrush",
     )
     assert list(objects365) == list(range(1, 366))
+    # corrected, and in lower case
     assert (objects365[38], objects365[308]) == (
         "monitor/tv",
         "camel",
-    )  # corrected, and in lower case
+    )
     assert {name.lower().strip() for name in objects365.values()} == {*objects365.values()}
     hico, vcoco, open_images = map(relation_names, ("hico", "vcoco", "open_images"))
     assert (list(hico), list(vcoco), list(open_images)) == (

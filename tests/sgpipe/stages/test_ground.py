@@ -29,8 +29,6 @@ SIZE = (64, 48)
 CPU = torch.device("cpu")
 Corners = tuple[float, float, float, float]
 Found = Mapping[str, Sequence[tuple[Corners, float]]]
-
-
 PERSON = Box("person", 1, (1.0, 1.0, 9.0, 9.0))
 
 
@@ -166,9 +164,8 @@ def test_a_found_word_is_an_object_after_the_given_ones(folder: Path) -> None:
     )
     assert dog == Box("dog", 2, (10, 10, 20, 20), origin="grounded", score=0.75, phrase="puppy")
     assert 2**30 <= cone.category_id < 2**31
-    [alone] = stage(folder, boxes_of_words)(
-        [record("puppy", "cone", "dog")]
-    )  # without any classes, ids of COCO
+    # without any classes, ids of COCO
+    [alone] = stage(folder, boxes_of_words)([record("puppy", "cone", "dog")])
     assert values_of(alone.objects, "category", "category_id", "phrase") == [
         ("dog", 18, "puppy, dog")
     ]
@@ -194,9 +191,8 @@ def test_the_pair_stage_matches_free_nouns_by_their_heads(folder: Path) -> None:
         (None, "bun"),
         ("dog", "cone"),
     ]
-    given_cone = Box(
-        "cone", 5, (0.0, 0.0, 9.0, 9.0)
-    )  # a class that the dataset has is known by its name
+    # a class that the dataset has is known by its name
+    given_cone = Box("cone", 5, (0.0, 0.0, 9.0, 9.0))
     assert asked(folder, "traffic cone", objects=[given_cone], words="triplets") == ["traffic cone"]
 
 

@@ -70,16 +70,14 @@ def test_a_probability_is_a_minimum_confidence(calibrated):
     assert calibration.probabilities(minimum) == pytest.approx(0.8, abs=1e-4)
     assert calibration.threshold(0) == 0
     assert calibration.threshold(1) == np.inf
-    assert calibration.threshold(1e-9) == pytest.approx(
-        calibration.lowest
-    )  # nothing is known below it
+    # nothing is known below it
+    assert calibration.threshold(1e-9) == pytest.approx(calibration.lowest)
     assert stored(0.7) <= np.float32(0.7)
     unbounded = calibration.model_copy(update={"lowest": 0.0})
     lowest = float(unbounded.probabilities(1e-7))
     assert unbounded.threshold(lowest / 2) == 0 < unbounded.threshold(lowest * 2)
-    flat = calibration.model_copy(
-        update={"slope": 1e-5}
-    )  # the minimum confidence has log odds of some 100,000
+    # the minimum confidence has log odds of some 100,000
+    flat = calibration.model_copy(update={"slope": 1e-5})
     assert (flat.threshold(0.99), flat.threshold(0.01)) == (np.inf, np.float32(flat.lowest))
 
 

@@ -27,7 +27,6 @@ RIGHT = {"judgement": "right"}
 WRONG = {"judgement": "wrong"}
 UNSURE = {"judgement": "unsure"}
 
-
 EDITS = {
     "capital": 1.0,
     "start": 7,
@@ -36,7 +35,6 @@ EDITS = {
     "level": 99,
     "questions": "reversed",
 }
-
 
 CHANGES = ({"action": "swap"}, {"action": "predicate", "predicate": "under"})
 DISPUTES = {
@@ -220,9 +218,8 @@ def test_certify_verify_and_export(copy, tmp_path):
     exported = ("export", root, "--to", "hf", "--certified", "--out", out)
     assert "has no certificate: `sgpipe certify" in invoke(*exported, code=2).output
     assert certify(root, right, "--precision", "0.9", "--by", "predicate")
-    assert (
-        "sample of" not in invoke("stats", root, "--judgements", "own").output
-    )  # no table of no other plans
+    # no table of no other plans
+    assert "sample of" not in invoke("stats", root, "--judgements", "own").output
     certificate = json.loads((root / CERTIFICATE).read_text())
     thresholds = dict(values_of(certificate["sets"], "predicate", "threshold"))
     assert thresholds

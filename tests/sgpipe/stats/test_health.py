@@ -25,7 +25,6 @@ UP = Box("cup", 3, (10, 10, 20, 20))
 DOWN = Box("table", 4, (10, 100, 60, 40))
 FAR = Box("skateboard", 5, (280, 200, 20, 10))
 
-
 PLANTED = [
     ("repeated_relations", scene("102", [(0, "near", 1), (0, "near", 1)]), "person near dog"),
     ("self_relations", scene("103", [(1, "near", 1)]), "dog near dog"),
@@ -53,7 +52,6 @@ PLANTED = [
     ("degenerate_captions", scene("121", captions=["dog"]), "dog"),
     ("degenerate_captions", scene("122", captions=["a dog a dog a dog a dog"]), "a dog a dog a dog a dog"),
 ]  # fmt: skip
-
 
 FORMS = {
     "corners": lambda x, y, w, h, image: [x, y, x + w, y + h],

@@ -18,8 +18,6 @@ from tests.sgpipe.training.data.runs import make_run, plain_record
 from tests.values import values_of
 
 EVIL = "<script>alert('&')</script>"
-
-
 TURNED = "on \u202edeppils\u202c"
 HEBREW = "\u05e2\u05dc"
 
@@ -100,9 +98,8 @@ def test_two_runs_are_compared(tmp_path):
     assert list(changes.predicates) == ["at", "near", "on"]
     assert (changes.gained, changes.lost) == (1, 1)
     assert len(tables(Audit(after, comparison=compare(after, after)))["comparison"]) == 3
-    assert (
-        len(tables(Audit(before, comparison=compare(before, before)))["comparison"]) == 2
-    )  # no faults in either
+    # no faults in either
+    assert len(tables(Audit(before, comparison=compare(before, before)))["comparison"]) == 2
     assert changes.health == {"objects related to themselves": (0, 1 / 3)}
 
 

@@ -216,8 +216,7 @@ def test_the_long_tail_of_equal_counts_and_of_one_that_has_nearly_everything():
     assert tail.head_share == pytest.approx(10 / 16)
     assert measure_long_tail([]).kinds == 0
     tail = measure_long_tail([1, 1, 1, 997])
-    assert tail.gini == pytest.approx(
-        6 * 996 / 16 / (2 * 250)
-    )  # mean difference of all pairs, over twice the mean
+    # mean difference of all pairs, over twice the mean
+    assert tail.gini == pytest.approx(6 * 996 / 16 / (2 * 250))
     assert (tail.half, tail.singletons) == (1, 3)
     assert tail.entropy < 0.05

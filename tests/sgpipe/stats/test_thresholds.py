@@ -25,10 +25,11 @@ def test_the_lowest_threshold_that_shows_the_target():
     assert (choice.threshold, choice.kept) == (pytest.approx(0.9), 40)
     assert 0.85 < choice.at_least < choice.precision.value
     choice = suggest(relations, 0.7)
+    # equal confidences stay together
     assert (choice.threshold, choice.kept) == (
         pytest.approx(0.5),
         61,
-    )  # equal confidences stay together
+    )
     assert suggest(relations, 0.95) is None  # 40 of 40 show 94 %
     assert suggest(judged((0.9, 9, 0)), 0.5) is None  # nine are too few to rest on
     assert suggest(judged((0.9, 30, 0)), 0.9).kept == 30  # all are, with no room for a wrong one
@@ -36,9 +37,8 @@ def test_the_lowest_threshold_that_shows_the_target():
 
 def test_the_search_ends_at_the_first_threshold_that_is_not_shown():
     highest = [0.85, 0.9, 0.95, 0.97]
-    assert (
-        lowest_shown([0.0, 0.82, 0.83, 0.7], highest, 0.8) == 2
-    )  # the first leaves no room for a wrong relation
+    # the first leaves no room for a wrong relation
+    assert lowest_shown([0.0, 0.82, 0.83, 0.7], highest, 0.8) == 2
     assert lowest_shown([0.0, 0.79, 0.83, 0.9], highest, 0.8) is None
     assert lowest_shown([0.0, 0.0, 0.0, 0.965], highest, 0.96) == 3  # only the last can show it
     assert lowest_shown([], [], 0.8) is None

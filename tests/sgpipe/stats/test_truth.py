@@ -58,11 +58,12 @@ def test_thresholds_that_reach_a_precision(runs):
     rows = {row.predicate: row for row in comparison.predicates}
     assert rows["holding"].suggested is rows["near"].suggested is rows["under"].suggested is None
     rows = dict(values_of(compare(*runs, 0.2, 0.6).predicates, "predicate", "suggested"))
+    # near: wrong at 0.05
     assert (rows["holding"].kept, rows["near"].kept, rows["under"]) == (
         20,
         10,
         None,
-    )  # near: wrong at 0.05
+    )
     bins = [(round(part.confidence, 2), part.precision.value) for part in comparison.reliability]
     assert bins == [(0.05, 0.0), (0.3, 0.5), (0.9, 1.0)]
 

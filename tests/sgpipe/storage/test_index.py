@@ -160,9 +160,8 @@ def test_values_beyond_their_types_leave_out_a_shard_or_find_no_box(tmp_path: Pa
 def test_what_cannot_be_put_into_the_run_goes_into_the_users_cache(tmp_path: Path) -> None:
     make_run(tmp_path / "run", make_records(5))
     shutil.rmtree(tmp_path / "run/.sgpipe", ignore_errors=True)
-    (tmp_path / "run/.sgpipe").write_text(
-        "a file"
-    )  # as a file system that cannot be written, for root too
+    # as a file system that cannot be written, for root too
+    (tmp_path / "run/.sgpipe").write_text("a file")
     index = Index(tmp_path / "run", QUIET)
     assert index.files.cache.is_relative_to(tmp_path / "cache")
     assert index.images == 5
@@ -289,6 +288,5 @@ def test_arrow_keeps_the_order_of_a_query_where_its_connection_is_ordered(tmp_pa
         for path in package.rglob("*.py")
         if ".to_arrow_" in path.read_text()
     }
-    assert reads == {
-        "generation/merging.py"
-    }  # whose connection is ordered; certify.py sorts by itself
+    # whose connection is ordered; certify.py sorts by itself
+    assert reads == {"generation/merging.py"}

@@ -29,8 +29,6 @@ SWAPPED = KEY._replace(subject=1, object=0)
 RIGHT = {"judgement": "right"}
 WRONG = {"judgement": "wrong"}
 UNSURE = {"judgement": "unsure"}
-
-
 PERSONS = st.sampled_from(["anna", "ben", "cleo"])
 STEPS = st.lists(
     st.tuples(
@@ -289,7 +287,10 @@ def test_plans_are_lines_too_and_know_what_was_answered_when_they_asked(log):
 
 def test_plans_that_contradict_themselves_are_refused():
     for wrong in (
-        *({"questions": each} for each in ([], [PlannedQuestion(*KEY, "cat", "sofa", 0.05, 1)])),
+        *(
+            {"questions": questions}
+            for questions in ([], [PlannedQuestion(*KEY, "cat", "sofa", 0.05, 1)])
+        ),
         {"strata": [PlanStratum(name="", relations=0, sampled=1)]},
         {"seed": -1},
         {"kind": "other"},

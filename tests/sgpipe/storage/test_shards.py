@@ -89,9 +89,8 @@ def test_a_shard_is_described_as_it_lies_on_disk(tmp_path):
     assert entry.counts["relations"] == 6
     assert entry.counts["matched_triplets"] == 0
     assert pq.read_schema(path).field("relations").type == SCHEMA.field("relations").type
-    assert (
-        write_shard(tmp_path / "again", name, "val", 4, records, {"tag": 1.5}) == entry
-    )  # the same bytes
+    # the same bytes
+    assert write_shard(tmp_path / "again", name, "val", 4, records, {"tag": 1.5}) == entry
 
 
 def test_row_groups_are_small_enough_to_stream(tmp_path):

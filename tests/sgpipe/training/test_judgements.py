@@ -89,9 +89,8 @@ def test_bands_of_which_many_were_asked_count_less(tmp_path: Path) -> None:
         for [batch] in islice(batches, 200):
             for image in batch.triplets:
                 labels += Counter(image.relation_labels[~image.relation_labels.isnan()].tolist())
-    assert labels[1] / labels[0] == pytest.approx(
-        0.25, rel=0.2
-    )  # as in the run: 10 of 50 relations
+    # as in the run: 10 of 50 relations
+    assert labels[1] / labels[0] == pytest.approx(0.25, rel=0.2)
 
 
 def test_a_wrong_relation_lowers_the_score_of_exactly_its_pair_and_text(tmp_path: Path) -> None:
@@ -170,9 +169,8 @@ def test_a_training_with_judgements_is_another_one_and_resumes(tmp_path: Path) -
     assert with_them.images > without.images
     assert different(weights(tmp_path / "without"), weights(tmp_path / "with"))
     assert all(row["loss"] < float("inf") for row in steps(tmp_path / "with"))
-    training(
-        run, tmp_path / "again", optimisation__steps=2
-    )  # the judgements are there, but not asked for
+    # the judgements are there, but not asked for
+    training(run, tmp_path / "again", optimisation__steps=2)
     assert not different(weights(tmp_path / "without"), weights(tmp_path / "again"))
     judge(run, 4, judge_all)
     with pytest.raises(UserError, match="judgements"):

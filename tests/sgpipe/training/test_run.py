@@ -50,7 +50,6 @@ from tests.values import values_of
 
 KillAt = Callable[[int], None]
 
-
 DAMAGES = {
     "model.safetensors": b"cut", "config.json": b"{", "optimizer.safetensors": b"", "training.json": b'{"epoch": 1}',
     "tokenizer.json": None,
@@ -159,9 +158,8 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(
         UserError, match=r"was made with other settings.*\n  optimisation.lr: 0.001 then, 0.002 now"
     ):
         training(drawn_run, trained_tagger, data__val=validated(drawn_run), optimisation__lr=0.002)
-    with pytest.raises(
-        UserError, match=r"optimisation.epochs: 2 then, 3 now"
-    ):  # with cosine, every step differs
+    # with cosine, every step differs
+    with pytest.raises(UserError, match=r"optimisation.epochs: 2 then, 3 now"):
         training(drawn_run, trained_tagger, data__val=validated(drawn_run), optimisation__epochs=3)
     assert not different(weights(trained_tagger), before)
 

@@ -163,9 +163,8 @@ def test_stopping_stops_the_workers(equal_images: Path, tmp_path: Path) -> None:
     assert errors.splitlines()[-1].startswith("interrupted. ")
     assert "Traceback" not in output + errors
     assert len(workers) == 2
-    deadline = (
-        time.monotonic() + 300
-    )  # the command does not wait for the last breath of its workers
+    # the command does not wait for the last breath of its workers
+    deadline = time.monotonic() + 300
     while (left := [pid for pid in workers if title_of(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left

@@ -112,9 +112,8 @@ def test_a_single_box_is_clipped_as_many_are() -> None:
         return rng.choice(odd) if rng.random() < 0.1 else rng.uniform(-100, 700)
 
     boxes = [(number(), number(), number(), number()) for _ in range(3000)]
-    boxes.append(
-        (0.0, 1.0, 1.0, 6e-230)
-    )  # thinner than the rounding at its position: 1 + 6e-230 is 1
+    # thinner than the rounding at its position: 1 + 6e-230 is 1
+    boxes.append((0.0, 1.0, 1.0, 6e-230))
     boxes = [
         box for box in boxes if not any(math.isinf(box[axis] + box[axis + 2]) for axis in (0, 1))
     ]
@@ -122,9 +121,10 @@ def test_a_single_box_is_clipped_as_many_are() -> None:
     for box, expected, inside in zip(boxes, clipped.tolist(), are_inside, strict=True):
         assert clip_box(box, 640, 480) == (tuple(expected) if inside else None)
     assert 300 < are_inside.sum() < len(boxes) - 300
+    # 0.1 + 0.3 - 0.1 is not 0.3
     assert clip_box((0.1, 0.2, 0.3, 0.4), 640, 480) == (
         0.1,
         0.2,
         0.3,
         0.4,
-    )  # 0.1 + 0.3 - 0.1 is not 0.3
+    )

@@ -27,13 +27,8 @@ FULL = (
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 )
 
-
 NAMES = ("the.device", "the.gpus")
-
-
 SIZES = ({"CPU": 2, "GPU": 1}, {"CPU": 3, "GPU": 1}, {"CPU": 3})
-
-
 CALLS = 8
 
 

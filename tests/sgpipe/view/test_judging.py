@@ -27,8 +27,6 @@ from tests.values import values_of
 
 RELATION = {"split": "val", "image_id": "a", "subject": 0, "object": 1, "predicate": "riding"}
 OTHER = {**RELATION, "subject": 1, "object": 0, "predicate": "next to"}
-
-
 LEADING = {**RELATION, "predicate": "leading"}  # which the run lacks
 ANSWERS = {
     "A": {"change": {"action": "add"}}, "R": {"judgement": "right"}, "W": {"judgement": "wrong"},
@@ -36,7 +34,6 @@ ANSWERS = {
     "X": {"change": {"action": "swap"}}, "D": {"change": {"action": "delete"}},
 }  # fmt: skip
 Place = tuple[int, int, str]
-
 
 STEP = st.tuples(
     st.sampled_from(["anna", "ben"]), st.booleans(), st.sampled_from([*ANSWERS, "Z", "A"])
@@ -347,10 +344,11 @@ def test_a_certificate_goes_on_round_after_round(client, tmp_path):
         assert send(client, f"q{len(asked)}", key, by="bob", plan=name)["plan"] is not None
     assert values_of(state["groups"], "share") == [1]
     planned = sum(len(line["questions"]) for line in lines(tmp_path) if "questions" in line)
+    # nothing is asked in vain once all is certified
     assert (state["open"], len(asked) < planned) == (
         0,
         True,
-    )  # nothing is asked in vain once all is certified
+    )
     page = client.get("/judge").text
     assert "A certificate: precision 0.5 (0.95 confidence)</h2>" in page
     assert "<code>sgpipe certify RUN --precision 0.5</code>" in page

@@ -30,8 +30,6 @@ from tests.sgpipe.view.gallery_run import EVIL, STRANGE, attributes, make_galler
 from tests.values import values_of
 
 RUN = {"identity": {"pair": {"candidates": "captions"}, "tag": {"threshold": 0.05}}}
-
-
 MAN = Triplet("young man", "riding", "horses", "man", "horse", "ride", 0)
 BOXES = [Box("person", 1, (0, 0, 9, 9)), Box("horse", 2, (5, 5, 9, 9)), Box("dog", 3, (7, 7, 9, 9))]
 

@@ -38,7 +38,6 @@ VOCABULARY = RunNames(
     ),
 )
 
-
 Key = tuple[str, str, int | None, int | None, str | None]
 
 

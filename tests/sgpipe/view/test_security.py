@@ -12,8 +12,6 @@ from starlette.testclient import TestClient
 from sgpipe.view.app import Guard
 
 JSON = {"content-type": "application/json"}
-
-
 OWN = ("localhost", "127.0.0.1:8765", "[::1]:8765", "view.localhost:80", "10.0.0.7", "MyBox:1")
 FOREIGN = (
     "evil.example",

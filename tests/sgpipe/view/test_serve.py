@@ -22,8 +22,6 @@ from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.view.gallery_run import open_client, record
 
 Start = Callable[..., tuple[Result, TestClient]]
-
-
 LARGE = 40_000_000  # bytes of an image, more than the system's buffers
 HEADERS = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 999"
 POST = b"POST /api/judgements HTTP/1.1\r\n" + HEADERS + b"\r\n\r\n{"

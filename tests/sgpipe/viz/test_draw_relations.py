@@ -80,9 +80,8 @@ def test_long_names_are_cut_to_the_width():
     assert short.endswith("…")
     assert 40 < letters.getlength(short) <= 80
     assert fit("two\nlines", letters, 200) == "two lines"
-    assert (
-        fit("on \u202edeppils\x1b[0m", letters, 400) == "on deppils [0m"
-    )  # what turns text round is not drawn
+    # what turns text round is not drawn
+    assert fit("on \u202edeppils\x1b[0m", letters, 400) == "on deppils [0m"
 
 
 def test_a_card_lists_every_relation_and_says_if_the_image_is_missing():
@@ -90,9 +89,8 @@ def test_a_card_lists_every_relation_and_says_if_the_image_is_missing():
     one, two = (draw_card(None, scene, scene.relations[:count], 320) for count in (1, 2))
     assert two.height > one.height
     assert one.getpixel((5, 5)) == (201, 204, 209)
-    assert (
-        len(one.crop((0, 0, 320, 240)).getcolors(1 << 17)) > 2
-    )  # something is written on the grey
+    # something is written on the grey
+    assert len(one.crop((0, 0, 320, 240)).getcolors(1 << 17)) > 2
     for odd in ((0, 0), (2, 4000)):
         scene.width, scene.height = odd
         assert draw_card(None, scene, [], 320).height < 1200

@@ -27,9 +27,8 @@ from sgpipe.utils.lemmas import verb_lemma
 _SUBJECTS = (*SUBJECT_LABELS, "expl")
 _MODIFIERS = ("compound", "nmod", "amod", "npadvmod", "poss")
 _ANIMATE = lexicon.PEOPLE | lexicon.ANIMALS
-_MEANING_WITHOUT = {
-    text for text, (word, _) in lexicon.EXPRESSIONS.items() if word == "without"
-}  # "instead of"
+# "instead of"
+_MEANING_WITHOUT = {text for text, (word, _) in lexicon.EXPRESSIONS.items() if word == "without"}
 _SIGN_REACH = 6  # tokens after "no" or "not" in which "sign" makes it a name: "a do not enter sign"
 
 

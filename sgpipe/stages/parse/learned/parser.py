@@ -46,33 +46,25 @@ PATHS = (DEPTH + 1) ** 2
 PLACES = 20  # of a token, relative to a pair
 NEIGHBOURS = 6
 
-
 # The words, tags, deps (dependency labels), verbs and rests of predicates that the network knows,
 # with their numbers.
 Tables: TypeAlias = Mapping[str, Mapping[str, int]]
-
 
 _NAME_ENDS = frozenset(
     {"DT", "IN", "CC", ",", ".", ":", "POS", "PRP$", "PRP", "TO", "WDT", "WP", "EX", "MD", "PDT"}
 )
 _LONGEST_NAME = 4
-
-
 Floats = NDArray[np.float32]
 Weights = Mapping[str, Floats]
 _EPSILON = 1e-5
-
-
 _NEGLIGIBLE = 10.0  # verbs with logits so far below the best one do not count
 _TRIED = 5  # verbs, and rests of predicates, that are combined
 # how much less likely a predicate is that no training caption has, although its verb has an
 # embedding
 _UNSEEN = 3.0
 _SAME_VERB = {"lay": "lie"}  # FACTUAL's lemma: the caption's
-_JOINED = {
-    "cell phone": "cellphone",
-    "cell phones": "cellphones",
-}  # as FACTUAL writes, like the tokeniser's spellings
+# as FACTUAL writes, like the tokeniser's spellings
+_JOINED = {"cell phone": "cellphone", "cell phones": "cellphones"}
 _KEPT = (  # spellings that the tokeniser replaces, and FACTUAL keeps
     "doughnut",
     "skate board",
@@ -285,9 +277,8 @@ class Network:
         hidden = _padded(np.concatenate([sentence.hidden for sentence in sentences]))
         states = self._encode(tokens, neighbours, hidden)
         head, named = self._linear("token_out", states).T
-        spans = _slices(
-            [len(sentence.tree) for sentence in sentences], start=1
-        )  # of each caption; token 0 is padding
+        # of each caption; token 0 is padding
+        spans = _slices([len(sentence.tree) for sentence in sentences], start=1)
         mentions = [np.flatnonzero(head[span] > self._mention_logit).tolist() for span in spans]
         pairs = pair_features(sentences, mentions, self._tables)
         mixed, copies = self._relate(states, pairs, spans)
@@ -416,10 +407,11 @@ def read_sentences(model: Language, captions: Iterable[str], batch_size: int) ->
     """Yield the repaired tree of every caption, the rules' relations, and spaCy's hidden states."""
     captions, texts = tee(captions)
     for caption, (tree, doc) in zip(texts, analyse(model, captions, batch_size), strict=True):
+        # Of several relations of a pair, the first counts.
         rules = {
             (relation.subject, relation.object): relation.lemma
             for relation in reversed(relations(tree))
-        }  # the first counts
+        }
         yield Sentence(caption, tree, rules, doc.tensor.astype(np.float32))
 
 

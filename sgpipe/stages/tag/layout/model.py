@@ -116,9 +116,8 @@ class LayoutModel:
         """
         folder.mkdir(parents=True, exist_ok=True)
         halves = {name: value.astype(np.float16) for name, value in self.weights.items()}
-        (folder / MODEL).write_bytes(
-            to_safetensors(halves)
-        )  # safetensors' own files are for one user alone
+        # safetensors' own files are for one user alone
+        (folder / MODEL).write_bytes(to_safetensors(halves))
         config: dict[str, object] = {
             "version": VERSION,
             "actions": self.actions,

@@ -53,9 +53,8 @@ class LayoutStage(Stage):
         return records
 
     def _relations(self, candidates: Candidates) -> list[Relation]:
-        confidences = candidates.confidences(self.evidence).astype(
-            "float32"
-        )  # as shards store them
+        # as shards store them
+        confidences = candidates.confidences(self.evidence).astype("float32")
         chosen = (confidences >= self.threshold) & (confidences > 0)
         rows = chosen.nonzero()[0]
         relations = []

@@ -118,9 +118,10 @@ def test_a_tokenizer_without_dec_and_enc_is_accepted(folder):
     )
 
 
+# more with tests/bad_data/checkpoints.py
 def test_a_damaged_preprocessor_and_other_image_sizes_are_refused(
     folder,
-):  # more with tests/bad_data/checkpoints.py
+):
     with pytest.raises(UserError, match=f"{folder}.*patch size 8"):
         load(folder, image_size=50)
     for text in (

@@ -177,9 +177,8 @@ def test_pairs_are_of_the_largest_boxes():
 
 
 def test_which_regions_are_captioned_and_how_does_not_depend_on_the_order_of_boxes():
-    boxes = [
-        (10.0 * (n % 4), 20.0 * (n // 4), 8.0, 8.0) for n in range(8)
-    ]  # of equal size, at equal distances
+    # of equal size, at equal distances
+    boxes = [(10.0 * (n % 4), 20.0 * (n // 4), 8.0, 8.0) for n in range(8)]
 
     def noise(boxes):
         record = record_of(*boxes)

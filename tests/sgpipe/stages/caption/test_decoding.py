@@ -27,7 +27,6 @@ END = 3  # [SEP] of the tokenizer
 PROMPT = [5, 6, 7]
 PUBLISHED = CaptionConfig(max_tokens=20, repetition_penalty=1.1, top_k=50)
 
-
 SHAPES = (
     {"width": 32, "vision_width": 48, "layers": 2, "heads": 4},
     {"width": 48, "vision_width": 32, "layers": 1, "heads": 2},
@@ -212,9 +211,8 @@ def test_20000_first_tokens_of_a_captioner_follow_the_distribution_of_transforme
             input_ids=ids, encoder_hidden_states=states, use_cache=False
         ).logits[:, -1]
     shares = expected_scores(scores, ids, settings).double().softmax(-1)[0]
-    assert not torch.equal(
-        scores.argsort(), process(scores, ids, settings, END).argsort()
-    )  # the penalty matters
+    # the penalty matters
+    assert not torch.equal(scores.argsort(), process(scores, ids, settings, END).argsort())
     drawn = torch.tensor([caption[0] for caption in captions]).bincount(minlength=len(shares))
     possible = shares > 0
     assert drawn[~possible].sum() == 0

@@ -210,9 +210,8 @@ def test_a_thread_prepares_the_next_image_and_changes_no_caption(checkpoint, fam
     )
     sources = inputs(SIZES * 3)
     if family == "qwen2_5_vl":
-        sources.insert(
-            4, CaptionInput(Image.new("RGB", (2, 600)), 1)
-        )  # which its processor refuses
+        # which its processor refuses
+        sources.insert(4, CaptionInput(Image.new("RGB", (2, 600)), 1))
     expected = list(alone.caption(sources))
     assert list(ahead.caption(sources)) == expected
     refused = [result.reason for result in expected if isinstance(result, Refusal)]

@@ -205,18 +205,16 @@ def test_a_thousand_classes_of_grounding_dino_are_those_of_each_prompt_alone(tmp
     assert_same(boxes, DetectedBoxes(*map(torch.cat, zip(*parts, strict=True))))
     fewer = boxes_of(image, DetectConfig(detector=folder, classes=THOUSAND[: 2 * size]), 0.99)
     first_two = boxes.labels < 2 * size
-    assert_same(
-        fewer, DetectedBoxes(*(part[first_two] for part in boxes))
-    )  # classes to come change nothing
+    # classes to come change nothing
+    assert_same(fewer, DetectedBoxes(*(part[first_two] for part in boxes)))
 
 
 def test_boxes_of_owl_do_not_depend_on_how_many_classes_are_read_at_once(
     tmp_path, image, monkeypatch
 ):
     size = 300
-    config = DetectConfig(
-        detector=str(make_owl(tmp_path / "d")), classes=THOUSAND[::-1]
-    )  # the best come late
+    # the best come late
+    config = DetectConfig(detector=str(make_owl(tmp_path / "d")), classes=THOUSAND[::-1])
     boxes = boxes_of(image, config, 0.05)
     monkeypatch.setattr(detect, "_QUERIES", size)
     pieces = load(config, CPU)
@@ -253,11 +251,12 @@ def test_names_are_found_as_the_tokenizer_spells_them(tmp_path, image, monkeypat
     monkeypatch.setattr(
         model._processor, "post_process_grounded_object_detection", lambda *_, **__: [output]
     )
+    # there are two tables
     assert model.detect(model.prepare(image), 0.3).labels.tolist() == [
         1,
         2,
         3,
-    ]  # there are two tables
+    ]
 
 
 @pytest.mark.parametrize(("make", "names", "reason"), [
@@ -271,9 +270,8 @@ def test_a_name_that_a_zero_shot_detector_cannot_read_is_refused(tmp_path, make,
 
 
 def test_other_models_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        huggingface_hub.constants, "HF_HUB_OFFLINE", True
-    )  # the variable is read at import
+    # the variable is read at import
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "config.json").write_text('{"model_type": ["detr"]}')
     for name, reason in (
         (

@@ -34,7 +34,6 @@ from tests.vlm_checkpoints import make_vlm
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
-
 DOG = Box("dog", 3, (0, 0, 60, 60))
 CAT = Box("cat", 2, (30, 30, 30, 30))
 MAN = Box("person", 1, (70, 10, 20, 20))
@@ -85,9 +84,8 @@ def relations(*triples: tuple[Any, Any, Any]) -> str:
 
 def one_image(folder: Path, *boxes: Box) -> Record:
     Image.new("RGB", (100, 80), "grey").save(folder / "1.png")
-    return Record(
-        "1", "coco", "val", "1.png", 100, 80, list(boxes or (CAT, MAN, DOG))
-    )  # numbered 2, 3, 1
+    # numbered 2, 3, 1
+    return Record("1", "coco", "val", "1.png", 100, 80, list(boxes or (CAT, MAN, DOG)))
 
 
 FINE = relations((1, "chasing", 2))
@@ -332,10 +330,11 @@ def test_label_needs_no_captioner_with_it(tmp_path: Path) -> None:
         without = {"caption.captioner": None, "detect.detector": None, "tag.method": "all"}
         pipeline = Pipeline("folder", settings=without | settings)
         boxes = [[0, 0, 60, 60], [30, 30, 60, 60]]
+        # the second are no classes of the recipe
         for classes in (
             ["dog", "cat"],
             ["zebu", "okapi"],
-        ):  # the second are no classes of the recipe
+        ):
             graph = pipeline(tmp_path / "1.png", boxes=boxes, classes=classes)
             assert list(map(tuple, graph.triplets())) == [(classes[0], "chasing", classes[1], 1.0)]
         assert shown_image(server.requests[-1]).size == (1024, 819)

@@ -29,16 +29,12 @@ from tests.values import values_of
 COCO = HeadMatcher(packaged_synonyms("coco"))
 OBJECTS365 = HeadMatcher(packaged_synonyms("objects365"))
 LOOSE = HeadMatcher(packaged_synonyms("coco"), loose=loose_words())
-
-
 NAMES = st.sampled_from(["person", "dog", "kite"])
 SIDES = st.integers(1, 12).map(float)
 CROWD = st.sampled_from([False] * 4 + [True])
 OBJECTS = st.lists(st.builds(Box, NAMES, st.just(1), st.tuples(*[SIDES] * 4), CROWD), max_size=12)
 OF_PAIR = st.lists(st.sampled_from(["on", "near", "holding"]), max_size=3, unique=True)
 PREDICATES = st.dictionaries(st.tuples(NAMES, NAMES), OF_PAIR)
-
-
 TABLE = {"person": ["man", "woman"], "horse": ["pony"], "dog": []}
 
 

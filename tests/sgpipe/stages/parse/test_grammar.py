@@ -89,7 +89,6 @@ RELATIONS = {
     "a man riding a horse next to a dog on the beach": "man | riding | horse; man | next to | dog; dog | on | beach",
 }  # fmt: skip
 
-
 # The same of captions that deny, suppose or depict.
 STATED = {
     # negation
@@ -123,7 +122,6 @@ STATED = {
     "a glass bowl contains peeled tangerines and cut strawberries": "bowl | contains | tangerines",
 }  # fmt: skip
 
-
 MENTIONS = {
     "a red car next to two dogs": "car: red; dogs: two", "3 yellow umbrellas": "umbrellas: three, yellow",
     "a girl wearing a red , green and black shirt": "girl: ; shirt: red, green, black",
@@ -135,7 +133,6 @@ MENTIONS = {
     "a large slice of pizza": "pizza: ", "": "",
 }  # fmt: skip
 
-
 WORDS = (
     "man dogs a riding standing on in with of it them that covered and to wearing shirt his people"
     " 's field each"
@@ -145,7 +142,6 @@ LABELS = (
     "nsubj nsubjpass dobj pobj prep acl relcl conj cc compound amod npadvmod nmod aux auxpass expl"
     " attr agent prt xcomp ccomp advcl poss det appos pcomp dep"
 )
-
 
 PLURALS = """men:man knives:knife leaves:leaf buses:bus bus:bus dress:dress glass:glass pants:pants skis:ski shoes:shoe
 sunglasses:sunglasses scissors:scissors tennis:tennis cookies:cookie people:people dresses:dress"""

@@ -25,8 +25,8 @@ from tests.endpoint_server import Answerer, EndpointServer, scripted
 from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
-load_model = cache(rules.load_model)
 
+load_model = cache(rules.load_model)
 
 GRAPHS = {
     "a man riding a horse": "( man , ride , horse )",
@@ -36,7 +36,6 @@ GRAPHS = {
 WORDS = sorted(
     {word for pair in GRAPHS.items() for text in (*pair, PREFIX) for word in text.split()}
 )
-
 
 GOLD = {
     "a man riding a horse on a beach": [("man", "riding", "horse"), ("horse", "on", "beach")],

@@ -30,7 +30,6 @@ CAPTIONS = [
     "car parked on the side of the road", "a dog with a ball in its mouth",
 ]  # fmt: skip
 
-
 HOSTILE = [
     "", " \t ", ".", "...!?", "'s", "n't n't", "\x00\x07\x1b[31m", "\u202e\u200b\ufeff", "😀" * 1500, "中文 字幕",
     "ＡＢＣ man ｏｎ ａ bed", "dog and " * 300, "of a dog " * 300, "man riding " * 300, "x" * 5000, "," * 5000,

@@ -54,7 +54,6 @@ NOTHING = OBJECTS[3]
 CHASING = Relation(0, 1, "chasing")
 NEARLY_THE_COLOUR = 60  # of 255: what JPEG makes of an outline amid noise
 
-
 ASKED = [
     Relation(0, 1, "riding"),
     Relation(0, 3, "smiling"),

@@ -75,9 +75,8 @@ def test_a_fault_that_passes_and_another_form_change_no_answer(fault: Fault, ask
     ) as server:
         answer = ask(connect(server.url, timeout=0.5 if silent else 20), question(1, n=3))
     assert answer == [Choice("a dog on grass")] * 3
-    assert len(server.requests) == asked or (
-        silent and len(server.requests) > asked
-    )  # a busy machine is late again
+    # a busy machine is late again
+    assert len(server.requests) == asked or (silent and len(server.requests) > asked)
 
 
 @pytest.mark.parametrize(("fault", "reason"), [
@@ -92,9 +91,8 @@ def test_a_refusal_concerns_one_request(fault: Fault, reason: str) -> None:
     assert isinstance(answers[0], Refusal)
     assert answers[0].reason.startswith(reason)
     assert isinstance(answers[1], list)
-    assert len(server.requests) == 2 + (
-        fault in ("garbled", "nested")
-    )  # another, to see whether it answers any
+    # another, to see whether it answers any
+    assert len(server.requests) == 2 + (fault in ("garbled", "nested"))
 
 
 def test_a_request_that_always_breaks_is_refused_if_others_are_answered() -> None:

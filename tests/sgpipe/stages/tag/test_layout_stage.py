@@ -26,8 +26,6 @@ RIDER = (100.0, 50.0, 60.0, 120.0)
 HORSE = (60.0, 110.0, 160.0, 130.0)
 FAR = (500.0, 60.0, 60.0, 120.0)
 CLASSES = ("person", "horse", "dog", "skateboard", "thingamajig")
-
-
 LANGUAGES = ["reitet auf", "乗る", "", "ridding", "🐎"]
 ODD = [
     (0.0, 0.0, 0.0, 0.0),

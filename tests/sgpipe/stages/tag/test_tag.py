@@ -37,9 +37,7 @@ PAIRS = [
     Pair(3, 2, ["sitting on"]), Pair(3, 1, ["holding"]),
 ]  # fmt: skip
 
-
 OTHERS = ("above", "near", "behind", "front", "objects")
-
 
 OBJECTS = [
     Box("person", 0, (10, 10, 40, 60)), Box("dog", 1, (50, 20, 30, 30)),  # touches the person

@@ -20,7 +20,6 @@ from tests.values import values_of
 
 LABELS = {"objects": ["person", "dog"], "relations": ["on", "left of"]}
 
-
 HARMS: dict[str, Callable[[Path], object]] = {
     "is listed in the manifest but missing": lambda root: next((root / "data").iterdir()).unlink(),
     "has no shards of any split: there are no shards yet": lambda root: Manifest.create(root, {}),
@@ -142,13 +141,14 @@ def test_folders_may_have_limits_of_their_own(tmp_path):
     limited = images(scan([drawn, many], 0.2, limit=6, limit_seed=0))
     assert len(limited) == 6
     assert {name for name in limited if name[0] == "a"} <= set(alone)
+    # the same folder, twice
     assert images(scan([drawn, first], 0.2)) == [
         *alone,
         "a0",
         "a1",
         "a2",
         "a3",
-    ]  # the same folder, twice
+    ]
 
 
 def test_a_confidence_equal_to_the_threshold_is_usable_although_stored_as_float32(tmp_path):
@@ -234,9 +234,8 @@ def test_with_a_calibration_the_threshold_is_a_probability(tmp_path):
     human = make_run(tmp_path / "human", [plain_record("a")], run={"fingerprint": "human"})
     file = make_calibration(tmp_path / "c.json", {"run": "drawn"}, offset=2.0)
     training_set = scan_training(data(shards, human, calibration=file, threshold=0.5))
-    probable = {
-        f"{word}{n}" for word in ("on", "under") for n in range(2, 10)
-    }  # from a confidence of 0.12 on
+    # from a confidence of 0.12 on
+    probable = {f"{word}{n}" for word in ("on", "under") for n in range(2, 10)}
     assert set(images(training_set)) == {*probable, "people", "a"}
     assert scan_training(data(shards, calibration=file, precision=0.8)).rows == len(probable) + 1
     with pytest.raises(UserError):

@@ -30,11 +30,7 @@ from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_
 from tests.values import values_of
 
 Sizes = list[list[int]]
-
-
 sizes = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=3)
-
-
 LABELS = {"objects": ["person", "dog", "cat"], "relations": ["on", "left of"]}
 
 
