@@ -132,12 +132,18 @@ def is_code_identity(text: object) -> bool:
 def _version_of(module: str) -> str:
     """Return the version of the package that a module is installed from, or else that it states."""
     package = module.partition(".")[0]
-    for distribution in packages_distributions().get(package, ()):
+    for distribution in packages_by_module().get(package, ()):
         try:
             return version(distribution)
         except PackageNotFoundError:
             continue
     return str(getattr(import_module(package), "__version__", "no version"))
+
+
+@cache
+def packages_by_module() -> Mapping[str, list[str]]:
+    """Return the installed packages that have a top-level module, by its name: a second's work."""
+    return packages_distributions()
 
 
 def _described(error: Exception) -> str:

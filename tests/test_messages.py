@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from tests.detections import make_coco
+from tests.sgpipe.generation.in_process import without_ray
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
 COCO = (
@@ -167,6 +168,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("words", CASES)
+@without_ray()
 def test_bad_input_is_one_line_that_names_it(files: Path, tmp_path: Path, words: str) -> None:
     out = tmp_path / "out"
     result = CliRunner().invoke(

@@ -6,6 +6,7 @@ the run, and what was left out of them.
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
+from functools import cache
 from io import BytesIO
 from itertools import compress
 from pathlib import Path
@@ -242,6 +243,7 @@ def _sentences(name: str, **values: object) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
+@cache
 def card_template(
     name: str, undefined: type[jinja2.Undefined] = jinja2.StrictUndefined
 ) -> jinja2.Template:

@@ -212,18 +212,6 @@ def test_a_count_is_compared_without_an_interval() -> None:
     assert not compared.shown
 
 
-def test_verbose_shows_the_traceback_of_a_worker(tmp_path: Path, own: Own) -> None:
-    """Which is another process."""
-    name = own(CAPTIONER.replace("{}", "self.nowhere", 1))
-    command = ("generate", "--captioner", name, "--out", tmp_path / "out", "--limit", 2)
-    done = invoke("--verbose", *command)
-    assert done.exit_code == 2
-    assert 'code.py", line 5, in caption' in done.stderr
-    error = f"error: captioner {name} failed: AttributeError: 'Own' object has no attribute"
-    assert done.stderr.splitlines()[-1] == f"{error} 'nowhere' (own/code.py:5)"
-    assert refusal(*command)
-
-
 def test_a_captioner_of_the_wrong_kind_is_refused_before_anything_is_written(
     tmp_path: Path, own: Own
 ) -> None:

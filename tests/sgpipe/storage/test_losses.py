@@ -25,6 +25,7 @@ from sgpipe.storage.losses import (
     losses_of,
 )
 from tests.detections import make_coco
+from tests.sgpipe.generation.in_process import without_ray
 from tests.sgpipe.stats.runs import make_shards, scene
 from tests.values import values_of
 
@@ -94,6 +95,7 @@ def some_not_finite(number: int, bbox: Sequence[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("command", ["import", "generate"])
+@without_ray()
 def test_boxes_that_are_not_finite_have_a_reason_a_note_and_a_health_check(
     tmp_path: Path, command: str
 ) -> None:
