@@ -72,12 +72,6 @@ def evaluate_boxes(
     )
     comparison = Comparison.of(read_truth(truth), detected)
     scores = BoxScores(comparison.pairs, comparison.classes)
-    best = scores.at_best_f1(scores.each_image_once())
-    at_best = {
-        "threshold of best F1": best.threshold,
-        "precision there": best.precision,
-        "recall there": best.recall,
-    }
     counts = comparison.counts(true_boxes=int(scores.targets.sum()))
     curves = {
         "IoU 0.5": class_curve(scores.matches, scores.classes_at(_IOU_50)),
@@ -89,13 +83,13 @@ def evaluate_boxes(
     return EvaluationResult(
         "Box quality (COCO)",
         {"pred": str(detected), "truth": str(truth), "threshold": min_score},
-        scores.summary(min_score) | at_best,
+        scores.summary(min_score) | scores.best_point(),
         scores.per_class(),
         comparison.notes(counts),
         counts=counts,
         curves=curves,
         resampling=Resampling(
-            image_names, lambda counts: scores.resampled_summary(min_score, counts)
+            image_names, lambda occurrences: scores.resampled_summary(min_score, occurrences)
         ),
     )
 
@@ -316,9 +310,18 @@ class BoxScores:
 
     def summary(self, threshold: float) -> dict[str, float]:
         """Return COCO's measures, precision, recall and F1 at the score, and the best F1."""
-        return {**self.measures, **self._f1_measures(threshold, self.each_image_once())}
+        return {**self.measures, **self._f1_measures(threshold, self._each_image_once())}
 
-    def each_image_once(self) -> Array:
+    def best_point(self) -> dict[str, float]:
+        """Return the score of the best F1, with precision and recall there."""
+        best = self.at_best_f1(self._each_image_once())
+        return {
+            "threshold of best F1": best.threshold,
+            "precision there": best.precision,
+            "recall there": best.recall,
+        }
+
+    def _each_image_once(self) -> Array:
         """Return how often each image occurs in the dataset as it is: once."""
         return np.ones(len(self.targets), dtype=int)
 

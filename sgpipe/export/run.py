@@ -54,8 +54,8 @@ def export_run(
 
     Args:
         to: a format of `sgpipe.export.formats`, or `package.module:attribute` of another one.
-        threshold: minimum confidence of relations; by default 0 for the hub, and that of training
-            for other formats.
+        threshold: minimum confidence of relations; by default that of the format, which is 0 for
+            the hub, and else that of training. With a calibration it is a probability.
         calibration: with this file of `sgpipe calibrate`, the threshold is a probability; or
             instead of it `precision` is the expected one.
         certificate: of the run, as `sgpipe.stats.certify.check` returns it; it decides what is
@@ -65,13 +65,14 @@ def export_run(
         origins: of the relations to write; see `records.RelationOrigin`.
         inside: `out` may be in the run's own folder, as that of `sgpipe push`.
 
-    Raises UserError: the folder is not a run, a shard cannot be read, or `out` exists; nothing is
-    written.
+    Raises:
+        UserError: the folder is not a run, a shard cannot be read, `out` exists, or options are
+            wrong or exclude each other; nothing is written.
     """
     form = load_format(to)
     options = FormatOptions(embed, images, images_url, coordinates, templates, seed, parquet)
     check_options(form, to, options)
-    _check_choice(threshold, calibration, precision, certificate, origins)
+    _check_relation_choice(threshold, calibration, precision, certificate, origins)
     threshold = _choose_threshold(form, threshold, calibration, precision, certificate)
     rows = ExportRows(location(root), threshold, calibration, certificate, origins, options)
     with new_folder(out if inside else check_output(out)) as folder:
@@ -98,7 +99,7 @@ def write_rows(form: Format, to: str, rows: ExportRows, folder: Path) -> None:
         raise UserError(f"format {to} writes no file: expected some in the folder that write gets")
 
 
-def _check_choice(
+def _check_relation_choice(
     threshold: float | None,
     calibration: Location | None,
     precision: float | None,

@@ -3,7 +3,7 @@
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,20 +36,24 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
     The split val is the first images of the HDF5 file, where loaders look for it.
     """
     import_extra("h5py", "vg150")
-    splits = sorted(
-        rows.splits, key=lambda split: (base_split(split) != "val", base_split(split) == "test")
-    )
+    splits = sorted(rows.splits, key=_place_of_split)
     attributes = _count_attributes(rows, splits)
-    _write_names(out / "VG-SGG-dicts-with-attri.json", rows, attributes)
+    attribute_names = sorted(attributes)
+    _write_names(out / "VG-SGG-dicts-with-attri.json", rows, attribute_names, attributes)
     write_json(out / "image_data.json", _image_data(rows, splits))
-    tables = _Tables(rows, _numbers(sorted(attributes)))
+    tables = _Tables(rows, _numbers(attribute_names))
     for record in _records(rows, splits, "objects", "relations"):
         tables.add(record)
     tables.write(out / "VG-SGG-with-attri.h5")
     rows.note = (
-        f"the first {tables.validation:,} images are the split val: give"
-        f" num_val_im={tables.validation} to loaders"
+        f"the first {tables.readable_validation_images:,} images are the split val: give"
+        f" num_val_im={tables.readable_validation_images} to loaders"
     )
+
+
+def _place_of_split(split: str) -> int:
+    """Return where the images of a split are in the file: val first, test last."""
+    return {"val": 0, "test": 2}.get(base_split(split), 1)
 
 
 def _records(rows: ExportRows, splits: Iterable[str], *columns: str) -> Iterator[Record]:
@@ -69,7 +73,9 @@ def _numbers(names: Iterable[str]) -> Numbers:
     return {name: number for number, name in enumerate(names, 1)}
 
 
-def _write_names(path: Path, rows: ExportRows, attributes: Counter[str]) -> None:
+def _write_names(
+    path: Path, rows: ExportRows, attribute_names: Sequence[str], attributes: Counter[str]
+) -> None:
     """Write the numbers of classes, predicates and attributes, and how often each occurs."""
     classes = Counter[str]()
     for (_, name), number in rows.census.categories.items():
@@ -79,7 +85,7 @@ def _write_names(path: Path, rows: ExportRows, attributes: Counter[str]) -> None
     for kind, counted, names, counts in (
         ("label", "object", class_names, classes),
         ("predicate", "predicate", predicate_names, rows.census.predicates),
-        ("attribute", "attribute", sorted(attributes), attributes),
+        ("attribute", "attribute", attribute_names, attributes),
     ):
         numbers = _numbers(names)
         tables[f"{kind}_to_idx"] = numbers
@@ -103,7 +109,7 @@ class _Tables:
     """The arrays of the HDF5 file, to which images are added.
 
     Attributes:
-        validation: how many images of the split val loaders read.
+        readable_validation_images: how many images of the split val loaders read.
     """
 
     def __init__(self, rows: ExportRows, attributes: Numbers) -> None:
@@ -116,7 +122,7 @@ class _Tables:
             name: array("q") for name in (*_OF_IMAGES, *_COLUMNS) if name != "boxes_1024"
         }
         self._boxes = array("d")
-        self.validation = 0
+        self.readable_validation_images = 0
 
     def add(self, record: Record) -> None:
         usable = [
@@ -157,7 +163,8 @@ class _Tables:
         self._integers[f"img_to_last_{kind}"].append(start + length - 1 if length else -1)
 
     def _add_split(self, split: str, *, is_read: bool) -> None:
-        """Add the number of a split: 0 of train and val, 2 of test, 1 of what no loader reads.
+        """Add the number of a split: 0 of train and val, 2 of test, 1 of images of val that no loader
+        of VG150 reads; `sgpipe import` takes these for val, too.
 
         Args:
             is_read: loaders leave out images without boxes or relations.
@@ -169,7 +176,7 @@ class _Tables:
         else:
             number = 0
         self._integers["split"].append(number)
-        self.validation += split == "val" and is_read
+        self.readable_validation_images += split == "val" and is_read
 
     def write(self, path: Path) -> None:
         import h5py
@@ -182,7 +189,7 @@ class _Tables:
                 file[name] = np.array(values).reshape(-1, width)
             file["boxes_512"] = file["boxes_1024"][()] / 2
             file["active_object_mask"] = np.ones_like(file["labels"], bool)
-            file.attrs[VALIDATION_IMAGES] = self.validation
+            file.attrs[VALIDATION_IMAGES] = self.readable_validation_images
         with path.open("rb+") as written:
             os.fsync(written.fileno())
 

@@ -11,7 +11,16 @@ from sgpipe.errors import UserError, existing_model
 from sgpipe.files.image_roots import check_images
 from sgpipe.files.locations import content_id
 from sgpipe.plugins import load_class
-from sgpipe.recipe import STAGES, EngineConfig, Recipe, SourceConfig, StageConfig, models_of
+from sgpipe.recipe import (
+    STAGES,
+    EngineConfig,
+    PairConfig,
+    Recipe,
+    SourceConfig,
+    StageConfig,
+    TagConfig,
+    models_of,
+)
 from sgpipe.sources.extended_run import check_run
 from sgpipe.sources.hub import check_hub
 from sgpipe.stages.base import Stage
@@ -36,20 +45,17 @@ def check_recipe(recipe: Recipe, stages: Collection[str] = STAGES) -> None:
     check_engine(recipe.engine)
     for stage in stages:
         check_device(stage, recipe.stages[stage], recipe.engine)
-    check_boxes(recipe)
+    check_detector(recipe)
     check_tagger(recipe.tag, recipe.pair)
     if "pair" in stages:
         check_pair(recipe.pair)
     check_captions(recipe)
     check_source_files(recipe.source)
     if "pair" in stages or "ground" in stages:
-        for path in (recipe.pair.synonyms, recipe.pair.prior, recipe.pair.equivalents):
-            if path is not None:
-                content_id(path)
-    choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
+        check_pair_files(recipe.pair)
+    check_threshold(recipe.tag)
     check_ground_truth(recipe.source)
-    for model in models_of(recipe, {*STAGES} - {*stages}).values():
-        existing_model(model)
+    check_models(recipe, stages)
     check_code(recipe, stages)
 
 
@@ -103,11 +109,30 @@ def check_device(stage: str, section: StageConfig, engine: EngineConfig) -> None
     check_devices(section.device, gpus, ANY_NUMBER, (f"{stage}.device", f"{stage}.resources.gpus"))
 
 
-def check_boxes(recipe: Recipe) -> None:
+def check_detector(recipe: Recipe) -> None:
     """Something finds boxes in images that have none."""
     detectors = (recipe.detect.detector, recipe.ground.detector)
     if recipe.source.format == "folder" and detectors == (None, None):
         raise UserError("detect.detector is not set (--detector)")
+
+
+def check_pair_files(pair: PairConfig) -> None:
+    """The tables that matching reads are there."""
+    for path in (pair.synonyms, pair.prior, pair.equivalents):
+        if path is not None:
+            content_id(path)
+
+
+def check_threshold(tag: TagConfig) -> None:
+    """A threshold is given in one way, and a calibration can be read."""
+    choose_threshold(tag.calibration, tag.threshold, tag.precision)
+
+
+def check_models(recipe: Recipe, stages: Collection[str]) -> None:
+    """Models that are folders are there."""
+    idle_stages = {*STAGES} - {*stages}
+    for model in models_of(recipe, idle_stages).values():
+        existing_model(model)
 
 
 def check_code(recipe: Recipe, stages: Collection[str]) -> None:

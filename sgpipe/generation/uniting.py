@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cache, lru_cache
-from itertools import chain, islice, product
+from itertools import chain, product
 from typing import Generic, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -110,11 +110,12 @@ def unite(
     Boxes are one object if each two of them are of different runs, overlap by `min_iou`, and have
     the same class or synonyms; those that overlap most come first. An object has the box and class
     of its strongest member: annotated before detected before grounded, then by score and size. A
-    relation is there once, as its strongest origin has it, with all origins. All else is united
-    where it is equal.
+    relation is there as often as in the run that has it most often, as its strongest origin has it,
+    with all origins. All else is united where it is equal.
 
     Args:
         runs: the id of the run of each record, if `precedence` names some.
+        precedence: the runs whose relations are left out, since another one has the image.
     """
     boxes: list[Box] = []
     run_of_box: list[int] = []
@@ -122,13 +123,12 @@ def unite(
         boxes += record.objects
         run_of_box += [run] * len(record.objects)
     objects, counts = _match_boxes(run_of_box, boxes, min_iou)
-    numbers = _object_numbers(records, objects)
-    captions = UnitedItems(_caption_key, _moved(records, numbers, _move_captions))
-    triplets = UnitedItems(_triplet_key, _moved(records, captions.numbers, _move_triplets))
-    pairs = UnitedItems(_pair_key, _moved(records, numbers, _move_pairs))
-    relations, relation_counts = _unite_relations(
-        _moved(records, numbers, _move_relations), runs, precedence
-    )
+    object_numbers = _object_numbers(records, objects)
+    captions = UnitedItems(_caption_key, _renumbered(records, object_numbers, _renumber_captions))
+    triplets = UnitedItems(_triplet_key, _renumbered(records, captions.numbers, _renumber_triplets))
+    pairs = UnitedItems(_pair_key, _renumbered(records, object_numbers, _renumber_pairs))
+    relations_by_run = _renumbered(records, object_numbers, _renumber_relations)
+    relations, relation_counts = _unite_relations(relations_by_run, runs, precedence)
     united_boxes: list[Box] = []
     for members in objects:
         united_boxes.append(
@@ -151,41 +151,47 @@ def _object_numbers(records: Sequence[Record], objects: Sequence[Sequence[int]])
     counted over all runs.
     """
     number_of_box = {box: number for number, members in enumerate(objects) for box in members}
-    in_order = iter([number_of_box[box] for box in range(len(number_of_box))])
-    return [list(islice(in_order, len(record.objects))) for record in records]
+    numbers_by_run: list[list[int]] = []
+    first_box = 0
+    for record in records:
+        stop = first_box + len(record.objects)
+        numbers_by_run.append([number_of_box[box] for box in range(first_box, stop)])
+        first_box = stop
+    return numbers_by_run
 
 
-def _moved(
+def _renumbered(
     records: Sequence[Record],
-    numbers: Sequence[Sequence[int]],
-    move: Callable[[Record, Sequence[int]], list[Item]],
+    numbers_by_run: Sequence[Sequence[int]],
+    renumber: Callable[[Record, Sequence[int]], list[Item]],
 ) -> list[list[Item]]:
     """Return items of each run, which point to what has these new numbers."""
-    return [move(record, of_run) for record, of_run in zip(records, numbers, strict=True)]
+    by_run = zip(records, numbers_by_run, strict=True)
+    return [renumber(record, numbers) for record, numbers in by_run]
 
 
-def _move_captions(record: Record, numbers: Sequence[int]) -> list[Caption]:
+def _renumber_captions(record: Record, numbers: Sequence[int]) -> list[Caption]:
     return [
         replace(caption, boxes=[numbers[box] for box in caption.boxes])
         for caption in record.captions
     ]
 
 
-def _move_triplets(record: Record, caption_numbers: Sequence[int]) -> list[Triplet]:
+def _renumber_triplets(record: Record, caption_numbers: Sequence[int]) -> list[Triplet]:
     return [
         replace(triplet, caption=caption_numbers[triplet.caption]) for triplet in record.triplets
     ]
 
 
-def _move_pairs(record: Record, numbers: Sequence[int]) -> list[Pair]:
-    return [_move_ends(pair, numbers) for pair in record.pairs]
+def _renumber_pairs(record: Record, numbers: Sequence[int]) -> list[Pair]:
+    return [_renumber_ends(pair, numbers) for pair in record.pairs]
 
 
-def _move_relations(record: Record, numbers: Sequence[int]) -> list[Relation]:
-    return [_move_ends(relation, numbers) for relation in record.relations]
+def _renumber_relations(record: Record, numbers: Sequence[int]) -> list[Relation]:
+    return [_renumber_ends(relation, numbers) for relation in record.relations]
 
 
-def _move_ends(item: Ends, numbers: Sequence[int]) -> Ends:
+def _renumber_ends(item: Ends, numbers: Sequence[int]) -> Ends:
     return replace(item, subject=numbers[item.subject], object=numbers[item.object])
 
 

@@ -130,8 +130,8 @@ class _Import:
             " no confidence.",
             self.manifest,
         )
-        is_cut_short = images_read == limit
-        state: RunHeader = {"finished": True, "limit": limit if is_cut_short else None}
+        reached_limit = images_read == limit
+        state: RunHeader = {"finished": True, "limit": limit if reached_limit else None}
         if self.manifest.run | state != self.manifest.run:
             self.manifest.run |= state
             self.manifest.rewrite()
@@ -176,17 +176,31 @@ def import_annotations(
         manifest = folder.open(_header(source, images, embed=embed))
         redo = _starts_to_redo(folder, manifest, retry_failed=retry_failed)
         if redo or not _is_finished(manifest, limit):
-            run = _Import(source, images, folder, manifest, progress, embed, boxes)
-            images_read, shards_written = run.write_missing(redo, limit)
-            run.finish(images_read, limit)
+            writer = _Import(
+                source=source,
+                images=images,
+                folder=folder,
+                manifest=manifest,
+                progress=progress,
+                embed=embed,
+                boxes=boxes,
+            )
+            images_read, shards_written = writer.write_missing(redo, limit)
+            writer.finish(images_read, limit)
         folder.sweep(manifest)
     rows = sum(shard.rows for shard in manifest.shards)
     if not shards_written:
         progress.say(
             f"nothing left to do: {count(rows, 'image')} of {manifest.root} imported before"
         )
-    summary = add_up(manifest, images_read or rows, {})
-    for key in [key for key in summary.counts if key.startswith(PROBLEM)]:
+    return _summarise(manifest, images_read or rows)
+
+
+def _summarise(manifest: Manifest, images: int) -> Summary:
+    """Return the counts of all shards, with problems apart from the others."""
+    summary = add_up(manifest, images, {})
+    problem_keys = [key for key in summary.counts if key.startswith(PROBLEM)]
+    for key in problem_keys:
         summary.problems[key.removeprefix(PROBLEM)] = summary.counts.pop(key)
     return summary
 

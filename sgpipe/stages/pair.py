@@ -424,7 +424,8 @@ def assign_attributes(matcher: Matcher, record: Record) -> None:
 
     A mention means the boxes that its phrase was grounded by, or else those of its class, if they
     are as many as it says, or one if it says no number; and not if the caption names another thing
-    of the class, or one by a loose word.
+    of the class, or one by a loose word. A caption of a region means the boxes of the region alone;
+    no mention means a crowd.
     """
     if record.mentions is None:
         return
@@ -432,12 +433,12 @@ def assign_attributes(matcher: Matcher, record: Record) -> None:
         box.attributes = [attribute for attribute in box.attributes if attribute.caption is None]
     present = dict.fromkeys(box.category for box in record.objects)
     for caption, mentions in groupby(record.mentions, lambda mention: mention.caption):
-        grounded = [record.objects[index] for index in record.captions[caption].boxes]
-        _assign_of_caption(matcher, list(mentions), grounded or record.objects, present)
+        boxes_of_region = [record.objects[index] for index in record.captions[caption].boxes]
+        _describe_boxes(matcher, list(mentions), boxes_of_region or record.objects, present)
     record.mentions = None
 
 
-def _assign_of_caption(
+def _describe_boxes(
     matcher: Matcher, mentions: Sequence[Mention], boxes: Sequence[Box], present: dict[str, None]
 ) -> None:
     """Give boxes the attributes of the mentions of a caption. `present`: the classes of the image."""

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,6 @@ from sgpipe.storage.judgements import (
 from sgpipe.utils.console import count, single_line
 
 Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
-Named = tuple[int, int, str]  # subject, object and normalised predicate
-_Answers = dict[str, set[Named]]  # what each person named in an image
-# whether the run has what was named, the number of the image, and its weight
-_Item = tuple[bool, int, float]
 BOXES = 8  # of a question
 _TAIL = 0.025  # how often either end of a 95% interval misses
 _LOG_MOST = 50.0  # log of a number of relations that is as good as any
@@ -48,6 +44,35 @@ _RELATIONS = """
     select images.split::varchar, image_id, subject, object, predicate::varchar
     from run.relations join run.images using (image) where image_id in (select unnest(?::varchar[]))
 """
+
+
+class Named(NamedTuple):
+    """A relation that a person named; the predicate is normalised."""
+
+    subject: int
+    object: int
+    predicate: str
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        return self.subject, self.object
+
+
+class _Answer(NamedTuple):
+    """Something that was named in an image.
+
+    Attributes:
+        is_predicted: the run has it.
+        image: its number.
+        weight: of the image.
+    """
+
+    is_predicted: bool
+    image: int
+    weight: float
+
+
+_NamedByPerson = dict[str, set[Named]]  # in an image
 
 
 def draw_recall(rows: Rows, number: int, boxes: int, seed: int) -> tuple[int, list[BlindQuestion]]:
@@ -199,8 +224,8 @@ class RecallMeasures:
     """What the answers to a recall plan say of the `images` that can be asked about.
 
     `recall`: of the named relations; `pairs`: of related pairs of boxes, whatever the predicate;
-    `predicates`: the most often named first; `people`: the two who answered the most common
-    questions.
+    `predicates`: the most often named first; `people`: the two who answered the most questions in
+    common.
     """
 
     plan: str
@@ -247,36 +272,35 @@ def measure_recall(plan: RecallPlan, log: JudgementLog, rows: Rows) -> RecallMea
     answers = _named_relations(plan, log)
     answered = [question for question in plan.questions if answers.get(question.place)]
     predicted = _predicted_relations(answered, rows)
-    by_predicate: defaultdict[str, list[_Item]] = defaultdict(list)
-    pairs: list[_Item] = []
+    by_predicate: defaultdict[str, list[_Answer]] = defaultdict(list)
+    pairs: list[_Answer] = []
     for number, question in enumerate(answered):
         named = _named_inside(question, answers[question.place])
         relations = predicted[question.place]
         for relation in sorted(named):
-            item = (relation in relations, number, question.weight)
-            by_predicate[relation[2]].append(item)
-        related = {relation[:2] for relation in relations}
-        for pair in sorted({relation[:2] for relation in named}):
-            pairs.append((pair in related, number, question.weight))
+            answer = _Answer(relation in relations, number, question.weight)
+            by_predicate[relation.predicate].append(answer)
+        related = {relation.pair for relation in relations}
+        for pair in sorted({relation.pair for relation in named}):
+            pairs.append(_Answer(pair in related, number, question.weight))
 
-    is_equally_weighted = all(question.weight == 1 for question in answered)
-    left = 1 - len(answered) / plan.images if is_equally_weighted else 1.0
+    unanswered = _share_unanswered(plan, answered)
     names = sorted(by_predicate, key=lambda name: (-len(by_predicate[name]), name))
     return RecallMeasures(
         plan=plan.plan,
         images=plan.images,
         answered=len(answered),
         open=len(plan.questions) - len(answered),
-        recall=_estimate(list(chain.from_iterable(by_predicate.values())), left),
-        pairs=_estimate(pairs, left),
-        predicates={name: _estimate(by_predicate[name], left) for name in names},
+        recall=_estimate(list(chain.from_iterable(by_predicate.values())), unanswered),
+        pairs=_estimate(pairs, unanswered),
+        predicates={name: _estimate(by_predicate[name], unanswered) for name in names},
         people=_compare_people([answers[question.place] for question in answered]),
     )
 
 
-def _named_relations(plan: RecallPlan, log: JudgementLog) -> dict[tuple[str, str], _Answers]:
+def _named_relations(plan: RecallPlan, log: JudgementLog) -> dict[tuple[str, str], _NamedByPerson]:
     """Return what each person named in each image, without the questions that they skipped."""
-    answers: dict[tuple[str, str], _Answers] = {}
+    answers: dict[tuple[str, str], _NamedByPerson] = {}
     for place, by_person in log.blind_answers(plan.plan).items():
         answers[place] = {}
         for person, answer in by_person.items():
@@ -286,7 +310,7 @@ def _named_relations(plan: RecallPlan, log: JudgementLog) -> dict[tuple[str, str
 
 
 def _named(relation: NamedRelation) -> Named:
-    return relation.subject, relation.object, normalise_predicate(relation.predicate)
+    return Named(relation.subject, relation.object, normalise_predicate(relation.predicate))
 
 
 def _predicted_relations(
@@ -296,25 +320,40 @@ def _predicted_relations(
     predicted: defaultdict[tuple[str, str], set[Named]] = defaultdict(set)
     image_ids = [question.image_id for question in questions]
     for split, image_id, subject, object_, predicate in rows(_RELATIONS, [image_ids]):
-        predicted[split, image_id].add((subject, object_, normalise_predicate(predicate)))
+        predicted[split, image_id].add(Named(subject, object_, normalise_predicate(predicate)))
     return predicted
 
 
-def _named_inside(question: BlindQuestion, answers: _Answers) -> set[Named]:
+def _named_inside(question: BlindQuestion, answers: _NamedByPerson) -> set[Named]:
     """Return what anyone named between two boxes of the question."""
     boxes = set(question.boxes)
     named: set[Named] = set().union(*answers.values())
-    return {relation for relation in named if boxes.issuperset(relation[:2])}
+    return {relation for relation in named if boxes.issuperset(relation.pair)}
 
 
-def _estimate(items: Sequence[_Item], left: float) -> PrecisionEstimate:
-    """Return the share of the items that the run has; `left`: the share of images not asked about."""
-    is_predicted, images, weight = np.array(items, np.float64).reshape(-1, 3).T.copy()
-    return estimate_clustered(is_predicted.astype(bool), images.astype(np.int64), weight, left)
+def _share_unanswered(plan: RecallPlan, answered: Sequence[BlindQuestion]) -> float:
+    """Return the share of the images that nobody answered for; 1, as of very many images, where
+    they were not drawn alike.
+    """
+    if any(question.weight != 1 for question in answered):
+        return 1.0
+    return 1 - len(answered) / plan.images
 
 
-def _compare_people(answers: Sequence[_Answers]) -> Completeness | None:
-    """Compare the two people who answered the most common questions; None: nobody shares one."""
+def _estimate(answers: Sequence[_Answer], unanswered: float) -> PrecisionEstimate:
+    """Return the share of what was named that the run has.
+
+    Args:
+        unanswered: the share of the images that nobody answered for.
+    """
+    is_predicted, images, weight = np.array(answers, np.float64).reshape(-1, 3).T.copy()
+    return estimate_clustered(
+        is_predicted.astype(bool), images.astype(np.int64), weight, unanswered
+    )
+
+
+def _compare_people(answers: Sequence[_NamedByPerson]) -> Completeness | None:
+    """Compare the two people who answered the most questions in common; None: nobody shares one."""
     common = Counter[tuple[str, str]]()
     for by_person in answers:
         common.update(combinations(sorted(by_person), 2))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def verify(
     """
     root = location(root)
     if not repair:
-        return _checked(root, advance).verification
+        return _check_run(root, advance).verification
     if isinstance(root, StorePath):
         raise UserError(
             f"--repair is for folders; delete what is damaged from {root}, and resume the run"
@@ -85,13 +85,12 @@ def verify(
     Manifest.load(root, salvage=True)
     folder = RunFolder(root)
     with folder.lock():
-        checked = _checked(root, advance, repair=True)
-        checked.verification.repairs = _repair(folder, checked)
-    return checked.verification
+        checked = _check_run(root, advance, repair=True)
+        return replace(checked.verification, repairs=_repair(folder, checked))
 
 
 @dataclass(frozen=True)
-class _Checked:
+class _CheckedRun:
     """What was checked of a run.
 
     Attributes:
@@ -105,12 +104,12 @@ class _Checked:
     verification: Verification
 
 
-def _checked(root: Location, advance: Advance | None, *, repair: bool = False) -> _Checked:
+def _check_run(root: Location, advance: Advance | None, *, repair: bool = False) -> _CheckedRun:
     """Check a run, which only a repair has locked."""
     folder = None if isinstance(root, StorePath) else RunFolder(root)
     at_work = folder is not None and not repair and folder.is_locked
     manifest = Manifest.load(root, salvage=True)
-    _check_place(root, manifest, repair)
+    _refuse_shards_elsewhere(root, manifest, repair)
     faults = _check_shards(root, manifest, advance)
     # a run at work may have replaced some
     listed = {shard.file for shard in Manifest.load(root, salvage=True).shards}
@@ -124,7 +123,7 @@ def _checked(root: Location, advance: Advance | None, *, repair: bool = False) -
         problems=_problems(manifest, shards, faults, unlisted),
     )
     damaged = [shard for shard in shards if faults[shard.file]]
-    return _Checked(manifest, damaged, unlisted, verification)
+    return _CheckedRun(manifest, damaged, unlisted, verification)
 
 
 def _problems(
@@ -144,7 +143,7 @@ def _problems(
     return problems + [Problem(file, advice) for file in unlisted]
 
 
-def _check_place(root: Location, manifest: Manifest, repair: bool) -> None:
+def _refuse_shards_elsewhere(root: Location, manifest: Manifest, repair: bool) -> None:
     """Refuse a folder whose shards are in a store.
 
     Raises:
@@ -181,7 +180,7 @@ def _check_shards(
     return faults
 
 
-def _repair(folder: RunFolder, checked: _Checked) -> list[str]:
+def _repair(folder: RunFolder, checked: _CheckedRun) -> list[str]:
     """Drop what is damaged; return what was done, in words."""
     manifest = checked.manifest
     damaged = checked.damaged

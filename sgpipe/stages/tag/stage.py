@@ -158,6 +158,15 @@ def _matchers() -> list[HeadMatcher]:
     return [HeadMatcher(packaged_synonyms(dataset)) for dataset in ("coco", "objects365")]
 
 
+def _rows(inputs: Sequence[TaggerInput]) -> list[Row]:
+    """Return the batches of all images, in order."""
+    rows: list[Row] = []
+    for image, item in enumerate(inputs):
+        batches = zip(item.batches, item.texts, strict=True)
+        rows += [(image, batch, texts) for batch, texts in batches]
+    return rows
+
+
 def normalised_boxes(record: Record) -> Tensor:
     """Normalised cxcywh `[objects, 4]`, float32."""
     boxes = torch.tensor([box.bbox for box in record.objects], dtype=torch.float64).view(-1, 4)
@@ -323,10 +332,10 @@ class TagStage(ImageStage):
         )
 
     def _compute(self, inputs: list[TaggerInput]) -> list[tuple[TaggerInput, list[Tensor]]]:
-        return list(zip(inputs, self.memory.compute(self._forward, inputs), strict=True))
+        return list(zip(inputs, self.memory.compute(self._score_images, inputs), strict=True))
 
     @torch.no_grad()
-    def _forward(self, inputs: Sequence[TaggerInput]) -> list[list[Tensor]]:
+    def _score_images(self, inputs: Sequence[TaggerInput]) -> list[list[Tensor]]:
         """For each input the scores `[groups, pairs, predicates]` of its batches, float32 on the
         CPU.
         """
@@ -334,13 +343,13 @@ class TagStage(ImageStage):
         with torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext():
             images = self.tagger.encode_image(self._stack_pixels(inputs))
             objects = [self._boxes_and_labels(item) for item in inputs]
-            rows: list[Row] = []
-            for image, item in enumerate(inputs):
-                batches = zip(item.batches, item.texts, strict=True)
-                rows += [(image, batch, texts) for batch, texts in batches]
+            rows = _rows(inputs)
+            # for which the memory suffices
+            rows_at_once = len(inputs)
             scores: list[Tensor] = []
-            for start in range(0, len(rows), len(inputs)):
-                scores.append(self._score(images, objects, rows[start : start + len(inputs)]))
+            for start in range(0, len(rows), rows_at_once):
+                scores.append(self._score(images, objects, rows[start : start + rows_at_once]))
+        # groups come in the order of the rows
         by_group = chain.from_iterable(self._on_cpu(scores))
         by_image: list[list[Tensor]] = [[] for _ in inputs]
         for image, batch, _ in rows:
