@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sgpipe.stages.base import Stage as Stage
     from sgpipe.stages.caption.captioner import Captioner as Captioner
     from sgpipe.stages.caption.captioner import CaptionInput as CaptionInput
+    from sgpipe.stages.context import StageContext as StageContext
     from sgpipe.stages.served.chat import Refusal as Refusal
     from sgpipe.stages.tag.tagger import Tagger as Tagger
     from sgpipe.storage.shards import Run as Run
@@ -56,6 +57,7 @@ _PUBLIC = {
     "Source": "sgpipe.sources.plugin",
     "Refusal": "sgpipe.stages.served.chat",
     **dict.fromkeys(("ImageStage", "Stage"), "sgpipe.stages.base"),
+    "StageContext": "sgpipe.stages.context",
     "Tagger": "sgpipe.stages.tag.tagger",
     "generate": "sgpipe.generation.run",
     "load_recipe": "sgpipe.recipe",

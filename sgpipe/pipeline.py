@@ -58,6 +58,7 @@ from sgpipe.sources.fields import escape_name, why_not_stored
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages
+from sgpipe.stages.context import StageContext
 from sgpipe.stages.detect import (
     DetectStage,
     GivenBoxes,
@@ -493,7 +494,8 @@ class Pipeline:
         finder = self._finder
         if not isinstance(finder, DetectStage):
             return []
-        stages = own_stages(finder, self.recipe.detect, _ROOTS)
+        plan = StagePlan.of_recipe(self.recipe)
+        stages = own_stages(finder, StageContext(plan.detect, plan, _ROOTS, self._classes))
         for stage in stages:
             stage.setup()
         return stages
@@ -514,7 +516,8 @@ class Pipeline:
     @cached_property
     def _labellers(self) -> list[Stage]:
         """What is done for images with boxes of `_classes`."""
-        stages = build_stages(StagePlan.of_recipe(self.recipe), _ROOTS, self._classes)
+        plan = StagePlan.of_recipe(self.recipe, skipped={"detect"})
+        stages = build_stages(plan, _ROOTS, self._classes)
         for stage in stages:
             stage.setup()
         return stages

@@ -17,11 +17,11 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from sgpipe.errors import CodeError, EngineError, StoreError, UserError
+from sgpipe.registry import BUILT_IN, Kind
 
-Kind = Literal["captioner", "evaluator", "format", "source", "stage", "tagger"]
 Plugin = TypeVar("Plugin")
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -41,9 +41,19 @@ def installed(kind: Kind) -> Mapping[str, str]:
     return {entry.name: entry.value for entry in stated if is_reference(entry.value)}
 
 
-def reference_of(kind: Kind, name: str) -> str | None:
+def own_reference(kind: Kind, name: str) -> str | None:
     """Return the reference that a name is or that an installed package states; None: neither."""
     return name if is_reference(name) else installed(kind).get(name)
+
+
+def reference_of(kind: Kind, name: str) -> str | None:
+    """Return the reference of a name, also of one of sgpipe's; None: there is none."""
+    return BUILT_IN[kind].get(name) or own_reference(kind, name)
+
+
+def names_of(kind: Kind) -> list[str]:
+    """Return the names of a kind, those of installed packages last."""
+    return list(dict.fromkeys([*BUILT_IN[kind], *installed(kind)]))
 
 
 def load(kind: Kind, reference: str) -> Any:
@@ -81,6 +91,11 @@ def load_instance(kind: Kind, reference: str, expected: type[Plugin]) -> Plugin:
     if not isinstance(loaded, expected):
         raise UserError(f"{kind} {reference} is not a sgpipe.{expected.__name__}")
     return loaded
+
+
+def built_in_class(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:
+    """Import a class of sgpipe by its name."""
+    return load_class(kind, BUILT_IN[kind][name], base)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
-from sgpipe.export.formats import BUILT_IN
+from sgpipe.registry import BUILT_IN
 from sgpipe.utils import console
 from sgpipe.utils.console import count
 
@@ -43,7 +43,9 @@ class WrittenOptions:
 def export(
     *,
     run: cli.StoredRun,
-    to: Annotated[str, declare.option(f"Format: {', '.join(BUILT_IN)}; or package.module:NAME.")],
+    to: Annotated[
+        str, declare.option(f"Format: {', '.join(BUILT_IN['format'])}; or package.module:NAME.")
+    ],
     out: Annotated[Path, declare.writes_folder("New folder for the files.")],
     origin: Annotated[
         str | None, declare.option("Only these, such as person,tagger. Default: all.")

@@ -9,7 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 from sgpipe.cli.repeated import CommandOfSingleValues
-from sgpipe.plugins import Kind, installed, reference_of
+from sgpipe.plugins import installed, own_reference
+from sgpipe.registry import Kind
 
 
 class OpenGroup(TyperGroup):
@@ -33,7 +34,7 @@ class OpenGroup(TyperGroup):
         known = super().get_command(ctx, cmd_name)
         if known is not None:
             return known
-        reference = reference_of(self.kind, cmd_name)
+        reference = own_reference(self.kind, cmd_name)
         if reference is None:
             return None
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

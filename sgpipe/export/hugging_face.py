@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from sgpipe.evaluation.label_quality import LABELS, run_quality
-from sgpipe.export.formats import BUILT_IN, Format
+from sgpipe.export.formats import Format
 from sgpipe.export.rows import COORDINATES, IMAGE_FIELDS, ExportRows, iter_groups, new_file
 from sgpipe.images import open_header
 from sgpipe.plugins import is_code_identity
 from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE, from_table
+from sgpipe.registry import BUILT_IN
 from sgpipe.sources.fields import single_line
 from sgpipe.sources.hub import CLASSES_KEY, ORIGIN_KEY
 from sgpipe.stats.audit import origins_text
@@ -149,7 +150,7 @@ def write_readme(rows: ExportRows, out: Path, form: Format) -> None:
     ]
     values = {
         "form": form.name,
-        "is_built_in": form.name in BUILT_IN,
+        "is_built_in": form.name in BUILT_IN["format"],
         "table": table,
         "note": rows.note,
         "coordinates": COORDINATES[rows.options.coordinates],

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, check_share
-from sgpipe.export.formats import BUILT_IN, Format, formats_with, load_format
+from sgpipe.export.formats import Format, formats_with, load_format
 from sgpipe.export.hugging_face import exported_relations, write_readme
 from sgpipe.export.rows import ExportRows, FormatOptions
 from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location
 from sgpipe.plugins import failures_told
 from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
+from sgpipe.registry import BUILT_IN
 from sgpipe.storage.certificate import Certificate
 from sgpipe.storage.run_folder import check_output
 from sgpipe.utils.atomic import new_folder
@@ -90,7 +91,7 @@ def write_rows(form: Format, to: str, rows: ExportRows, folder: Path) -> None:
     Raises:
         UserError: it is not one of sgpipe's, and fails or writes nothing.
     """
-    if to in BUILT_IN:
+    if to in BUILT_IN["format"]:
         form.write(rows, folder)
         return
     with failures_told("format", to):

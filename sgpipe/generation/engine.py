@@ -38,7 +38,6 @@ from sgpipe.recipe import AUTO_ON_CPU, STAGES, EngineConfig, Resources, StageCon
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import Stage
 from sgpipe.stages.failures import Failure, FailuresInARowError, ImageLimits
-from sgpipe.stages.own_stage import own_stages
 from sgpipe.stages.runner import IsolatedRunner, StageRunner, Usage
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.storage.manifest import ShardEntry, WriterClaim
@@ -183,17 +182,13 @@ class StageBuilder:
         """Raises UserError: there is no such model, or one of another kind, as far as its
         configuration tells.
         """
-        stages: list[Stage] = []
         classes = self.classes
         if classes is None:
-            from sgpipe.stages.detect import DetectStage, detector_classes
+            from sgpipe.stages.detect import detector_classes
 
             names = detector_classes(self.plan.detect)
             classes = {name: number for number, name in enumerate(names, 1)}
-            detect = DetectStage(self.plan.detect, self.roots)
-            stages += [detect, *own_stages(detect, self.plan.detect, self.roots)]
-        stages += self.build(self.plan, self.roots, classes)
-        stages = [stage for stage in stages if stage.section not in self.plan.skipped]
+        stages = list(self.build(self.plan, self.roots, classes))
         for stage in stages:
             stage.check()
             stage.cache_folder = self.cache_folder

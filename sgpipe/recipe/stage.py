@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, text_sha256
-from sgpipe.plugins import reference_of
+from sgpipe.plugins import own_reference
 from sgpipe.recipe.models import PackagedModel
 from sgpipe.utils.config_file import Config
 from sgpipe.utils.hashing import model_sha256
@@ -76,6 +76,7 @@ class StageConfig(Config):
     """The section of a stage. A subclass states what is true of its stage alone.
 
     Attributes:
+        section: its name in a recipe.
         setting_of_model: the setting that names its model.
         packaged: which packaged model it has for the name miniworld.
         kind_setting: the setting by which other settings and models are of another kind.
@@ -85,6 +86,7 @@ class StageConfig(Config):
         takes_device: its settings of device and GPUs are checked before a run.
     """
 
+    section: ClassVar[str]
     setting_of_model: ClassVar[str]
     packaged: ClassVar[PackagedModel | None] = None
     kind_setting: ClassVar[str | None] = None
@@ -102,11 +104,16 @@ class StageConfig(Config):
     )
 
     @property
+    def stage(self) -> str:
+        """The stage of sgpipe that runs with these settings, by its name in `sgpipe.registry`."""
+        return self.section
+
+    @property
     def own_stages(self) -> list[str]:
         """`package.module:Class` of each stage in `then`. Raises UserError: it is no such name."""
         references = []
         for name in self.then:
-            reference = reference_of("stage", name)
+            reference = own_reference("stage", name)
             if reference is None:
                 raise UserError(f"then: {name!r} is no stage; expected package.module:Class")
             references.append(reference)

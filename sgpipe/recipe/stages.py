@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from sgpipe.files.locations import content_id, text_sha256
-from sgpipe.plugins import code_identity, reference_of
+from sgpipe.plugins import code_identity, own_reference
 from sgpipe.recipe.models import PACKAGED_LAYOUT, ModelName
 from sgpipe.recipe.source import StoredPath
 from sgpipe.recipe.stage import (
@@ -24,6 +24,13 @@ CandidateSource = Literal[
 ]
 _MARKS_ONLY = {"model", "endpoint", "max_marks", "samples", "temperature", "dtype"}
 _PAIR_FILES = ("synonyms", "prior", "equivalents")
+# Which stage of sgpipe makes pairs of these candidates; others are those of the stage "pair".
+_PAIR_STAGES = {
+    "marks": "marks",
+    "captions+marks": "marks",
+    "layout": "layout pairs",
+    "captions+layout": "layout pairs",
+}
 _PRIOR_ONLY = {"prior", "prior_power"}
 _RTAGGER_ONLY = {
     "short_side",
@@ -32,6 +39,15 @@ _RTAGGER_ONLY = {
     "chunk",
     "vocabulary",
     "vocabulary_others",
+}
+# By `tag.method`, once `auto` is decided.
+_TAG_STAGES = {
+    "rtagger": "rtagger",
+    "all": "assume",
+    "overlap": "assume",
+    "clip": "score",
+    "vlm": "score",
+    "layout": "layout",
 }
 # Methods without scores, and what their relations are.
 UNSCORED: Mapping[str, str] = {
@@ -43,6 +59,7 @@ UNSCORED: Mapping[str, str] = {
 class DetectConfig(StageConfig):
     """The detector for images without annotations (format: folder, and `sgpipe label`)."""
 
+    section = "detect"
     setting_of_model = "detector"
     packaged = "parseda"
     column = "objects"
@@ -70,6 +87,7 @@ class DetectConfig(StageConfig):
 class CaptionConfig(StageConfig):
     """Captions by a model, or, with captioner: null, from the captions file of each split."""
 
+    section = "caption"
     setting_of_model = "captioner"
     packaged = "captioner"
     column = "captions"
@@ -126,11 +144,15 @@ class CaptionConfig(StageConfig):
         return self.labelling_settings(unused) | self._model_identity(self.dtype, facts)
 
     @property
+    def stage(self) -> str:
+        return "load" if self.captioner is None else "caption"
+
+    @property
     def plugin(self) -> str | None:
         """`package.module:Class` of a captioner of the user's own; None: another one."""
         if self.captioner is None or self.endpoint is not None:
             return None
-        return reference_of("captioner", self.captioner)
+        return own_reference("captioner", self.captioner)
 
     @property
     def reads_model(self) -> bool:
@@ -140,6 +162,7 @@ class CaptionConfig(StageConfig):
 class ParseConfig(StageConfig):
     """Captions to relation triplets."""
 
+    section = "parse"
     setting_of_model = "model"
     kind_setting = "parser"
     column = "triplets"
@@ -174,6 +197,7 @@ class GroundConfig(StageConfig):
     are.
     """
 
+    section = "ground"
     setting_of_model = "detector"
     packaged = "parseda"
     column = "objects"
@@ -210,6 +234,7 @@ class GroundConfig(StageConfig):
 class PairConfig(StageConfig):
     """From triplets and boxes to ordered pairs of boxes, each with its candidate predicates."""
 
+    section = "pair"
     setting_of_model = "model"
     column = "pairs"
     noun = "pairs"
@@ -259,14 +284,18 @@ class PairConfig(StageConfig):
     resources: Resources = Resources()
 
     @property
+    def stage(self) -> str:
+        return _PAIR_STAGES.get(self.candidates, "pair")
+
+    @property
     def marks(self) -> bool:
         """Return whether a vision-language model relates numbered boxes."""
-        return self.candidates in ("marks", "captions+marks")
+        return self.stage == "marks"
 
     @property
     def layout(self) -> bool:
         """Return whether the layout model relates boxes."""
-        return self.candidates in ("layout", "captions+layout")
+        return self.stage == "layout pairs"
 
     @property
     def reads_model(self) -> bool:
@@ -308,6 +337,7 @@ class PairConfig(StageConfig):
 class TagConfig(StageConfig):
     """Which candidates are relations: every candidate pair is scored against its predicates."""
 
+    section = "tag"
     setting_of_model = "tagger"
     packaged = "tagger"
     kind_setting = "method"
@@ -359,11 +389,15 @@ class TagConfig(StageConfig):
     resources: Resources = Resources()
 
     @property
+    def stage(self) -> str:
+        return _TAG_STAGES[self.method] if self.plugin is None else "score"
+
+    @property
     def plugin(self) -> str | None:
         """`package.module:Class` of a tagger of the user's own; None: another one."""
         if self.tagger is None or self.method not in ("auto", "rtagger"):
             return None
-        return reference_of("tagger", self.tagger)
+        return own_reference("tagger", self.tagger)
 
     @property
     def scores(self) -> bool:

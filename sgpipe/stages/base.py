@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
 
@@ -13,6 +13,7 @@ from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.images import open_ahead
 from sgpipe.recipe import Resources, StageConfig
 from sgpipe.records import Record
+from sgpipe.stages.context import StageContext
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.utils.devices import pick_device
 
@@ -43,10 +44,10 @@ class Stage:
         self.config: Any = config
         self.resources = config.resources
 
-    @property
-    def section(self) -> str:
-        """The section of the recipe that has its settings and decides whether it runs."""
-        return self.name
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        """Return the stage for a run. A class whose stages have other arguments overrides this."""
+        return cls(context.config)
 
     def check(self) -> None:
         """Before workers start, raise UserError if its configuration tells that there is no such
@@ -107,6 +108,10 @@ class ImageStage(Stage):
         self.roots = roots
         self.resources: Resources = config.resources
 
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        return cls(context.config, context.roots)
+
     def set_up_device(self, *, here: bool = True) -> None:
         """Choose the device and the threads. Raises UserError: the device is missing."""
         import torch
@@ -144,7 +149,6 @@ class LoadStage(ImageStage):
     """
 
     name = "load"
-    section = "caption"  # it stands where a captioner would
 
     def __init__(
         self, roots: Mapping[str, ImagePlace], resources: Resources, *, opens: bool = True
@@ -153,6 +157,11 @@ class LoadStage(ImageStage):
         self.resources = resources
         self.opens = opens
         self.threads = image_threads(resources, elsewhere=False)
+
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        plan = context.plan
+        return cls(context.roots, plan.parse.resources, opens=plan.opens_images)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for _ in self.opened(records if self.opens else (), lambda image, file: None):

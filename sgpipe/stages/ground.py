@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from hashlib import blake2b
 from itertools import chain, compress
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torchvision.ops import batched_nms, box_iou, nms
@@ -23,6 +23,7 @@ from sgpipe.recipe import StagePlan
 from sgpipe.records import Box, Record
 from sgpipe.sources.vocabulary import category_names, loose_words
 from sgpipe.stages.base import ImageStage
+from sgpipe.stages.context import StageContext
 from sgpipe.stages.detect import Prepared, check_prompted, load_prompted
 from sgpipe.stages.matching import HeadMatcher, locate_head, split_words
 from sgpipe.stages.pair import synonyms_of
@@ -71,6 +72,10 @@ class GroundStage(ImageStage):
         self.parse = plan.parse
         self.classes = classes
         self.dataset = dataset
+
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        return cls(context.plan, context.roots, context.classes, context.synonyms)
 
     def with_classes(self, classes: Mapping[str, int]) -> GroundStage:
         other = copy(self)

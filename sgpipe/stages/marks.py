@@ -6,7 +6,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
 
@@ -16,7 +16,8 @@ from sgpipe.records import Box, Record
 from sgpipe.stages.base import ImageStage
 from sgpipe.stages.caption.captioner import EXAMPLE
 from sgpipe.stages.caption.stage import load_captioner, noise_key
-from sgpipe.stages.pair import PairStage, TripletCount
+from sgpipe.stages.context import StageContext, TripletCount
+from sgpipe.stages.pair import PairStage, pair_settings
 from sgpipe.stages.parse.rules import predicate_words
 from sgpipe.stages.parse.stage import read_relations, relations_schema
 from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal, quote
@@ -65,6 +66,18 @@ class MarksStage(PairStage, ImageStage):
         super().__init__(config, dataset, categories, known)
         self.roots = roots
         self.seed = seed
+
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        plan = context.plan
+        return cls(
+            pair_settings(plan),
+            context.synonyms,
+            context.classes,
+            context.known,
+            context.roots,
+            plan.seed,
+        )
 
     def _load_model(self) -> Any:
         config = self.config

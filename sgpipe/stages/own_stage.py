@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import ImagePlace
 from sgpipe.plugins import failures_told, load_class
-from sgpipe.recipe import StageConfig
 from sgpipe.records import Record, to_table, type_fault
-from sgpipe.stages.base import ImageStage, Stage
+from sgpipe.stages.base import Stage
+from sgpipe.stages.context import StageContext
 from sgpipe.storage.shards import row_faults
 
 
@@ -19,36 +18,21 @@ class OwnStage(Stage):
     Args:
         reference: the name.
         after: the stage before it.
-        config: the section of that stage, which the class gets.
-        roots: the images of each split, which an `ImageStage` gets.
+        context: of that stage, by which the class makes its own.
 
     Raises:
         UserError: there is no such class, or it cannot be made.
     """
 
-    def __init__(
-        self,
-        reference: str,
-        after: Stage,
-        config: StageConfig,
-        roots: Mapping[str, ImagePlace],
-    ) -> None:
+    def __init__(self, reference: str, after: Stage, context: StageContext) -> None:
         self.reference = reference
         self.resources = after.resources
-        self._section = after.section
         stage_class = load_class("stage", reference, Stage)
         self.name = stage_class.__name__
         with failures_told("stage", reference):
-            if issubclass(stage_class, ImageStage):
-                self._stage: Stage = stage_class(config, roots)
-            else:
-                self._stage = stage_class(config)
+            self._stage = stage_class.of(context)
         self._stage.name = self.name
         self._stage.resources = self.resources
-
-    @property
-    def section(self) -> str:
-        return self._section
 
     def check(self) -> None:
         with failures_told("stage", self.reference):
@@ -98,8 +82,6 @@ class OwnStage(Stage):
         )
 
 
-def own_stages(
-    after: Stage, config: StageConfig, roots: Mapping[str, ImagePlace]
-) -> list[OwnStage]:
+def own_stages(after: Stage, context: StageContext) -> list[OwnStage]:
     """Return the stages of the user's own that run after a stage, by its section of the recipe."""
-    return [OwnStage(reference, after, config, roots) for reference in config.own_stages]
+    return [OwnStage(reference, after, context) for reference in context.config.own_stages]

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from itertools import chain, compress, groupby, product
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,12 @@ import numpy.typing as npt
 from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
-from sgpipe.recipe import PairConfig
+from sgpipe.recipe import PairConfig, StagePlan
 from sgpipe.records import Attribute, Box, Mention, Pair, Record, Triplet
 from sgpipe.sources import vocabulary
 from sgpipe.sources.vocabulary import category_names, implied_things, load_equivalents, loose_words
 from sgpipe.stages.base import Stage
+from sgpipe.stages.context import StageContext, TripletCount
 from sgpipe.stages.matching import (
     HeadMatcher,
     Matcher,
@@ -35,8 +36,6 @@ from sgpipe.utils.lemmas import verb_lemma
 
 Predicates: TypeAlias = Mapping[tuple[str, str], Sequence[str]]
 Prior: TypeAlias = dict[tuple[str, str], list[str]]
-# subject class, predicate, object class, number of relations
-TripletCount: TypeAlias = tuple[str, str, str, int]
 
 
 def candidate_pairs(
@@ -214,6 +213,14 @@ def synonyms_of(config: PairConfig, dataset: str) -> Mapping[str, tuple[str, ...
     return vocabulary.packaged_synonyms(dataset)
 
 
+def pair_settings(plan: StagePlan) -> PairConfig:
+    """Return the settings of the pair stage.
+
+    Where all candidates become relations, only those of captions are candidates.
+    """
+    return plan.pair if plan.tag.scores else plan.pair.model_copy(update={"known": 0})
+
+
 class PairStage(Stage):
     """Matches the nouns of triplets to classes, and lists the ordered box pairs that may be
     related.
@@ -245,6 +252,10 @@ class PairStage(Stage):
         self._known = known
         # Predicates as the parser or VG spells them, as in RLIPv2.
         self._verbatim = config.match == "substring"
+
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        return cls(pair_settings(context.plan), context.synonyms, context.classes, context.known)
 
     def setup(self) -> None:
         synonyms = synonyms_of(self.config, self._dataset)

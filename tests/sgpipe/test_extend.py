@@ -20,8 +20,9 @@ from sgpipe import load_recipe
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.generation.run import generate
-from sgpipe.plugins import Kind, code_identity, installed, packages_by_module
+from sgpipe.plugins import code_identity, installed, packages_by_module
 from sgpipe.records import Record
+from sgpipe.registry import Kind
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 from tests.sgpipe.evaluation.own_predictions import write_predictions

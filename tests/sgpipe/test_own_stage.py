@@ -17,9 +17,10 @@ from sgpipe.generation.checks import check_code
 from sgpipe.generation.identity import identity, parent_recipe
 from sgpipe.generation.run import generate
 from sgpipe.plugins import code_identity
-from sgpipe.recipe import STAGES, CaptionConfig, Recipe
+from sgpipe.recipe import STAGES, CaptionConfig, Recipe, StagePlan
 from sgpipe.records import Caption, Record
 from sgpipe.stages.base import LoadStage
+from sgpipe.stages.context import StageContext
 from sgpipe.stages.own_stage import OwnStage
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
@@ -32,6 +33,15 @@ class Shout(sgpipe.Stage):
     def fill(self, record):
         for caption in record.captions:
             caption.text = f"the {caption.text}"
+class Numbers(sgpipe.Stage):
+    def __init__(self, config, seed, classes):
+        super().__init__(config)
+        self.numbers = [seed, *classes]
+    @classmethod
+    def of(cls, context):
+        return cls(context.config, context.plan.seed, context.classes.values())
+    def fill(self, record):
+        record.captions[0].text = str(self.numbers)
 class Bad(sgpipe.Stage):
     def __call__(self, records):
         BODY
@@ -103,17 +113,26 @@ def test_it_is_in_the_identity_if_there_is_one(code: Path) -> None:
         ("return None", "returns other records than it got"),
         ("records[0].captions = ['a dog']; return records", "captions.0. is 'a dog', expected a sgpipe.Caption"),
         ("records[0].captions[0].boxes = [7]; return records", "boxes of captions point to none of the objects"),
-        ("return records[0]['x']", r"failed: TypeError: .* \(own_stages.py:9\)"),
+        ("return records[0]['x']", r"failed: TypeError: .* \(own_stages.py:18\)"),
     ],
 )  # fmt: skip
 def test_what_it_returns_is_checked(code: Path, body: str, message: str) -> None:
     code.write_text(CODE.replace("BODY", body))
     config = CaptionConfig()
-    stage = OwnStage("own_stages:Bad", LoadStage({}, config.resources), config, {})
+    context = StageContext(config, StagePlan.of_recipe(Recipe()), {}, {})
+    stage = OwnStage("own_stages:Bad", LoadStage({}, config.resources), context)
     record = Record("7", "own", "val", "7.png", 9, 9, captions=[Caption("a dog")])
     with pytest.raises(UserError, match=f"stage own_stages:Bad.*{message}") as error:
         stage([record])
     assert "\n" not in str(error.value)
+
+
+def test_one_that_knows_the_run_makes_itself_of_its_context(code: Path) -> None:
+    plan = StagePlan.of_recipe(Recipe(seed=7))
+    context = StageContext(plan.caption, plan, {}, {"person": 1, "dog": 18})
+    stage = OwnStage("own_stages:Numbers", LoadStage({}, plan.parse.resources), context)
+    [record] = stage([Record("7", "own", "val", "7.png", 9, 9, captions=[Caption("a dog")])])
+    assert record.captions[0].text == "[7, 1, 18]"
 
 
 def test_names_are_checked_before_workers_start(code: Path) -> None:

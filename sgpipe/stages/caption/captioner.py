@@ -3,8 +3,9 @@ captioner.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from PIL import ExifTags, Image
 
@@ -64,7 +65,14 @@ class Captioner:
 
     One of the user's own (`--captioner package.module:Class`) is made with the recipe's
     `CaptionConfig`, in each process that captions.
+
+    Attributes:
+        cache_folder: where the answers of a served model are kept; None: nowhere.
+        role: what messages call the model; not "captioner" for one that is asked other questions.
     """
+
+    cache_folder: CacheFolder | None = None
+    role = "captioner"
 
     def __init__(self, config: CaptionConfig) -> None:
         self.config = config
@@ -133,7 +141,10 @@ class ChatCaptioner(Captioner):
     """
 
     config: CaptionConfig
-    ask_all: Callable[[Iterable[ChatRequest]], Iterator[list[Choice] | Refusal]]
+
+    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
+        """See `ChatEndpoint.ask_all`."""
+        raise NotImplementedError
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
         for answer in self.ask_all(map(self.request, inputs)):
@@ -169,20 +180,25 @@ class ServedCaptioner(ChatCaptioner):
     change in a run.
     """
 
-    def __init__(self, config: CaptionConfig, cache_folder: CacheFolder | None = None) -> None:
-        """Raises UserError like `ChatEndpoint`, and for beam search, which the API does not
-        have.
-        """
+    def __init__(self, config: CaptionConfig) -> None:
+        """Raises UserError for beam search, which the API does not have."""
+        super().__init__(config)
         if config.decoding == "beam":
             raise UserError(
                 "caption.decoding: an endpoint samples; set it to nucleus, and caption.temperature"
                 " lower"
             )
-        self.config = config
-        self._endpoint = ChatEndpoint(
-            str(config.endpoint), str(config.captioner), config.requests, cache_folder
+
+    @cached_property
+    def _endpoint(self) -> ChatEndpoint:
+        """Raises UserError like `ChatEndpoint`."""
+        config = self.config
+        return ChatEndpoint(
+            str(config.endpoint), str(config.captioner), config.requests, self.cache_folder
         )
-        self.ask_all = self._endpoint.ask_all
+
+    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
+        return self._endpoint.ask_all(requests)
 
     def check(self, example: ChatRequest | None = None) -> None:
         """Ask for an example, or else for a caption of a grey image. Raises UserError like

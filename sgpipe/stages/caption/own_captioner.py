@@ -9,6 +9,7 @@ from sgpipe.errors import UserError
 from sgpipe.plugins import failures_told, load_class
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput
+from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import Refusal
 from sgpipe.utils.console import count
 
@@ -21,17 +22,21 @@ class OwnCaptioner(Captioner):
     Args:
         config: of the recipe, which the class gets.
         reference: the name.
+        cache_folder: as of `Captioner`.
 
     Raises:
         UserError: there is no such class, or it cannot be made.
     """
 
-    def __init__(self, config: CaptionConfig, reference: str) -> None:
+    def __init__(
+        self, config: CaptionConfig, reference: str, cache_folder: CacheFolder | None
+    ) -> None:
         super().__init__(config)
         self.reference = reference
         captioner_class = load_class("captioner", reference, Captioner)
         with failures_told("captioner", reference):
             self._captioner = captioner_class(config)
+        self._captioner.cache_folder = cache_folder
 
     def check(self) -> None:
         with failures_told("captioner", self.reference):

@@ -13,16 +13,18 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.model_cache import local_model
+from sgpipe.plugins import built_in_class
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import ImageStage
-from sgpipe.stages.caption.captioner import Captioner, CaptionInput, ServedCaptioner, settings_of
+from sgpipe.stages.caption.captioner import Captioner, CaptionInput, settings_of
 from sgpipe.stages.caption.own_captioner import OwnCaptioner
 from sgpipe.stages.checkpoint import read_config
+from sgpipe.stages.context import StageContext
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import Refusal
 from sgpipe.utils.gpu import gpu_use
@@ -53,6 +55,10 @@ class CaptionStage(ImageStage):
     def __init__(self, config: CaptionConfig, roots: Mapping[str, ImagePlace], seed: int) -> None:
         super().__init__(config, roots)
         self.seed = seed
+
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        return cls(context.plan.caption, context.roots, context.plan.seed)
 
     def check(self) -> None:
         load_captioner(self.config, self.cache_folder).check()
@@ -108,18 +114,23 @@ def load_captioner(
     """Return the captioner of a recipe, which is not set up yet. Raises UserError if there is no
     such model.
     """
-    if config.endpoint is not None:
-        return ServedCaptioner(settings_of(config), cache_folder)
     if config.plugin is not None and role == "captioner":
-        return OwnCaptioner(config, config.plugin)
-    config = config.model_copy(update={"captioner": local_model(str(config.captioner))})
-    if read_config(str(config.captioner), role).get("model_type") == "blip" and role == "captioner":
-        from sgpipe.stages.caption.blip import BlipCaptioner
+        return OwnCaptioner(config, config.plugin, cache_folder)
+    if config.endpoint is None:
+        config = config.model_copy(update={"captioner": local_model(str(config.captioner))})
+    captioner_class = built_in_class("captioner", _kind_of_model(config, role), Captioner)
+    captioner = captioner_class(settings_of(config))
+    captioner.cache_folder = cache_folder
+    captioner.role = role
+    return captioner
 
-        return BlipCaptioner(settings_of(config))
-    from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
 
-    return VisionLanguageCaptioner(settings_of(config), role)
+def _kind_of_model(config: CaptionConfig, role: str) -> str:
+    """Return the name of the captioner of sgpipe that has such models."""
+    if config.endpoint is not None:
+        return "served"
+    is_blip = read_config(str(config.captioner), role).get("model_type") == "blip"
+    return "blip" if is_blip and role == "captioner" else "vision-language"
 
 
 def noise_key(seed: int, record: Record, scope: str, boxes: Sequence[int] = ()) -> int:

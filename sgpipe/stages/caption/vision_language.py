@@ -67,14 +67,15 @@ _PREFIX_ONLY = (
 class VisionLanguageCaptioner(ChatCaptioner):
     """Captions by a model of transformers' `AutoModelForImageTextToText`, through its processor."""
 
-    def __init__(self, config: CaptionConfig, role: str = "captioner") -> None:
-        """`config`: see `captioner.settings_of`. `role`: in messages; any but a captioner needs a
-        chat template.
-        """
-        self.config = config
-        self.role = role
+    def __init__(self, config: CaptionConfig) -> None:
+        """`config`: see `captioner.settings_of`."""
+        super().__init__(config)
         self.source = str(config.captioner)
-        self.name = f"{role} {self.source!r}"
+
+    @property
+    def name(self) -> str:
+        """What messages call the model; any but a captioner needs a chat template."""
+        return f"{self.role} {self.source!r}"
 
     def check(self, example: ChatRequest | None = None) -> None:
         """Raise UserError if this is not a model that takes images, or its processor or chat

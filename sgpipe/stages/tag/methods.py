@@ -6,6 +6,7 @@ RLIPv2 paper (section 4.3, table 5) for the R-Tagger.
 
 from collections.abc import Iterable
 from itertools import compress
+from typing import Self
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, RelationOrigin, Triplet, deduplicate
 from sgpipe.stages.base import Stage
+from sgpipe.stages.context import StageContext
 from sgpipe.stages.pair import overlapping, stated_predicates, told_triplets
 
 ASSUMED = 1.0  # so that no threshold drops them; without a confidence they would be annotations
@@ -62,6 +64,10 @@ class AssumedStage(Stage):
         self.config = config
         self.resources = config.resources
         self.pair = pair or PairConfig()
+
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        return cls(context.plan.tag, context.plan.pair)
 
     def fill(self, record: Record) -> None:
         pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs

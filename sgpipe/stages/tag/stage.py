@@ -12,7 +12,7 @@ from hashlib import blake2b
 from heapq import nsmallest
 from itertools import chain, groupby, islice
 from operator import mul
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from PIL import Image
@@ -34,6 +34,7 @@ from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.base import ImageStage
 from sgpipe.stages.checkpoint import loading
+from sgpipe.stages.context import StageContext
 from sgpipe.stages.matching import HeadMatcher
 from sgpipe.stages.score.scorer import NO_AREA
 from sgpipe.stages.served.chat import Refusal
@@ -200,6 +201,11 @@ class TagStage(ImageStage):
         self.pair = pair or PairConfig()
         self.seed = seed
         self.classes = object_names
+
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        plan = context.plan
+        return cls(plan.tag, context.roots, list(context.classes), plan.pair, plan.seed)
 
     def check(self) -> None:
         if self.config.tagger is not None:
@@ -457,6 +463,10 @@ class ScoredStage(ImageStage):
     ) -> None:
         super().__init__(config, roots)
         self.pair = pair or PairConfig()
+
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        return cls(context.plan.tag, context.roots, context.plan.pair)
 
     def check(self) -> None:
         threshold_of_recipe(self.config, self.pair)

@@ -12,18 +12,12 @@ from PIL import Image
 
 from sgpipe.errors import UserError
 from sgpipe.files.model_cache import local_model
-from sgpipe.plugins import failures_told, load_class
+from sgpipe.plugins import built_in_class, failures_told, load_class
 from sgpipe.recipe import TagConfig
 from sgpipe.records import Record, Relation, RelationOrigin
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import Refusal
 from sgpipe.utils.console import count
-
-# By `tag.method`: where the `Tagger` is. They are imported when they are asked for: some take long.
-BUILT_IN = {
-    "clip": "sgpipe.stages.tag.tagger:ClipTagger",
-    "vlm": "sgpipe.stages.tag.tagger:VlmTagger",
-}
 
 
 class Tagger:
@@ -181,6 +175,6 @@ def load_tagger(config: TagConfig, cache_folder: CacheFolder | None = None) -> T
     """
     if config.plugin is not None:
         return OwnTagger(config, config.plugin, cache_folder)
-    tagger = load_class("tagger", BUILT_IN[config.method], Tagger)(config)
+    tagger = built_in_class("tagger", config.method, Tagger)(config)
     tagger.cache_folder = cache_folder
     return tagger

@@ -26,9 +26,9 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export.coco import number_categories
-from sgpipe.export.formats import BUILT_IN
 from sgpipe.export.run import Exported, export_run
 from sgpipe.records import NO_OBJECT, Attribute, Box, Caption, Record, Relation, from_table
+from sgpipe.registry import BUILT_IN
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco import coco_relations_source, coco_source, read_coco
 from sgpipe.sources.hoi import hico_source
@@ -523,7 +523,7 @@ def write(root: Path, form: str, out: Path) -> Exported:
     return export_run(root, form, out, images=images, images_url=url)
 
 
-@pytest.mark.parametrize("form", BUILT_IN)
+@pytest.mark.parametrize("form", BUILT_IN["format"])
 def test_nothing_is_overwritten_and_equal_runs_give_equal_files(run, tmp_path, form):
     out = tmp_path / "out"
     out.mkdir()
@@ -541,7 +541,7 @@ def test_nothing_is_overwritten_and_equal_runs_give_equal_files(run, tmp_path, f
         write(run, form, run / "data/new")
 
 
-@pytest.mark.parametrize("form", BUILT_IN)
+@pytest.mark.parametrize("form", BUILT_IN["format"])
 def test_a_full_disk_is_named_by_its_file_and_leaves_nothing_behind(
     run, tmp_path, monkeypatch, form
 ):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from sgpipe.calibration import threshold_of_recipe
 from sgpipe.recipe import PairConfig, TagConfig, layout_folder
 from sgpipe.records import Record, Relation, deduplicate
 from sgpipe.stages.base import Stage
+from sgpipe.stages.context import StageContext
 from sgpipe.stages.tag.layout.candidates import Candidates, CandidateScorer
 from sgpipe.stages.tag.layout.evidence import CaptionEvidence
 from sgpipe.stages.tag.layout.model import LayoutModel
@@ -33,6 +36,10 @@ class LayoutStage(Stage):
         self.resources = config.resources
         self.pair = pair or PairConfig()
         self._evidence = evidence
+
+    @classmethod
+    def of(cls, context: StageContext) -> Self:
+        return cls(context.plan.tag, context.plan.pair)
 
     def check(self) -> None:
         folder = layout_folder(self.config.tagger)
