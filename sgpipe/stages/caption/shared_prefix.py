@@ -82,8 +82,9 @@ def end(model: Any, begun: Mapping[str, Any], endings: list[list[int]]) -> Tenso
     longest = max(map(len, endings))
     padded = [[*tokens, *tokens[-1:] * (longest - len(tokens))] for tokens in endings]
     caches = copy.deepcopy(dict(begun))
+    first_row = torch.zeros(len(padded), dtype=torch.long, device=model.device)
     for cache in caches.values():
-        cache.batch_repeat_interleave(len(padded))
+        cache.reorder_cache(first_row)  # which layers with a recurrent state have, too
     scored = longest - min(map(len, endings)) + 1
     output = model(
         input_ids=torch.tensor(padded, device=model.device),

@@ -270,16 +270,3 @@ def test_a_model_that_cannot_share_is_refused_in_one_line(
     monkeypatch.setattr(f"sgpipe.stages.caption.vision_language.{function}", changed)
     with pytest.raises(UserError, match=rf"^scorer .* needs tag\.questions: each: .*{reason}"):
         scorer_of("smolvlm").load()
-
-
-def test_what_rows_begin_with() -> None:
-    assert shared_prefix.common_length([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
-    assert shared_prefix.common_length([[1, 2], [1, 2]]) == 2
-    assert shared_prefix.common_length([[3], [1, 2]]) == 0
-    first = [7, 9, 9, 9, 1, 2]  # 9 is the image
-    assert shared_prefix.full_prompts(first, [[7, 9, 1, 2], [7, 9, 1, 5, 6]]) == [
-        first,
-        [7, 9, 9, 9, 1, 5, 6],
-    ]
-    with pytest.raises(ValueError, match="otherwise than its tokenizer"):
-        shared_prefix.full_prompts(first, [[7, 9, 4], [7, 9, 5]])
