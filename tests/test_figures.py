@@ -42,6 +42,7 @@ NO_FIGURES = re.compile(
 PUBLISHED = "RLIPv2 publishes 61 to 88 GPU-hours for tagging Objects365"  # in its paper
 COMPOSITIONAL = "test-compositional"
 PAIRS_OF_A_GROUP = 100
+WAYS = ("each", "shared")
 
 Values = Sequence[float]
 Claim = tuple[str, Sequence[Any]]
@@ -378,3 +379,52 @@ def test_verdicts_on_doubts_are_those_of_the_results() -> None:
     page = page_text("benchmarks/results/doubts_by_hand.md")
     assert "| improbable annotations | {} | {} | {} |".format(*improbable) in page
     assert "| likely missing | {} | {} | {} |".format(*missing) in page
+
+
+def questions(**selection: object) -> dict[str, Any]:
+    """The line of benchmarks/results/questions.jsonl with these values."""
+    lines = json_lines(ROOT / "benchmarks/results/questions.jsonl")
+    (line,) = (line for line in lines if selection.items() <= line.items())
+    return line
+
+
+def times_fewer(data: str, place: str, *parts: str) -> float:
+    """How many times fewer parts of prompts are computed for shared questions."""
+    before, after = (questions(data=data, way=way) for way in WAYS)
+    names = [f"{place}: {part}" for part in parts]
+    return sum(before[name] for name in names) / sum(after[name] for name in names)
+
+
+def test_savings_of_shared_questions_are_those_of_the_results() -> None:
+    tokens = ("image_tokens", "text_tokens")
+    figures = []
+    for data in ("COCO-MINI", "V-COCO"):
+        line = questions(data=data, way="shared")
+        figures.append(line["relations"] / line["images"])
+        figures += [times_fewer(data, "local", "images"), times_fewer(data, "local", *tokens)]
+    figures += [times_fewer(data, "server", "images") for data in ("COCO-MINI", "V-COCO")]
+    models = " ".join(page_text("docs/models.md").split())
+    text = (
+        "an image with candidates has {:.1f} of them. A model here then computes {:.1f} times fewer"
+        " images and {:.1f} times fewer tokens; with the boxes of V-COCO ({:.1f} candidates) {:.1f}"
+        " and {:.1f} times. A server with prefix caching, by which `each` profits, too, computes"
+        " {:.1f} and {:.1f} times fewer images"
+    )
+    assert text.format(*figures) in models
+    precisions = [questions(page="numbering", way=way, table="miniworld")["AP"] for way in WAYS]
+    assert "had AP {:.3f} with outlines and {:.3f} with numbers".format(*precisions) in models
+
+
+def test_pages_of_shared_questions_have_their_lines() -> None:
+    pages = [page_text(f"benchmarks/results/{name}.md") for name in ("questions", "numbering")]
+    cells = {cell.strip() for page in pages for cell in page.split("|")}
+    for line in json_lines(ROOT / "benchmarks/results/questions.jsonl"):
+        for value in line.values():
+            if isinstance(value, int):
+                assert f"{value:,}" in cells, line
+    costs = [
+        questions(table="CPU", who=who, way=way)["CPU-ms per image"]
+        for who in ("client", "model")
+        for way in WAYS
+    ]
+    assert {f"{value:,}" for value in costs} <= cells

@@ -5,7 +5,9 @@ narrow.
 from __future__ import annotations
 
 import sys
+from itertools import permutations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,13 +24,15 @@ from rlip_model.text import build_tokenizer
 from rlip_model.training.loop import Trainer
 from rlip_model.training.objective import Objective
 from sgpipe.recipe import CaptionConfig, TagConfig
-from sgpipe.records import Box, Pair, Record
+from sgpipe.records import Box, Pair, Record, Relation
 from sgpipe.stages.caption import blip
 from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.stages.score.scorer import VlmScorer
 from sgpipe.stages.tag.stage import TagStage
 from tests.factories import make_blip
 from tests.rlip_model.training.worlds import ToyFeed, folder, network, options
 from tests.simulated_gpu.device import counts
+from tests.vlm_checkpoints import make_vlm
 
 IMAGES = 8
 PREDICATES = ("riding", "next to", "holding")
@@ -113,6 +117,26 @@ def test_a_token_of_captions(
     counts.clear()
     stage(group)
     hold(launches, 0.3, TOKENS + 4 - prompt)
+
+
+@pytest.mark.parametrize(
+    ("questions", "launches", "waits"), [("each", 5000, 440), ("shared", 360, 24)]
+)
+def test_twelve_candidates_of_an_image(
+    tmp_path: Path, questions: Literal["each", "shared"], launches: int, waits: int
+) -> None:
+    """Two questions about each: in pictures of their own, or in one with numbers."""
+    model = make_vlm(tmp_path / "vlm", "smolvlm")
+    config = TagConfig(method="vlm", tagger=str(model), questions=questions, device="cuda")
+    scorer = VlmScorer(config)
+    scorer.load()
+    boxes = record(0).objects
+    pairs = permutations(range(len(boxes)), 2)
+    relations = [Relation(*pair, text) for pair in pairs for text in ("next to", "holding")]
+    image = Image.new("RGB", (64, 48), "grey")
+    counts.clear()
+    scorer.scores(image, boxes, relations)
+    hold(launches, waits)
 
 
 @pytest.mark.parametrize("kind", ["tagger", "parsed", "parseda", "dense"])

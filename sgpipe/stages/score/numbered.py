@@ -3,10 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from PIL import Image, ImageDraw
+
 from sgpipe.records import Box, Relation
 from sgpipe.utils.console import single_line
+from sgpipe.viz import TextPlacer, colour_of, corners, font, middle
 
 MOST_MARKS = 30  # on a picture, so that numbers can be read; more boxes are on further pictures
+# pixels of the longer side of a picture
+_SHORTEST = 640
+_LONGEST = 1024
+# parts of the longer side
+_LINE = 1 / 200
+_NUMBER = 1 / 40
 _FIRST_LINE = "Things in this image are outlined and numbered."
 
 
@@ -39,6 +48,36 @@ class NumberedPicture:
     def _name(self, objects: Sequence[Box], index: int) -> str:
         number = self.boxes.index(index) + 1
         return f"the {single_line(objects[index].category)} ({number})"
+
+
+def draw_numbers(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """Return the image with outlined boxes, numbered from 1 where numbers hide little.
+
+    It costs a fraction of `viz.draw_marks`, which smooths lines.
+    """
+    longer = max(image.size)
+    scale = min(max(longer, _SHORTEST), _LONGEST) / longer
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    picture = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)
+    pen = ImageDraw.Draw(picture)
+    line = round(_LINE * max(picture.size))
+    text_height = round(_NUMBER * max(picture.size))
+    letters = font(text_height)
+    rectangles = [corners(box.bbox, scale, picture.size) for box in boxes]
+    for index, rectangle in enumerate(rectangles):
+        pen.rectangle(rectangle, outline=colour_of(index), width=line)
+    placer = TextPlacer(width, height, rectangles)
+    for index, rectangle in enumerate(rectangles):
+        number = str(index + 1)
+        size = (letters.getlength(number) + 3 * line, text_height + line)
+        place = placer.place_beside(rectangle, size)
+        x, y = middle(place)
+        left, top, right, bottom = rectangle
+        nearest = (min(max(x, left), right), min(max(y, top), bottom))
+        pen.line(((x, y), nearest), fill=colour_of(index), width=line)
+        pen.rectangle(place, fill=colour_of(index))
+        pen.text((x, y), number, fill="white", font=letters, anchor="mm")
+    return picture
 
 
 def numbered_pictures(

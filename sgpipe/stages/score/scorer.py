@@ -16,11 +16,10 @@ from PIL import Image, ImageDraw
 from sgpipe.recipe import CaptionConfig, TagConfig
 from sgpipe.records import Box, Relation
 from sgpipe.stages.caption.stage import load_captioner
-from sgpipe.stages.score.numbered import NumberedPicture, numbered_pictures
+from sgpipe.stages.score.numbered import NumberedPicture, draw_numbers, numbered_pictures
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
 from sgpipe.stages.served.images import image_url
-from sgpipe.viz import draw_marks
 
 Score = float | Refusal  # a probability, or why there is none
 NO_AREA = Refusal("a box has no area in the image")
@@ -267,7 +266,7 @@ class VlmScorer:
         """Return both questions about each relation of a picture; all begin with the same image
         and text.
         """
-        marked = draw_marks(image, [objects[index].bbox for index in picture.boxes], LONGEST_SIDE)
+        marked = draw_numbers(image, [objects[index] for index in picture.boxes])
         shown = image_url(marked) if self._served else marked
         prompt = picture.prompt(objects)
         requests = []

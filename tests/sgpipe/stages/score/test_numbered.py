@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import Requests, TagConfig
 from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.stages.caption import shared_prefix
-from sgpipe.stages.score.numbered import MOST_MARKS, numbered_pictures
+from sgpipe.stages.score.numbered import MOST_MARKS, draw_numbers, numbered_pictures
 from sgpipe.stages.score.scorer import NO_AREA, VlmScorer
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import ChatRequest, Refusal
+from sgpipe.viz import colour_of
 from tests.endpoint_server import EndpointServer, scripted
 from tests.vlm_checkpoints import make_vlm
 
@@ -35,6 +36,7 @@ RELATIONS = [
     Relation(*ends, predicate) for ends in ENDS for predicate in ("holding", "next to", "in")
 ]
 VISIBLE = [relation for relation in RELATIONS if relation.object != 4]
+GREY = (100, 100, 100)
 PROMPT = """Things in this image are outlined and numbered.
 1: person
 2: bench
@@ -175,6 +177,36 @@ def test_the_first_question_is_answered_before_others_are_asked(image: Image.Ima
         scorer.scores(image, OBJECTS, VISIBLE)
     assert under_way[0] == 1
     assert max(under_way) > 1
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((120, 90), (640, 480)), ((640, 427), (640, 427)), ((4000, 3000), (1024, 768))],
+)
+def test_boxes_have_outlines_and_numbers_in_their_colours(
+    size: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    image = Image.new("RGB", size, GREY)
+    scale = shown[0] / size[0]
+    boxes = [
+        Box("person", 0, (60 / scale, 80 / scale, 200 / scale, 250 / scale)),
+        Box("dog", 1, (300 / scale, 90 / scale, 150 / scale, 100 / scale)),
+    ]
+    picture = draw_numbers(image, boxes)
+    assert picture.size == shown
+    assert image.getcolors(1) == [(size[0] * size[1], GREY)], "the image itself is not drawn on"
+    for index, places in enumerate([((61, 200), (258, 200)), ((301, 140), (448, 140))]):
+        colour = ImageColor.getrgb(colour_of(index))
+        assert [picture.getpixel(place) for place in places] == [colour, colour]
+    assert picture.getpixel((160, 200)) == picture.getpixel((375, 140)) == GREY, "not hidden"
+    only_outlines = {GREY, *(ImageColor.getrgb(colour_of(index)) for index in range(2))}
+    number = picture.crop((55, 55, 95, 84)).getcolors(1 << 16)
+    assert {colour for _, colour in number} - only_outlines, "white letters"
+
+
+def test_a_strip_of_one_pixel_and_boxes_beyond_the_image_are_drawn() -> None:
+    boxes = [Box("person", 0, (-5, 0, 100, 1)), Box("dog", 1, (100, 0, 900, 1))]
+    assert draw_numbers(Image.new("RGB", (500, 1)), boxes).size == (640, 1)
 
 
 def test_without_candidates_nothing_is_drawn_or_asked(image: Image.Image) -> None:
