@@ -26,7 +26,8 @@ from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGenera
 
 from benchmarks.measure import matrix_rate, medians, operations, report
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.blip import BlipDecoder, fuse_vision_attention, sample_captions
+from sgpipe.stages.caption.blip import fuse_vision_attention
+from sgpipe.stages.caption.blip_decoder import BlipDecoder, sample_captions
 from sgpipe.stages.caption.captioner import PROMPT as PROMPT_TEXT
 
 SHAPES = {

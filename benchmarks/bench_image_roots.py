@@ -31,7 +31,7 @@ from rich.table import Table
 
 from benchmarks.measure import report
 from sgpipe.files.image_roots import ImagePlace, IndexFolder, image_root
-from sgpipe.files.locations import StorePath
+from sgpipe.files.stores import StorePath
 from sgpipe.recipe import StagePlan, load_recipe, with_model_folders
 from sgpipe.records import to_table
 from sgpipe.sources.opening import open_source

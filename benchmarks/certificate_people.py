@@ -18,7 +18,8 @@ from rich.table import Table
 
 from sgpipe.stats.certificate_rounds import _AT_ONCE, QUESTIONS
 from sgpipe.stats.certificates import family_confidence, most_errors, place_bets, settle_bets
-from sgpipe.storage.judgements import Judgement, RelationKey, RelationState
+from sgpipe.storage.judgement_lines import Judgement, RelationKey
+from sgpipe.storage.judgements import RelationState
 
 SESSIONS = 2000
 TARGET = 0.95

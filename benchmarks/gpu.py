@@ -73,13 +73,8 @@ from rlip_model.training.objective import Objective
 from rlip_model.training.optimisation import make_optimizer
 from sgpipe.recipe import CaptionConfig, PairConfig, ParseConfig, Resources, TagConfig
 from sgpipe.records import Box, Caption, Pair, Record
-from sgpipe.stages.caption.blip import (
-    GPU_GROUP,
-    BlipDecoder,
-    RecordedCaptions,
-    fuse_vision_attention,
-    sample_captions,
-)
+from sgpipe.stages.caption.blip import GPU_GROUP, fuse_vision_attention
+from sgpipe.stages.caption.blip_decoder import BlipDecoder, RecordedCaptions, sample_captions
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.parse.stage import ParseStage

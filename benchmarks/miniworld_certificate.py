@@ -23,7 +23,8 @@ from rich.table import Table
 
 from benchmarks.measure import report
 from experiments.people import answer_plans, truth_of
-from sgpipe.storage.judgements import JUDGEMENTS, RelationKey
+from sgpipe.storage.judgement_lines import RelationKey
+from sgpipe.storage.judgements import JUDGEMENTS
 
 IMAGES = 1000
 SEED = 7

@@ -28,7 +28,8 @@ from rich.table import Table
 from benchmarks.measure import report
 from sgpipe.stats.precision import estimate_clustered
 from sgpipe.stats.recall import measure_recall, recapture
-from sgpipe.storage.judgements import BlindAnswer, BlindQuestion, JudgementLog, RecallPlan
+from sgpipe.storage.judgement_lines import BlindAnswer, BlindQuestion, RecallPlan
+from sgpipe.storage.judgements import JudgementLog
 
 IMAGES = 3000
 SIMULATIONS = 2000

@@ -11,14 +11,8 @@ from sgpipe.records import Box, Record, Relation
 from sgpipe.stats.certify import continue_plan
 from sgpipe.stats.plans import draw
 from sgpipe.storage.index import Index
-from sgpipe.storage.judgements import (
-    JUDGEMENTS,
-    Judgement,
-    JudgementLog,
-    RelationKey,
-    SamplingPlan,
-    utc_now,
-)
+from sgpipe.storage.judgement_lines import Judgement, RelationKey, SamplingPlan, utc_now
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import ground_truth_of
 from sgpipe.storage.shards import iter_records

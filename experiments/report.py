@@ -18,9 +18,9 @@ from scipy.stats import t
 from experiments.code_state import ROOT
 from experiments.plan import Experiment, Plan, load_plan
 from experiments.results import Results, Row
+from sgpipe.plots import Line, Plot
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count
-from sgpipe.viz import Line, Plot
 
 PAGE = "docs/experiments.md"
 TABLES = "experiments/results/README.md"

@@ -23,9 +23,8 @@ TRAINING_CONFIDENCE = 0.2  # RLIPv2 trains on relations of at least this confide
 FOLDER_DATASET = "folder"  # the dataset of images without annotations
 # the dataset of images in Parquet files, which `datasets` shows as EXIF rotates them
 HUB_DATASET = "hub"
-LABEL_STUDIO_DATASET = (  # the dataset of images that were annotated as a browser shows them
-    "label_studio"
-)
+# the dataset of images that were annotated as a browser shows them
+LABEL_STUDIO_DATASET = "label_studio"
 
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]
@@ -46,12 +45,13 @@ LEFT_OUT = {
     "answers": "answers of pair.model that are unusable, at least in part",
 }
 
+_BBOX = "tuple[float, float, float, float]"
 # How the nouns are stored, by the types of their fields: coordinates in full precision, scores not.
 _ARROW = {
     **dict.fromkeys(("str", "Scope", "Status", "BoxOrigin"), pa.string()),
     "int": pa.int32(), "float": pa.float32(), "bool": pa.bool_(),
     "list[int]": pa.list_(pa.int32()), "list[str]": pa.list_(pa.string()),
-    "tuple[float, float, float, float]": pa.list_(pa.float64()),
+    _BBOX: pa.list_(pa.float64()),
     "dict[str, int]": pa.struct([(name, pa.int64()) for name in LEFT_OUT]),
 }  # fmt: skip
 
@@ -62,7 +62,7 @@ _VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "float": (Real, "a number"),
     "bool": (bool, "a bool"),
     "dict[str, int]": (dict, "a dict"),
-    "tuple[float, float, float, float]": ((list, tuple), "four numbers"),
+    _BBOX: ((list, tuple), "four numbers"),
 }
 
 _REQUIRED = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
@@ -340,22 +340,31 @@ def _value_fault(value: object, declared: str, place: str) -> str | None:
     if optional and value is None:
         return None
     if kind.startswith("list["):
-        if not isinstance(value, list):
-            return f"{place} is {shortened(value)}, expected a list"
-        faults = (
-            _value_fault(item, kind[len("list[") : -1], f"{place}[{number}]")
-            for number, item in enumerate(value)
-        )
-        return next(filter(None, faults), None)
-    if kind in _NOUNS:
-        if not isinstance(value, _NOUNS[kind]):
-            return f"{place} is {shortened(value)}, expected a sgpipe.{kind}"
+        return _list_fault(value, kind.removeprefix("list[").removesuffix("]"), place)
+    if kind in _NOUNS and isinstance(value, _NOUNS[kind]):
         return type_fault(value, f"{place}.")
-    accepted, words = _VALUES[kind]
-    is_accepted = isinstance(value, accepted)
-    if is_accepted and isinstance(value, list | tuple):
-        is_accepted = len(value) == 4 and all(isinstance(number, Real) for number in value)
-    return None if is_accepted else f"{place} is {shortened(value)}, expected {words}"
+    expected = f"a sgpipe.{kind}"
+    if kind in _VALUES:
+        accepted, expected = _VALUES[kind]
+        if _is_bbox(value) if kind == _BBOX else isinstance(value, accepted):
+            return None
+    return f"{place} is {shortened(value)}, expected {expected}"
+
+
+def _list_fault(value: object, kind_of_item: str, place: str) -> str | None:
+    if not isinstance(value, list):
+        return f"{place} is {shortened(value)}, expected a list"
+    for number, item in enumerate(value):
+        fault = _value_fault(item, kind_of_item, f"{place}[{number}]")
+        if fault is not None:
+            return fault
+    return None
+
+
+def _is_bbox(value: object) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return len(value) == 4 and all(isinstance(number, Real) for number in value)
 
 
 def origins_pattern(origins: Iterable[str]) -> str:

@@ -43,7 +43,7 @@ def calibrate(
     """
     from sgpipe.stats.calibrate import calibrate as learn
     from sgpipe.stats.calibrate import judge_by_truth
-    from sgpipe.stats.plans import judge_by_people
+    from sgpipe.stats.judged_precision import judge_by_people
 
     judgements = cli.judged_file(run, judgements)
     if judgements is not None and (truth is not None or image_data is not None):

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter
 
 from sgpipe.errors import EngineError, UserError
+from sgpipe.plots import Line, Plot, round_end
 from sgpipe.recipe import Config, packaged_model
 from sgpipe.stats.report import render
 from sgpipe.storage.run_folder import write_result_text
@@ -24,7 +25,6 @@ from sgpipe.training.metrics import METRICS, read_metrics
 from sgpipe.utils.atomic import only_process, write_text
 from sgpipe.utils.config_file import load, parse_set, recipe_folder
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Progress, count, duration
-from sgpipe.viz import Line, Plot, round_end
 
 # for each finished step its command, seconds and figure
 STATE = "reproduce.json"

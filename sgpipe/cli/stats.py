@@ -60,7 +60,7 @@ def stats(
       sgpipe stats vg/ --doubts 50
     """
     from sgpipe.calibration import load_calibration
-    from sgpipe.stats import audit, measures, report
+    from sgpipe.stats import audit, measures, report, samples, tables
     from sgpipe.storage.index import open_run
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
@@ -88,14 +88,14 @@ def stats(
             doubts,
         )
         if not cli.printed_json(json_, audited.as_dict()):
-            report.print_audit(audited, console.output())
+            tables.print_audit(audited, console.output())
         if html is not None:
-            samples = report.open_samples(database, shown, threshold, images, probabilities)
-            drawn, lost = report.write_report(html, audited, samples, threshold)
+            chosen = samples.open_samples(database, shown, threshold, images, probabilities)
+            drawn, lost = report.write_report(html, audited, chosen, threshold)
             cli.say(f"wrote {html} with {count(drawn, 'image')} in its gallery{_missing(lost)}")
         if sheet is not None:
-            samples = report.open_samples(database, shown, threshold, images, probabilities)
-            drawn, lost = report.write_sheet(database, sheet, samples, threshold)
+            chosen = samples.open_samples(database, shown, threshold, images, probabilities)
+            drawn, lost = samples.write_sheet(database, sheet, chosen, threshold)
             cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
 
 

@@ -96,7 +96,7 @@ def fetch(
     Examples:
       sgpipe fetch s3://bucket/coco --out coco-relations/
     """
-    from sgpipe.files.locations import StorePath
+    from sgpipe.files.stores import StorePath
     from sgpipe.storage.mirror import fetch as download
 
     with console.Progress().images(None, "fetching") as advance:

@@ -23,8 +23,8 @@ from rlip_model.evaluation.inputs import Array, EvaluationError
 from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
+from sgpipe.plots import Line, Plot
 from sgpipe.utils.console import count, single_line
-from sgpipe.viz import Line, Plot
 
 Rows = list[dict[str, Any]]
 

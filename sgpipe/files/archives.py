@@ -18,16 +18,10 @@ from typing import BinaryIO, NamedTuple, TypedDict
 import pyarrow as pa
 
 from sgpipe.errors import ImageError, UserError
-from sgpipe.files.index import (
-    NAME,
-    IndexReference,
-    IndexRow,
-    IndexValues,
-    index_table,
-    write_index,
-)
-from sgpipe.files.locations import Location, ObjectInfo, StorePath, open_stream, read_range
+from sgpipe.files.index import NAME, IndexReference, IndexRow, IndexValues, index_table, write_index
+from sgpipe.files.locations import Location, open_stream, read_range
 from sgpipe.files.roots import ImageRoot, checked_size, is_image, safe_name
+from sgpipe.files.stores import ObjectInfo, StorePath
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.prefetch import prefetch
 

@@ -14,7 +14,7 @@ from threading import Lock
 from sgpipe.errors import UserError, existing_folder
 from sgpipe.files.archives import LAYOUT, ArchiveRoot, build_index, is_archive, refuse_compressed
 from sgpipe.files.index import IndexFolder, write_index
-from sgpipe.files.locations import Location, ObjectInfo, StorePath, below, info_of, is_uri
+from sgpipe.files.locations import Location, below, info_of
 from sgpipe.files.roots import (
     FolderRoot,
     HubRoot,
@@ -25,6 +25,7 @@ from sgpipe.files.roots import (
     is_image,
     list_objects,
 )
+from sgpipe.files.stores import ObjectInfo, StorePath, is_uri
 from sgpipe.utils.prefetch import prefetch
 
 __all__ = [

@@ -19,8 +19,9 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import Location, StorePath, absolute_location
+from sgpipe.files.locations import Location, absolute_location
 from sgpipe.files.model_cache import cache_folder
+from sgpipe.files.stores import StorePath
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
 

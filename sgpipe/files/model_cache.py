@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from sgpipe.errors import EngineError, StoreError, UserError, existing_model
 from sgpipe.files.hub import HubModel
-from sgpipe.files.locations import ObjectInfo, StorePath, is_uri
+from sgpipe.files.stores import ObjectInfo, StorePath, is_uri
 from sgpipe.utils import console
 from sgpipe.utils.atomic import temporary_folder, write_text
 from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256

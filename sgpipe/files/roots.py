@@ -35,15 +35,8 @@ from sgpipe.errors import (
 )
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
 from sgpipe.files.index import NAME, IndexReference, IndexValues, index_table
-from sgpipe.files.locations import (
-    AccessError,
-    CutError,
-    Location,
-    ObjectInfo,
-    ReplacedError,
-    StorePath,
-    info_of,
-)
+from sgpipe.files.locations import Location, info_of
+from sgpipe.files.stores import AccessError, CutError, ObjectInfo, ReplacedError, StorePath
 from sgpipe.utils.console import Progress
 
 _NAME = re.compile(

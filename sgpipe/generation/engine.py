@@ -33,7 +33,8 @@ from sgpipe.errors import (
     format_os_error,
 )
 from sgpipe.files.image_roots import ImageRoot
-from sgpipe.files.locations import AccessError, Location, open_file
+from sgpipe.files.locations import Location, open_file
+from sgpipe.files.stores import AccessError
 from sgpipe.recipe import AUTO_ON_CPU, STAGES, EngineConfig, Resources, StageConfig, StagePlan
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import Stage

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import StorePath
+from sgpipe.files.stores import StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.plugins import code_identity
 from sgpipe.recipe import (

@@ -25,7 +25,7 @@ from scipy.stats import binomtest
 from sgpipe.errors import UserError
 from sgpipe.generation.engine import Engine, LocalEngine, UnitReader, UnitWriter, WorkUnit
 from sgpipe.generation.resolve import resolve
-from sgpipe.generation.run import LabellingRun
+from sgpipe.generation.run import LabellingRun, announce_own_code
 from sgpipe.recipe import STAGES, Recipe
 from sgpipe.stages.runner import COMPILATION
 from sgpipe.stages.served.answers import RequestCache
@@ -182,6 +182,7 @@ def plan(
     Raises UserError, EngineError: as `generate`; all images of the sample fail.
     """
     began = began or time.monotonic()
+    announce_own_code(recipe, progress)
     with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as temporary:
         folder = RunFolder(Path(temporary) / "run", None)
         engine = recipe.engine.model_copy(update={"store": None})

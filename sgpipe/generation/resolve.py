@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sgpipe.files.hub import find_models, missing_models
-from sgpipe.files.locations import Location, StorePath
+from sgpipe.files.locations import Location
+from sgpipe.files.stores import StorePath
 from sgpipe.generation.checks import check_recipe
 from sgpipe.generation.engine import share_gpus, stages_sharing_gpus
 from sgpipe.generation.identity import Reuse, RunIdentity, identity

@@ -21,11 +21,7 @@ from sgpipe.generation.engine import (
     runs_locally,
 )
 from sgpipe.generation.identity import source_identity
-from sgpipe.generation.image_roots import (
-    check_names,
-    keep_indexes,
-    open_image_roots,
-)
+from sgpipe.generation.image_roots import check_names, keep_indexes, open_image_roots
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.resolve import RunPlan, resolve
 from sgpipe.recipe import Recipe
@@ -36,13 +32,7 @@ from sgpipe.stages.served.answers import CacheFolder, RequestCache
 from sgpipe.storage.header import RunHeader
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
-from sgpipe.storage.run_folder import (
-    README,
-    RECIPE,
-    REQUESTS,
-    RunFolder,
-    check_output,
-)
+from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, RunFolder, check_output
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.console import Progress, count, listed
 from sgpipe.utils.ray_cluster import prepare_ray
@@ -72,8 +62,7 @@ def generate(
         EngineError: the work could not be finished, and what is committed stays.
     """
     progress = progress or Progress()
-    if recipe.own_code:
-        progress.say(f"importing {listed(recipe.own_code)}, which the recipe names")
+    announce_own_code(recipe, progress)
     plan = resolve(recipe, Path(out), None if parent is None else str(parent))
     if plan.reuse is not None:
         progress.say(str(plan.reuse))
@@ -97,6 +86,12 @@ def generate(
         with meter.written_to(metrics and check_output(metrics), progress):
             run.label(units, mirror, meter)
         return run.summary()
+
+
+def announce_own_code(recipe: Recipe, progress: Progress) -> None:
+    """Say what code of the user's own is about to be imported. Raises UserError: no such name."""
+    if recipe.own_code:
+        progress.say(f"importing {listed(recipe.own_code)}, which the recipe names")
 
 
 class LabellingRun:

@@ -11,25 +11,27 @@ import numpy as np
 from numpy.random import Generator
 
 from sgpipe.miniworld.figures import (
-    RGB,
     Feet,
     Hands,
     Look,
     PersonLook,
+    back_of,
+    draw_animal,
+    draw_person,
+    random_person,
+)
+from sgpipe.miniworld.shapes import (
+    RGB,
     Shape,
     Shapes,
-    back_of,
     blob,
     capsule,
     disc,
-    draw_animal,
-    draw_person,
     ellipse,
     moved,
     path,
     pick_colour,
     polygon,
-    random_person,
     rectangle,
     ring,
     sector,

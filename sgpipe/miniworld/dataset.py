@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 
 from sgpipe.errors import UserError, add_filename
 from sgpipe.miniworld.actors import Actor
-from sgpipe.miniworld.figures import RGB, pick, shade, vary
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.scene import (
     PlacedGroup,
@@ -27,6 +26,7 @@ from sgpipe.miniworld.scene import (
     scene_captions,
     scene_generator,
 )
+from sgpipe.miniworld.shapes import RGB, pick, shade, vary
 from sgpipe.utils.atomic import new_folder, write_text
 from sgpipe.utils.console import single_line
 

@@ -23,7 +23,8 @@ from sgpipe.miniworld.actors import (
     Actor,
     SceneGroup,
 )
-from sgpipe.miniworld.figures import PersonLook, capsule, path, shoulder_of
+from sgpipe.miniworld.figures import PersonLook, shoulder_of
+from sgpipe.miniworld.shapes import capsule, path
 
 _ROPE = (92, 70, 56)
 _STRING = (84, 84, 92)

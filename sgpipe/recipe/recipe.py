@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from sgpipe.files.locations import is_uri
 from sgpipe.files.model_cache import pin_model
+from sgpipe.files.stores import is_uri
 from sgpipe.recipe.models import MINIWORLD, is_layout_model, named_model
 from sgpipe.recipe.source import SourceConfig
 from sgpipe.recipe.stage import StageConfig

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, text_sha256
@@ -103,6 +103,13 @@ class StageConfig(Config):
         (), description="stages of your own that run after this one: package.module:Class"
     )
 
+    @model_serializer(mode="wrap")
+    def _without_empty_then(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        settings: dict[str, object] = serialize(self)
+        if not self.then:
+            settings.pop("then", None)
+        return settings
+
     @property
     def stage(self) -> str:
         """The stage of sgpipe that runs with these settings, by its name in `sgpipe.registry`."""
@@ -168,8 +175,6 @@ class StageConfig(Config):
         settings = self.model_dump(mode="json", exclude=_DISTRIBUTION | set(unused))
         if settings.get("endpoint") is not None:
             settings["endpoint"] = SERVED
-        if not self.then:
-            del settings["then"]
         return settings
 
     def identity(self, facts: IdentityFacts) -> StageIdentity:

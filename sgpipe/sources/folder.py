@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from sgpipe.errors import UserError
 from sgpipe.files import roots
 from sgpipe.files.image_roots import ImagePlace, image_root
-from sgpipe.files.locations import ObjectInfo
+from sgpipe.files.stores import ObjectInfo
 from sgpipe.images import reads_heif
 from sgpipe.records import FOLDER_DATASET
 from sgpipe.sources import fields

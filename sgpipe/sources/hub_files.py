@@ -14,7 +14,8 @@ import yaml
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.hub import DATASETS, HubDataset
 from sgpipe.files.image_roots import ImageRoot, absolute, existing_images
-from sgpipe.files.locations import is_uri, read_text
+from sgpipe.files.locations import read_text
+from sgpipe.files.stores import is_uri
 from sgpipe.recipe import HubConfig
 from sgpipe.sources import fields
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
 from sgpipe.stats.ground_truth import GroundTruthMeasures, measure_against_ground_truth
+from sgpipe.stats.judged_precision import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.measures import (
     DOUBTS,
     LIKELY,
@@ -25,7 +26,6 @@ from sgpipe.stats.measures import (
     Measures,
     measure_database,
 )
-from sgpipe.stats.plans import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.precision import ScoreQuality
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth

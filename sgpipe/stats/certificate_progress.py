@@ -10,13 +10,13 @@ import numpy as np
 from sgpipe.stats import certificates
 from sgpipe.stats.certificates import Round, Standing
 from sgpipe.stats.plans import Judged, PlanProgress
-from sgpipe.storage.judgements import (
+from sgpipe.storage.judgement_lines import (
     CertificateRound,
     CertificateSettings,
     CertifiedGroup,
-    JudgementLog,
     SamplingPlan,
 )
+from sgpipe.storage.judgements import JudgementLog
 from sgpipe.utils.console import count, single_line
 
 

@@ -20,16 +20,16 @@ from sgpipe.stats.certificate_progress import GroupProgress, measure, round_of, 
 from sgpipe.stats.certificates import Group, Round, plan_round
 from sgpipe.stats.population import CHANGED, Population, population_of, tuples
 from sgpipe.storage.index import Index
-from sgpipe.storage.judgements import (
+from sgpipe.storage.judgement_lines import (
     CertificateRound,
     CertificateSettings,
     CertifiedGroup,
-    JudgementLog,
     PlannedQuestion,
     PlanStratum,
     SamplingPlan,
     utc_now,
 )
+from sgpipe.storage.judgements import JudgementLog
 
 # questions of a round; of the first one if it only explores
 FIRST = 40

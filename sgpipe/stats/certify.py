@@ -19,15 +19,8 @@ from sgpipe.stats.plans import VERDICTS, describe_haste, states_of
 from sgpipe.stats.population import Population, population_of, settings_for
 from sgpipe.storage.certificate import Certificate, CertifiedSet, JudgementsRead, NotCovered
 from sgpipe.storage.index import open_run
-from sgpipe.storage.judgements import (
-    CERTIFICATE,
-    CertificateSettings,
-    Judgement,
-    JudgementLog,
-    RelationKey,
-    RelationState,
-    SamplingPlan,
-)
+from sgpipe.storage.judgement_lines import CertificateSettings, Judgement, RelationKey, SamplingPlan
+from sgpipe.storage.judgements import CERTIFICATE, JudgementLog, RelationState
 
 
 def certify(

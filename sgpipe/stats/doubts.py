@@ -22,7 +22,7 @@ from sgpipe.stages.tag.layout.candidates import image_layout
 from sgpipe.stages.tag.layout.equivalents import actions_of
 from sgpipe.stages.tag.layout.model import LayoutModel, PairScores
 from sgpipe.stages.tag.layout.scene import ImageLayout, IntArray
-from sgpipe.storage.judgements import PlannedQuestion, PlanStratum, SamplingPlan, utc_now
+from sgpipe.storage.judgement_lines import PlannedQuestion, PlanStratum, SamplingPlan, utc_now
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.boxes import iou
 from sgpipe.utils.console import count as counted

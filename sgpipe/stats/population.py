@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sgpipe.errors import UserError
 from sgpipe.stats.certificates import Group
 from sgpipe.storage.index import Index
-from sgpipe.storage.judgements import CertificateSettings, SamplingPlan, describe_invalid
+from sgpipe.storage.judgement_lines import CertificateSettings, SamplingPlan, describe_invalid
 
 CHANGED = (
     "has changed since people were asked about its relations: their answers no longer certify it"

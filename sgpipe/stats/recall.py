@@ -21,13 +21,8 @@ from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT
 from sgpipe.stages.matching import normalise_predicate
 from sgpipe.stats.precision import PrecisionEstimate, estimate_clustered
-from sgpipe.storage.judgements import (
-    MOST_QUESTIONS,
-    BlindQuestion,
-    JudgementLog,
-    NamedRelation,
-    RecallPlan,
-)
+from sgpipe.storage.judgement_lines import MOST_QUESTIONS, BlindQuestion, NamedRelation, RecallPlan
+from sgpipe.storage.judgements import JudgementLog
 from sgpipe.utils.console import count, single_line
 
 Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sgpipe.storage.judgements import CertificateSettings
+from sgpipe.storage.judgement_lines import CertificateSettings
 
 
 class CertifiedSet(BaseModel):

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError, first_line
-from sgpipe.files.locations import StorePath
+from sgpipe.files.stores import StorePath
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks, quoted
 from sgpipe.storage.manifest import Manifest, ShardEntry

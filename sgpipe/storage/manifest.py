@@ -21,13 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from sgpipe.errors import (
-    StoreError,
-    TakenOverError,
-    UserError,
-    existing_folder,
-    os_error_reason,
-)
+from sgpipe.errors import StoreError, TakenOverError, UserError, existing_folder, os_error_reason
 from sgpipe.files.image_roots import (
     ImagePlace,
     ImageRoot,
@@ -36,8 +30,9 @@ from sgpipe.files.image_roots import (
     image_root,
     located,
 )
-from sgpipe.files.locations import Location, StorePath, absolute_location, location, sizes
+from sgpipe.files.locations import Location, absolute_location, location, sizes
 from sgpipe.files.roots import FolderRoot
+from sgpipe.files.stores import StorePath
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.storage.header import ClassLists, GpuUse, Identity, ParentRun, RunHeader
 from sgpipe.storage.losses import Loss, losses_of

@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import Location, StorePath
+from sgpipe.files.locations import Location
+from sgpipe.files.stores import StorePath
 from sgpipe.storage.manifest import (
     MANIFEST,
     Manifest,

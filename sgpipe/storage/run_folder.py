@@ -18,19 +18,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from sgpipe.errors import UserError, add_filename, os_error_reason
-from sgpipe.files.locations import Location, StorePath, absolute_location, below, location, sizes
+from sgpipe.files.locations import Location, absolute_location, below, location, sizes
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.roots import is_image
+from sgpipe.files.stores import StorePath
 from sgpipe.recipe import UNSCORED, Recipe
 from sgpipe.records import SCHEMA
 from sgpipe.storage.header import RunHeader
 from sgpipe.storage.judgements import JUDGEMENTS
-from sgpipe.storage.manifest import (
-    MANIFEST,
-    Manifest,
-    ShardEntry,
-    WriterClaim,
-)
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, WriterClaim
 from sgpipe.storage.shards import DATA, open_shard, write_copy
 from sgpipe.utils.atomic import atomic_write, is_locked, only_process, write_text
 from sgpipe.utils.config_file import dump_yaml

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError, check_share, first_line, import_extra
-from sgpipe.files.locations import Location, StorePath, open_shard_file
+from sgpipe.files.locations import Location, open_shard_file
+from sgpipe.files.stores import StorePath
 from sgpipe.records import (
     LEFT_OUT,
     NO_OBJECT,

@@ -13,7 +13,8 @@ from typing import TypedDict
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import Location, StorePath
+from sgpipe.files.locations import Location
+from sgpipe.files.stores import StorePath
 from sgpipe.records import Record, from_table
 from sgpipe.utils.atomic import atomic_write, write_text
 from sgpipe.utils.hashing import file_sha256, fingerprint

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import Location, StorePath, location
+from sgpipe.files.locations import Location, location
+from sgpipe.files.stores import StorePath
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder

@@ -37,7 +37,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sgpipe.errors import UserError, format_os_error
-from sgpipe.view import judging, pages
+from sgpipe.view import gallery, image_page, judging
 from sgpipe.view.pages import FOLDER, Freshness, Viewer, render
 
 LARGEST_BODY = 64 * 1024  # bytes
@@ -185,7 +185,7 @@ def create_app(viewer: Viewer, names: Collection[str] = (), token: str | None = 
     static = Mount("/static", StaticFiles(directory=FOLDER / "static"))
     guard = Middleware(Guard, names, token, viewer.read_only)
     app = Starlette(
-        routes=[*pages.ROUTES, *judging.ROUTES, static],
+        routes=[*gallery.ROUTES, *image_page.ROUTES, *judging.ROUTES, static],
         middleware=[guard, Middleware(RequestBodyLimitMiddleware, LARGEST_BODY)],
         exception_handlers=dict.fromkeys(
             (UserError, HTTPException, OSError, ClientDisconnect, Exception), _refuse

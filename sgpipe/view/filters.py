@@ -16,7 +16,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import ORIGINS, origins_pattern
 from sgpipe.storage.health_rules import MARKS, Marked
 from sgpipe.storage.index import RunNames, name_form
-from sgpipe.storage.judgements import describe_invalid
+from sgpipe.storage.judgement_lines import describe_invalid
 from sgpipe.utils.console import single_line
 
 Names = tuple[str, ...] | None  # one of these; None: any

@@ -43,9 +43,23 @@ from sgpipe.stats.plans import (
 )
 from sgpipe.stats.population import settings_for, usual_prediction
 from sgpipe.stats.recall import BOXES, Bar, draw_recall, measure_recall, questions_left
-from sgpipe.stats.report import Values
-from sgpipe.storage import judgements as stored
+from sgpipe.stats.samples import Values
 from sgpipe.storage.index import read_record
+from sgpipe.storage.judgement_lines import (
+    MOST_QUESTIONS,
+    BlindAnswer,
+    CertificateSettings,
+    Correction,
+    Judgement,
+    Kind,
+    Line,
+    PlannedQuestion,
+    RecallPlan,
+    SamplingPlan,
+    describe_invalid,
+    utc_now,
+)
+from sgpipe.storage.judgements import JudgementLog, RelationState
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count, single_line
 from sgpipe.view.pages import Viewer, image_url, photo_url, relation_key, render, viewer_of
@@ -85,7 +99,7 @@ def _writing(
     return handle
 
 
-def _reloaded(request: Request) -> tuple[Viewer, stored.JudgementLog]:
+def _reloaded(request: Request) -> tuple[Viewer, JudgementLog]:
     """Return the viewer and its judgements, with what other processes appended."""
     viewer = viewer_of(request)
     viewer.judgements.reload()
@@ -102,20 +116,20 @@ def judge(request: Request, values: Values) -> Response:
     if known:
         return JSONResponse(known.model_dump(mode="json"))
     who = _who(viewer, str(values.get("by") or ""))
-    values |= {"at": stored.utc_now(), "run": log.fingerprint, "by": who}
-    line: stored.Judgement | stored.BlindAnswer
+    values |= {"at": utc_now(), "run": log.fingerprint, "by": who}
+    line: Judgement | BlindAnswer
     if "relations" in values:
         line = _blind_answer(log, values)
     elif values.get("undoes") is None:
-        line = _checked(viewer, _valid(stored.Judgement, values, "a judgement"))
+        line = _checked(viewer, _valid(Judgement, values, "a judgement"))
     else:
         line = _undo(log, values)
     return JSONResponse(log.append(line).model_dump(mode="json"))
 
 
-def _blind_answer(log: stored.JudgementLog, values: Values) -> stored.BlindAnswer:
+def _blind_answer(log: JudgementLog, values: Values) -> BlindAnswer:
     """Return an answer to a question of a recall plan."""
-    answer = _valid(stored.BlindAnswer, values, "an answer")
+    answer = _valid(BlindAnswer, values, "an answer")
     plan = log.recall_plans.get(answer.plan)
     boxes: dict[tuple[str, str], list[int]] = {}
     for question in plan.questions if plan else ():
@@ -131,15 +145,15 @@ def _blind_answer(log: stored.JudgementLog, values: Values) -> stored.BlindAnswe
     return answer
 
 
-def _undo(log: stored.JudgementLog, values: Values) -> stored.Judgement:
+def _undo(log: JudgementLog, values: Values) -> Judgement:
     """Return a line that takes a judgement back; it repeats what that one is about."""
     undone = log.lines.get(str(values["undoes"]))
-    if not isinstance(undone, stored.Judgement) or undone.undoes is not None:
+    if not isinstance(undone, Judgement) or undone.undoes is not None:
         raise HTTPException(404, "there is no such judgement to take back")
     if undone.by != values["by"]:
         raise HTTPException(409, f"this judgement is by {undone.by}, who alone can take it back")
     about = undone.model_dump(include={*undone.key._asdict(), *_OF_RELATION, "plan", "stratum"})
-    return _valid(stored.Judgement, values | about, "a judgement")
+    return _valid(Judgement, values | about, "a judgement")
 
 
 def _valid(kind: type[Model], values: Values, noun: str) -> Model:
@@ -147,7 +161,7 @@ def _valid(kind: type[Model], values: Values, noun: str) -> Model:
         return kind.model_validate(values)
     except ValidationError as error:
         raise HTTPException(
-            400, f"not {noun}: {single_line(stored.describe_invalid(error), 200)}"
+            400, f"not {noun}: {single_line(describe_invalid(error), 200)}"
         ) from None
 
 
@@ -158,7 +172,7 @@ def _check_predicate(text: str) -> None:
         )
 
 
-def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
+def _checked(viewer: Viewer, line: Judgement) -> Judgement:
     """Return the line with what the run says of its relation.
 
     It also gets the stratum, if its plan asked about the relation.
@@ -189,7 +203,7 @@ def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
     return line.model_copy(update=known)
 
 
-def _relations_of(record: Record, line: stored.Judgement) -> list[Relation]:
+def _relations_of(record: Record, line: Judgement) -> list[Relation]:
     """Return the relations of an image that a judgement is about."""
     relations = []
     for relation in record.relations:
@@ -198,9 +212,7 @@ def _relations_of(record: Record, line: stored.Judgement) -> list[Relation]:
     return relations
 
 
-def _asked_by(
-    viewer: Viewer, line: stored.Judgement
-) -> tuple[stored.SamplingPlan | None, int | None]:
+def _asked_by(viewer: Viewer, line: Judgement) -> tuple[SamplingPlan | None, int | None]:
     """Return the plan that asks about a relation, and the stratum; (None, None): nobody asked.
 
     Of a repeated question, it is the first one's.
@@ -218,14 +230,14 @@ def _highest_confidence(relations: Sequence[Relation]) -> float | None:
     return max(filter(isfinite, confidences), default=None)
 
 
-def _check_change(change: stored.Correction, object_: Box) -> None:
+def _check_change(change: Correction, object_: Box) -> None:
     if change.action == "swap" and object_.is_nothing:
         raise HTTPException(400, "a relation without an object cannot be swapped")
     if change.predicate is not None:
         _check_predicate(change.predicate)
 
 
-def _check_addition(line: stored.Judgement, is_known: bool, subject: Box) -> None:
+def _check_addition(line: Judgement, is_known: bool, subject: Box) -> None:
     if is_known:
         raise HTTPException(409, "the run has this relation already: judge it instead")
     if line.subject == line.object or subject.is_nothing:
@@ -233,7 +245,7 @@ def _check_addition(line: stored.Judgement, is_known: bool, subject: Box) -> Non
     _check_predicate(line.predicate)
 
 
-def _answer_to_proposal(line: stored.Judgement) -> stored.Judgement:
+def _answer_to_proposal(line: Judgement) -> Judgement:
     """Return an answer about a relation that the run lacks and a plan proposes: "right" adds it.
     Status 409: it is a change.
     """
@@ -242,9 +254,7 @@ def _answer_to_proposal(line: stored.Judgement) -> stored.Judgement:
             409, "the run lacks this relation: answer wrong, then add the one that holds"
         )
     if line.judgement == "right":
-        return line.model_copy(
-            update={"judgement": None, "change": stored.Correction(action="add")}
-        )
+        return line.model_copy(update={"judgement": None, "change": Correction(action="add")})
     return line
 
 
@@ -266,7 +276,7 @@ class _NewPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, regex_engine="python-re")
 
-    kind: stored.Kind | Literal["recall"]
+    kind: Kind | Literal["recall"]
     id: str = Field(
         default_factory=lambda: uuid.uuid4().hex, pattern=r"^(?!certificate-)[\w.:-]{1,64}$"
     )
@@ -301,16 +311,16 @@ def draw_plan(request: Request, values: Values) -> Response:
         return JSONResponse(_summary(existing), 201)
     common: Values = {
         "plan": options.id,
-        "at": stored.utc_now(),
+        "at": utc_now(),
         "by": who,
         "run": log.fingerprint,
         "seed": options.seed,
         "kind": options.kind,
     }
-    plan: stored.RecallPlan | stored.SamplingPlan
+    plan: RecallPlan | SamplingPlan
     if options.kind == "recall":
         images, blind = draw_recall(viewer.index.rows, options.count, options.boxes, options.seed)
-        plan = stored.RecallPlan(**common, images=images, questions=blind)
+        plan = RecallPlan(**common, images=images, questions=blind)
     elif options.kind == "doubts":
         plan = _doubts_plan(viewer, options, who)
     else:
@@ -321,21 +331,21 @@ def draw_plan(request: Request, values: Values) -> Response:
         strata, questions = draw(
             viewer.index.rows, select, parameters, options.kind, options.count, options.seed
         )
-        plan = stored.SamplingPlan(**common, search=search, strata=strata, questions=questions)
+        plan = SamplingPlan(**common, search=search, strata=strata, questions=questions)
     return JSONResponse(_summary(log.append(plan)), 201)
 
 
-def _doubts_plan(viewer: Viewer, options: _NewPlan, who: str) -> stored.SamplingPlan:
+def _doubts_plan(viewer: Viewer, options: _NewPlan, who: str) -> SamplingPlan:
     """Ask the layout model what it doubts: half of the questions are of each kind."""
     from sgpipe.stats.doubts import find_doubts, plan_doubts
 
-    if not 1 <= options.count <= stored.MOST_QUESTIONS:
-        raise UserError(f"{options.count} questions: expected 1 to {stored.MOST_QUESTIONS:,}")
+    if not 1 <= options.count <= MOST_QUESTIONS:
+        raise UserError(f"{options.count} questions: expected 1 to {MOST_QUESTIONS:,}")
     doubts = find_doubts(viewer.index.root, (options.count + 1) // 2)
     return plan_doubts(doubts, viewer.judgements.fingerprint, who, options.id)
 
 
-def _summary(plan: stored.Line) -> Values:
+def _summary(plan: Line) -> Values:
     return plan.model_dump(mode="json", exclude={"questions"})
 
 
@@ -362,7 +372,7 @@ def plan_progress(request: Request) -> Response:
     return JSONResponse(_summary(plan) | PlanProgress(plan, log).as_json() | common)
 
 
-def _recall_progress(viewer: Viewer, plan: stored.RecallPlan, who: str) -> Response:
+def _recall_progress(viewer: Viewer, plan: RecallPlan, who: str) -> Response:
     log = viewer.judgements
     left = questions_left(plan, log, who)
     if left and not viewer.read_only:
@@ -379,7 +389,7 @@ def _recall_progress(viewer: Viewer, plan: stored.RecallPlan, who: str) -> Respo
     return JSONResponse(values)
 
 
-def _groups(viewer: Viewer, plan: stored.SamplingPlan) -> list[GroupValues]:
+def _groups(viewer: Viewer, plan: SamplingPlan) -> list[GroupValues]:
     """Return how far the groups of a certificate are, as values for a page."""
     log = viewer.judgements
     progress = viewer.index.remember(
@@ -388,13 +398,13 @@ def _groups(viewer: Viewer, plan: stored.SamplingPlan) -> list[GroupValues]:
     return [group.as_json() for group in progress.values()]
 
 
-def _rounds(log: stored.JudgementLog, plan: stored.SamplingPlan) -> list[stored.SamplingPlan]:
+def _rounds(log: JudgementLog, plan: SamplingPlan) -> list[SamplingPlan]:
     return rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
 
 
-def _about_answers(log: stored.JudgementLog, plan: stored.SamplingPlan) -> str:
+def _about_answers(log: JudgementLog, plan: SamplingPlan) -> str:
     """Say how far people agree about a plan's questions, and who answered too fast to look."""
-    states: list[stored.RelationState] = []
+    states: list[RelationState] = []
     for round_ in _rounds(log, plan):
         states += states_of(round_, log).values()
     return " ".join(filter(None, [describe_alpha(states), describe_haste(states)]))
@@ -414,7 +424,7 @@ def ask_next(request: Request) -> Response:
     return RedirectResponse(place, 303)
 
 
-def _asked(request: Request) -> tuple[stored.SamplingPlan, stored.PlannedQuestion | None]:
+def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
     """Return the plan that the address names, and its next open question for whoever asks."""
     viewer, log = _reloaded(request)
     who = _asker(request)
@@ -479,7 +489,7 @@ def _numbered_boxes(record: Record, boxes: Sequence[int]) -> list[Values]:
     return values
 
 
-def _recall_plan(request: Request) -> stored.RecallPlan:
+def _recall_plan(request: Request) -> RecallPlan:
     _, log = _reloaded(request)
     plan = log.recall_plans.get(request.path_params["plan"])
     if plan is None:
@@ -505,7 +515,7 @@ def plans_page(request: Request) -> Response:
     values = {
         "plans": samples[::-1],
         "certificates": [(plan, _groups(viewer, plan)) for plan in certificates.values()],
-        "usual": stored.CertificateSettings(precision=1, prediction=usual_prediction(viewer.index)),
+        "usual": CertificateSettings(precision=1, prediction=usual_prediction(viewer.index)),
         "recalls": list(log.recall_plans.values()),
         "alpha": describe_alpha(states),
         "about_answers": lambda plan: _about_answers(log, plan),
@@ -522,7 +532,7 @@ def plans_page(request: Request) -> Response:
     return render(request, "judge", values)
 
 
-def _plan(viewer: Viewer, name: str) -> stored.SamplingPlan:
+def _plan(viewer: Viewer, name: str) -> SamplingPlan:
     """Return a plan; of a certificate, its last round."""
     plan = viewer.judgements.plans.get(name)
     if plan is None:

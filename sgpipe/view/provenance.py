@@ -8,7 +8,7 @@ from typing import Any
 from sgpipe.records import Record, Relation, deduplicate
 from sgpipe.stages.matching import normalise_predicate
 from sgpipe.stages.pair import told_triplets
-from sgpipe.stats.report import Values
+from sgpipe.stats.samples import Values
 from sgpipe.storage.header import RunHeader
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count

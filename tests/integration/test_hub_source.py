@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.files.locations import StorePath
+from sgpipe.files.stores import StorePath
 from sgpipe.storage.shards import iter_records
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.sgpipe.generation.in_process import without_ray

@@ -15,6 +15,7 @@ from sgpipe.cli.recipe_options import own_stages as settings_of_option
 from sgpipe.errors import UserError
 from sgpipe.generation.checks import check_code
 from sgpipe.generation.identity import identity, parent_recipe
+from sgpipe.generation.plan import plan
 from sgpipe.generation.run import generate
 from sgpipe.plugins import code_identity
 from sgpipe.recipe import STAGES, CaptionConfig, Recipe, StagePlan
@@ -84,12 +85,21 @@ def test_it_changes_what_later_stages_read_and_is_imported_only_by_whoever_names
     generate(recipe(STAGE), tmp_path / "run", Progress(Console(file=output, width=1000)))
     records = list(iter_records(tmp_path / "run"))
     assert f"importing {STAGE}" in output.getvalue()
+    assert (tmp_path / "run" / "recipe.yaml").read_text().count("then:") == 1
     assert all(caption.text.startswith("the ") for row in records for caption in row.captions)
     with pytest.raises(UserError, match=f"pass --then caption={STAGE}"):
         parent_recipe(str(tmp_path / "run"), {})
     repeated = parent_recipe(str(tmp_path / "run"), {"caption.then": [STAGE]})
     assert repeated.caption.then == (STAGE,)
     assert parent_recipe(str(tmp_path / "run"), {"caption.then": []}).caption.then == ()
+
+
+def test_a_plan_says_what_it_imports(code: Path) -> None:
+    output = io.StringIO()
+    settings = {"caption.then": [STAGE], "tag.tagger": "no-such-tagger"}
+    with pytest.raises(UserError, match="no-such-tagger"):
+        plan(load_recipe("miniworld", settings), Progress(Console(file=output, width=1000)))
+    assert f"importing {STAGE}" in output.getvalue()
 
 
 @pytest.mark.slow

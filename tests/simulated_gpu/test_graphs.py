@@ -19,7 +19,7 @@ if "tests.simulated_gpu.device" not in sys.modules:
 
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption import blip
-from sgpipe.stages.caption.blip import RecordedCaptions
+from sgpipe.stages.caption.blip_decoder import RecordedCaptions
 from sgpipe.stages.caption.stage import CaptionStage
 from tests.factories import make_blip
 from tests.simulated_gpu.device import counts

@@ -31,8 +31,8 @@ from sgpipe.errors import ComputationError, UserError, first_line
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
-from sgpipe.stages.caption.blip import check_finite, draw, process
 from sgpipe.stages.caption.captioner import EXAMPLE, CaptionInput, ChatCaptioner
+from sgpipe.stages.caption.nucleus import check_finite, draw, process
 from sgpipe.stages.caption.shared_prefix import (
     ROWS,
     SharedPrompts,

@@ -11,11 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.parquet import ParquetFile
 
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import choose_threshold, load_calibration, stored
@@ -23,10 +23,9 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
 from sgpipe.files.locations import Location, absolute_location, location, opened_ahead
 from sgpipe.sources.annotated import DatasetClasses
-from sgpipe.storage.judgements import JudgementLog, RelationKey
 from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
-from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, flat, lengths, open_shard
+from sgpipe.training.data.judged import Judged, judged_relations
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from sgpipe.utils.console import count
 
@@ -45,8 +44,6 @@ COLUMNS = (
 _Place = tuple[int, str, int]  # folder, file, row group
 _Rows = dict[_Place, np.ndarray]  # [rows of the row group]: a bool each
 _NO_ROWS = np.zeros(0, bool)
-# By split and image id.
-Judged: TypeAlias = "Mapping[tuple[str, str], Sequence[JudgedRelation]]"
 
 
 @dataclass(frozen=True)
@@ -64,81 +61,6 @@ class ShardFolder:
     weight: float
     images: Mapping[str, str]
     judged: Judged | None = None
-
-
-class JudgedRelation(NamedTuple):
-    """A relation that people judged.
-
-    Attributes:
-        right: whether it is correct
-        share: of the visits of its image in which it is used
-    """
-
-    subject: int
-    object: int
-    predicate: str
-    right: bool
-    share: float
-
-
-def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelation]], list[str]]:
-    """Return what people agree on in a run, by split and image, and the problems of the file.
-
-    A changed relation is wrong as it was, and right as it is now. A judgement that a plan asked for
-    stands for as many relations as its stratum has for each; others, for as many as one of a plan
-    does on average.
-
-    Raises:
-        UserError: there is no run, or nothing in it was judged
-    """
-    files = RunFiles(run)
-    log = JudgementLog(files.judgements, str(files.manifest.run.get("fingerprint", "")))
-    judgements = _agreed_judgements(log)
-    if not judgements:
-        problem = f": {log.problems[0]}" if log.problems else ""
-        raise UserError(
-            f"{run}: nobody has judged its relations{problem}; do it in `sgpipe view {run}`"
-        )
-    largest = max(weight for _, weight in judgements.values())
-    images = dict[tuple[str, str], list[JudgedRelation]]()
-    for key, (right, weight) in judgements.items():
-        relation = JudgedRelation(key.subject, key.object, key.predicate, right, weight / largest)
-        images.setdefault((key.split, key.image_id), []).append(relation)
-    return images, log.problems
-
-
-def _agreed_judgements(log: JudgementLog) -> dict[RelationKey, tuple[bool, float]]:
-    """Return whether each judged relation is right, and how many relations it stands for."""
-    weights = _judgement_weights(log)
-    originals: dict[RelationKey, tuple[bool, float]] = {}
-    corrections: dict[RelationKey, tuple[bool, float]] = {}
-    for state in log.current():
-        remaining = state.resolve()
-        if remaining is None:
-            continue
-        weight = weights.get(state.key, 1.0)
-        originals[state.key] = (state.key in remaining, weight)
-        corrections |= dict.fromkeys(sorted(remaining), (True, weight))
-    # `originals` first for the order, and last because what people say of a relation itself counts
-    return originals | corrections | originals
-
-
-def _judgement_weights(log: JudgementLog) -> dict[RelationKey, float]:
-    """Return how many relations each judgement of a random plan stands for; the mean is 1."""
-    weights: dict[RelationKey, float] = {}
-    for plan in log.plans.values():
-        if plan.kind == "doubts":  # no random sample: each stands for itself
-            continue
-        judged = log.judged(plan.plan)
-        questions = [question for question in plan.questions if question.key in judged]
-        strata = {question.key: question.stratum for question in questions}
-        sizes = Counter(strata.values())
-        represented = {
-            key: plan.strata[stratum].relations / sizes[stratum] for key, stratum in strata.items()
-        }
-        mean = sum(represented.values()) / max(len(represented), 1)
-        weights |= {key: number / mean for key, number in represented.items()}
-    return weights
 
 
 @dataclass(frozen=True)
@@ -512,12 +434,20 @@ class ScannedFolder:
                 with open_shard(path, COLUMNS, content) as shard:
                     if IMAGE_COLUMN not in shard.schema_arrow.names:
                         run_images(self.folder.root, split, self.folder.images.get(split))
-                    for group in range(shard.num_row_groups):
-                        place = (self.number, str(path), group)
-                        rows = None if selected is None else selected.get(place, _NO_ROWS)
-                        if rows is None or rows.any():
-                            table = shard.read_row_group(group, columns=list(COLUMNS))
-                            yield place, self._filter(path, table, threshold, rows)
+                    yield from self._shard_row_groups(path, shard, threshold, selected)
+
+    def _shard_row_groups(
+        self, path: Location, shard: ParquetFile, threshold: float, selected: _Rows | None
+    ) -> Generator[tuple[_Place, TrainingFilter], None, None]:
+        rows = None
+        for group in range(shard.num_row_groups):
+            place = (self.number, str(path), group)
+            if selected is not None:
+                rows = selected.get(place, _NO_ROWS)
+                if not rows.any():
+                    continue
+            table = shard.read_row_group(group, columns=list(COLUMNS))
+            yield place, self._filter(path, table, threshold, rows)
 
     def _filter(
         self, path: Location, table: pa.Table, threshold: float, selected: np.ndarray | None

@@ -32,11 +32,13 @@ from rlip_model.training.pairs import tagger_triplets
 from rlip_model.training.sampling import NegativeSampling, Texts, batch_texts, relabelled
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageRoots, IndexFolder
-from sgpipe.files.locations import is_uri, location
+from sgpipe.files.locations import location
+from sgpipe.files.stores import is_uri
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record, RelationOrigin
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
-from sgpipe.training.data.scan import COLUMNS, JudgedRelation, TrainingSet, UsableRowGroup
+from sgpipe.training.data.judged import JudgedRelation
+from sgpipe.training.data.scan import COLUMNS, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch, prefetch_generator, start_early

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from sgpipe.storage.judgements import JUDGEMENTS, RelationKey
+from sgpipe.storage.judgement_lines import RelationKey
+from sgpipe.storage.judgements import JUDGEMENTS
 from tests.integration.browser.conftest import accessibility_faults, view_server
 from tests.sgpipe.view.gallery_run import EVIL, make_gallery_run
 from tests.values import values_of

@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.files.locations import StorePath, connect
+from sgpipe.files.stores import StorePath, connect
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from tests.values import values_of
 

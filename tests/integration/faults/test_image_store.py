@@ -13,10 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from sgpipe.errors import EngineError, UserError
-from sgpipe.files import locations
+from sgpipe.files import stores
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, image_root
-from sgpipe.files.locations import StorePath
 from sgpipe.files.model_cache import cache_folder
+from sgpipe.files.stores import StorePath
 from sgpipe.generation.run import keep_indexes, open_image_roots
 from sgpipe.images import ImageError, open_ahead
 from sgpipe.recipe import Resources, SourceConfig
@@ -36,7 +36,7 @@ NAMES = [f"deep/{number:03d} ü.png" for number in range(IMAGES)]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(locations, "_READ_RETRIES", 1)
+    monkeypatch.setattr(stores, "_READ_RETRIES", 1)
 
 
 def png(number: int) -> bytes:
@@ -182,7 +182,7 @@ def test_a_thousand_random_faults_change_nothing(
     images: StorePath, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """20 runs; up to three faults in a row for each image."""
-    monkeypatch.setattr(locations, "_READ_RETRIES", 8)
+    monkeypatch.setattr(stores, "_READ_RETRIES", 8)
     root = image_root(images.uri)
     fault_count = 0
     for seed in range(20):

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.storage.index import Index
-from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
+from sgpipe.storage.judgement_lines import Judgement, RelationKey
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.utils.console import Progress
 from sgpipe.view.app import LOCAL, create_app, listen, serve
 from sgpipe.view.pages import Viewer

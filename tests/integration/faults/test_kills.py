@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.files.locations import StorePath
+from sgpipe.files.stores import StorePath
 from sgpipe.records import Record
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.mirror import fetch

@@ -22,7 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from rich.console import Console
 
 from sgpipe.errors import EngineError, StoreError, UserError
-from sgpipe.files.locations import StorePath, sizes
+from sgpipe.files.locations import sizes
+from sgpipe.files.stores import StorePath
 from sgpipe.generation.run import generate
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record

@@ -8,7 +8,8 @@ import boto3
 import pytest
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import AccessError, CutError, ReplacedError, StorePath, sizes
+from sgpipe.files.locations import sizes
+from sgpipe.files.stores import AccessError, CutError, ReplacedError, StorePath
 from sgpipe.storage.manifest import Manifest, WriterClaim
 from sgpipe.storage.run_folder import RunFolder
 from tests.integration.faults.conftest import Faults

@@ -15,7 +15,8 @@ from rich.console import Console
 from sgpipe.calibration import load_calibration
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files import locations
-from sgpipe.files.locations import StorePath, content_id
+from sgpipe.files.locations import content_id
+from sgpipe.files.stores import StorePath
 from sgpipe.generation.identity import identity
 from sgpipe.recipe import SourceConfig, load_recipe
 from sgpipe.records import Record

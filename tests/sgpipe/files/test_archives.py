@@ -19,8 +19,8 @@ from sgpipe.errors import EngineError, ImageError, UserError
 from sgpipe.files import roots
 from sgpipe.files.archives import ArchiveRoot
 from sgpipe.files.image_roots import IndexFolder, existing_images, image_root
-from sgpipe.files.locations import StorePath
 from sgpipe.files.roots import FolderRoot
+from sgpipe.files.stores import StorePath
 from sgpipe.images import open_ahead
 from sgpipe.records import Record
 from sgpipe.utils.console import Progress

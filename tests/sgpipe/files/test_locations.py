@@ -15,19 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
-from sgpipe.files import json_stream, locations
+from sgpipe.files import json_stream, stores
 from sgpipe.files.image_roots import check_images
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.locations import (
-    ObjectInfo,
-    StorePath,
-    content_id,
-    open_text,
-    read_ends,
-    read_text,
-    text_sha256,
-)
+from sgpipe.files.locations import content_id, open_text, read_ends, read_text, text_sha256
 from sgpipe.files.model_cache import pin_model
+from sgpipe.files.stores import ObjectInfo, StorePath
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.utils.hashing import file_sha256
@@ -184,7 +177,7 @@ class Reader(StorePath):
 def test_a_whole_file_is_read_by_few_requests(
     monkeypatch: pytest.MonkeyPatch, options: tuple[Any, ...]
 ) -> None:
-    monkeypatch.setattr(locations, "_BUFFER", 10)
+    monkeypatch.setattr(stores, "_BUFFER", 10)
     reader = Reader()
     file = reader.open("rb", *options)
     assert file.read() == CONTENT

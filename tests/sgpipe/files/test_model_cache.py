@@ -19,8 +19,8 @@ import pytest
 from sgpipe.errors import EngineError, StoreError, UserError, existing_model
 from sgpipe.files import model_cache
 from sgpipe.files.hub import missing_models, naming_hub
-from sgpipe.files.locations import ObjectInfo
 from sgpipe.files.model_cache import local_model, pin_model
+from sgpipe.files.stores import ObjectInfo
 from sgpipe.recipe import Recipe, hub_models, load_recipe, packaged_model, with_model_folders
 from sgpipe.utils.hashing import model_sha256
 

@@ -20,7 +20,8 @@ from sgpipe.sources.miniworld import import_graphs
 from sgpipe.sources.vocabulary import load_equivalents
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.tag.stage import text_to_read
-from sgpipe.storage.judgements import Judgement, JudgementLog
+from sgpipe.storage.judgement_lines import Judgement
+from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import write_shard

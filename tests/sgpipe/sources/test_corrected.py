@@ -15,7 +15,8 @@ from sgpipe.errors import UserError
 from sgpipe.export.hugging_face import describe_origin
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.corrected import CorrectedRun, correct_relations, correct_run
-from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
+from sgpipe.storage.judgement_lines import Judgement
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import CLIP_SCORE, embedded_images, iter_records, read_file, write_copy
 from sgpipe.storage.verify import verify

@@ -21,12 +21,7 @@ from sgpipe.files.roots import HubRoot
 from sgpipe.recipe import HubConfig, SourceConfig, load_recipe
 from sgpipe.records import Box, Record
 from sgpipe.sources.detections import write_detections
-from sgpipe.sources.hub import (
-    check_hub,
-    prepare_hub,
-    read_split,
-    stamp_split,
-)
+from sgpipe.sources.hub import check_hub, prepare_hub, read_split, stamp_split
 from sgpipe.sources.hub_files import find_files
 from sgpipe.storage.source_index import SourceIndex
 from tests.sgpipe.export.hub_stub import COMMIT, answer_at, hub  # noqa: F401 - a fixture

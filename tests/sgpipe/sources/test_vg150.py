@@ -16,13 +16,7 @@ from sgpipe.sources.psg import psg_source
 from sgpipe.sources.vg150 import vg150_source
 from sgpipe.storage.verify import verify
 from tests.sgpipe.export.runs import imported
-from tests.sgpipe.sources.scene_graph_files import (
-    HEIGHT,
-    WIDTH,
-    bare,
-    graphs,
-    round_trip,
-)
+from tests.sgpipe.sources.scene_graph_files import HEIGHT, WIDTH, bare, graphs, round_trip
 from tests.sgpipe.stats.runs import make_shards
 from tests.values import values_of
 

@@ -13,7 +13,8 @@ from sgpipe.cli.main import app
 from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.stats.plans import draw
 from sgpipe.storage.index import open_run
-from sgpipe.storage.judgements import JUDGEMENTS, Judgement, Kind, PlannedQuestion, SamplingPlan
+from sgpipe.storage.judgement_lines import Judgement, Kind, PlannedQuestion, SamplingPlan
+from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import write_shard
 from sgpipe.view.search import Filters, select_relations

@@ -6,12 +6,14 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from sgpipe.plots import Line, Plot
 from sgpipe.records import Attribute, Box
 from sgpipe.stats.audit import Audit, compare
 from sgpipe.stats.measures import measure
-from sgpipe.stats.report import open_samples, render, tables, write_sheet
+from sgpipe.stats.report import render
+from sgpipe.stats.samples import open_samples, write_sheet
+from sgpipe.stats.tables import tables
 from sgpipe.storage.index import open_run
-from sgpipe.viz import Line, Plot
 from tests.sgpipe.stats.forms import assert_forms_agree
 from tests.sgpipe.stats.runs import PERSON, invoke, judge, labelled_records, make_shards, scene
 from tests.sgpipe.training.data.runs import make_run, plain_record

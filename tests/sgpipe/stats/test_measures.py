@@ -11,7 +11,7 @@ from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError
 from sgpipe.records import Attribute, Pair, Triplet
 from sgpipe.stats.measures import measure, measure_long_tail
-from sgpipe.stats.report import overview
+from sgpipe.stats.tables import overview
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, labelled_records, make_shards, scene
 from tests.values import values_of

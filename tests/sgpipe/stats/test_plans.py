@@ -10,22 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgpipe.stats.plans import (
-    MARGIN,
-    JudgementMeasures,
-    PlanProgress,
-    draw,
-    measure_judgements,
-    next_question,
-)
+from sgpipe.stats.judged_precision import JudgementMeasures, measure_judgements
+from sgpipe.stats.plans import MARGIN, PlanProgress, draw, next_question
 from sgpipe.storage.index import open_run
-from sgpipe.storage.judgements import (
-    JUDGEMENTS,
-    JudgementLog,
-    PlannedQuestion,
-    PlanStratum,
-    SamplingPlan,
-)
+from sgpipe.storage.judgement_lines import PlannedQuestion, PlanStratum, SamplingPlan
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.view.search import Filters, select_relations
 from tests.sgpipe.stats.runs import invoke, judge, judgement_of, make_shards, scene
 from tests.values import values_of

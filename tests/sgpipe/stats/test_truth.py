@@ -14,7 +14,7 @@ from sgpipe.stats.ground_truth import measure_against_ground_truth
 from sgpipe.stats.measures import measure
 from sgpipe.stats.precision import area_under_roc
 from sgpipe.storage.index import open_run
-from sgpipe.storage.judgements import PlannedQuestion
+from sgpipe.storage.judgement_lines import PlannedQuestion
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.shards import VLM_SCORE, read_file, write_copy

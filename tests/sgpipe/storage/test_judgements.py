@@ -10,17 +10,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sgpipe.errors import UserError
-from sgpipe.storage.judgements import (
-    JUDGEMENTS,
+from sgpipe.storage.judgement_lines import (
     Correction,
     Judgement,
-    JudgementLog,
     PlannedQuestion,
     PlanStratum,
     RelationKey,
-    RelationState,
     SamplingPlan,
 )
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog, RelationState
 from tests.values import values_of
 
 RUN = "f" * 16

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import StorePath
+from sgpipe.files.stores import StorePath
 from sgpipe.storage.manifest import (
     MANIFEST,
     Manifest,

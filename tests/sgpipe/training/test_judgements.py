@@ -15,8 +15,10 @@ from rlip_model.relation_losses import focal_loss
 from sgpipe.cli.train import ShardsOptions
 from sgpipe.errors import UserError
 from sgpipe.records import Relation
-from sgpipe.storage.judgements import JUDGEMENTS, Judgement, RelationKey
-from sgpipe.training.data.scan import JudgedRelation, judged_relations, scan_training
+from sgpipe.storage.judgement_lines import Judgement, RelationKey
+from sgpipe.storage.judgements import JUDGEMENTS
+from sgpipe.training.data.judged import JudgedRelation, judged_relations
+from sgpipe.training.data.scan import scan_training
 from sgpipe.training.data.stream import ShardFeed, StepStream
 from sgpipe.training.job import TrainingJob
 from sgpipe.training.recipe import DataConfig, ShardsConfig, TrainRecipe

@@ -18,7 +18,8 @@ from sgpipe.sources.corrected import Corrections
 from sgpipe.stats.certificate_rounds import extend
 from sgpipe.stats.population import settings_for
 from sgpipe.storage.index import Index
-from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
+from sgpipe.storage.judgement_lines import Judgement
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.storage.shards import read_file
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run

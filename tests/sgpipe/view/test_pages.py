@@ -16,14 +16,10 @@ from sgpipe.recipe import PairConfig
 from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.stages.pair import PairStage
 from sgpipe.storage.index import IndexedImage, RecordView
-from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
-from sgpipe.view.pages import (
-    MOST_RELATIONS,
-    compare_images,
-    image_url,
-    image_values,
-    match_objects,
-)
+from sgpipe.storage.judgement_lines import Judgement
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from sgpipe.view.image_page import MOST_RELATIONS, compare_images, image_values, match_objects
+from sgpipe.view.pages import image_url
 from sgpipe.view.provenance import Provenance
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
 from tests.sgpipe.view.gallery_run import EVIL, STRANGE, attributes, make_gallery_run, open_client
@@ -108,7 +104,7 @@ def test_a_bug_is_one_line_for_the_browser(
     def fail(*_: object) -> None:
         raise KeyError("secret")
 
-    monkeypatch.setattr("sgpipe.view.pages.search", fail)
+    monkeypatch.setattr("sgpipe.view.gallery.search", fail)
     monkeypatch.setattr("sys.excepthook", lambda *_: None)
     quiet = TestClient(client.app, base_url="http://localhost", raise_server_exceptions=False)
     answer = quiet.get("/")

@@ -103,7 +103,7 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a running server, whose requests must arrive within a second."""
     monkeypatch.setattr("sgpipe.view.app._REQUEST_SECONDS", 1.0)
     monkeypatch.setattr("sgpipe.view.app._STALLED_SECONDS", 1.0)
-    monkeypatch.setattr("sgpipe.view.pages._jpeg", lambda *_: bytes(LARGE))
+    monkeypatch.setattr("sgpipe.view.gallery._jpeg", lambda *_: bytes(LARGE))
     make_run(tmp_path / "run", [record("a", (0, "riding", 1, 0.9), file_name="a.png")])
     server = server_of(open_client(tmp_path / "run").app)
     address = listen("127.0.0.1", 0)

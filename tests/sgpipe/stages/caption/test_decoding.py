@@ -12,15 +12,8 @@ from scipy.stats import chisquare
 from transformers import BlipForConditionalGeneration
 
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.blip import (
-    BlipDecoder,
-    beam_captions,
-    gumbel,
-    nucleus,
-    philox,
-    process,
-    sample_captions,
-)
+from sgpipe.stages.caption.blip_decoder import BlipDecoder, beam_captions, sample_captions
+from sgpipe.stages.caption.nucleus import gumbel, nucleus, philox, process
 from tests.factories import make_blip
 
 END = 3  # [SEP] of the tokenizer

@@ -20,8 +20,8 @@ from transformers.models.smolvlm import processing_smolvlm
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption import vision_language
-from sgpipe.stages.caption.blip import draw, process
 from sgpipe.stages.caption.captioner import CaptionInput, Refusal, one_line, settings_of
+from sgpipe.stages.caption.nucleus import draw, process
 from sgpipe.stages.caption.stage import CaptionStage, load_captioner
 from tests.factories import make_blip
 from tests.vlm_checkpoints import FAMILIES, make_vlm
