@@ -1,14 +1,14 @@
 """Many prompts with one beginning: a model computes that once, and what follows as a batch."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ROWS = 32  # prompts that are computed at once
+ROWS = 32  # prompts that are computed at once, if the memory of the GPU suffices
 # inputs with a number for each token
 _OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -74,7 +74,7 @@ def begin(model: Any, prefix: Mapping[str, Any]) -> dict[str, Any]:
     return {name: output[name]}
 
 
-def end(model: Any, begun: Mapping[str, Any], endings: list[list[int]]) -> Tensor:
+def end(model: Any, begun: Mapping[str, Any], endings: Sequence[list[int]]) -> Tensor:
     """Return the scores of the token after each prompt, `[endings, vocabulary]`.
 
     Shorter endings repeat their last token, which no token before it sees.

@@ -44,7 +44,7 @@ from sgpipe.stages.caption.shared_prefix import (
 from sgpipe.stages.failures import is_gpu_failure
 from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
 from sgpipe.utils.devices import pick_device, pick_dtype
-from sgpipe.utils.gpu import enough_memory
+from sgpipe.utils.gpu import GpuMemory, enough_memory
 from sgpipe.utils.prefetch import prefetch
 
 _REMEDY = (
@@ -131,6 +131,7 @@ class VisionLanguageCaptioner(ChatCaptioner):
         config = self.config
         self.device = pick_device(config.device, config.resources.gpus)
         self.dtype = pick_dtype(config.dtype, self.device)
+        self.memory = GpuMemory(self.device, _REMEDY, threads=1, batch_size=ROWS)
         self.check()
         with enough_memory(self.device, _REMEDY):
             model = checkpoint.load_weights(
@@ -317,10 +318,15 @@ class VisionLanguageCaptioner(ChatCaptioner):
     def _answer_together(self, requests: Sequence[ChatRequest]) -> list[list[Choice]]:
         prompts = self._read_together(requests)
         begun = begin(self.model, prompts.prefix)
+
+        def answer(endings: Sequence[list[int]]) -> list[list[Choice]]:
+            logits = end(self.model, begun, endings)
+            return [[Choice("", None, shares)] for shares in self._yes_and_no(logits)]
+
         answers = []
-        for start in range(0, len(requests), ROWS):
-            logits = end(self.model, begun, prompts.endings[start : start + ROWS])
-            answers += [[Choice("", None, shares)] for shares in self._yes_and_no(logits)]
+        rows = self.memory.batch_size
+        for start in range(0, len(requests), rows):
+            answers += self.memory.compute(answer, prompts.endings[start : start + rows])
         return answers
 
     def _read_together(self, requests: Sequence[ChatRequest]) -> SharedPrompts:

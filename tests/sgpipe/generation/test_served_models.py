@@ -70,6 +70,20 @@ def test_answers_of_a_run_without_a_shard_are_kept(coco: Files, tmp_path: Path) 
         assert sorted(server.paid.values()) == [1] * IMAGES + [2]
 
 
+def test_candidates_of_an_image_are_asked_about_one_picture(coco: Files, tmp_path: Path) -> None:
+    vlm = {"tag": {"method": "vlm", "tagger": "tiny-vlm", "questions": "shared"}}
+    with EndpointServer(lambda body: ["Yes"] if body.get("logprobs") else caption(body)) as server:
+        settings = {**vlm, "tag.endpoint": server.url, "pair.candidates": "image"}
+        label(captioned(coco, server, **settings), tmp_path / "run")
+    asked = [body for body in server.requests if body.get("logprobs")]
+    shown = {body["messages"][0]["content"][0]["image_url"]["url"] for body in asked}
+    records = rows(tmp_path / "run")
+    related = [record for record in records if record.relations]
+    assert len(shown) == len(related) + 1, "and that of the example before the work"
+    assert len(asked) == 2 * sum(len(record.relations) for record in records) + 1
+    assert {relation.origin for record in related for relation in record.relations} == {"vlm"}
+
+
 @pytest.mark.parametrize(
     ("images", "in_flight", "patience", "asked"),
     [

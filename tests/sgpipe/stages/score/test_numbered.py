@@ -2,6 +2,7 @@
 those of single questions.
 """
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -92,8 +93,8 @@ def content(body: Mapping[str, Any]) -> tuple[str, str]:
 def test_answers_are_those_of_single_questions_with_whole_prompts(
     scorer_of, image: Image.Image, family: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sgpipe.stages.caption.vision_language.ROWS", rows)
     scorer = scorer_of(family)
+    monkeypatch.setattr(scorer._model.memory, "batch_size", rows)
     requests = requests_of(scorer, image)
     together = list(scorer._model.ask_together(requests))
     alone = list(scorer._model.ask_all(requests))
@@ -145,6 +146,26 @@ def test_one_image_is_processed_and_computed_for_all_questions(
     for number, score in zip(order, shuffled, strict=True):
         is_equal = score is scores[number] or score == pytest.approx(scores[number], abs=1e-6)
         assert is_equal, RELATIONS[number]
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_halved(
+    scorer_of, image: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = scorer_of("smolvlm")
+    scores = scorer.scores(image, OBJECTS, VISIBLE)
+    batches = []
+
+    def end(model: Any, begun: Any, endings: Sequence[list[int]]) -> torch.Tensor:
+        batches.append(len(endings))
+        if len(endings) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return END(model, begun, endings)
+
+    monkeypatch.setattr("sgpipe.stages.caption.vision_language.end", end)
+    monkeypatch.setattr(scorer._model, "memory", copy.copy(scorer._model.memory))
+    assert scorer.scores(image, OBJECTS, VISIBLE) == pytest.approx(scores, abs=1e-6)
+    assert batches == [30, 30, 15, 7, 8, 15, 7, 8]
+    assert scorer._model.memory.batch_size == 7
 
 
 def test_every_request_begins_with_the_same_bytes(image: Image.Image, tmp_path: Path) -> None:
