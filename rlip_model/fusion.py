@@ -153,7 +153,9 @@ class BidirectionalAttention(nn.Module):
         """Updates of `vision` `[batch, tokens, dim]` and `labels` `[batch, labels, label_dim]`.
 
         Positions contribute to the scores, but not to the values. Nothing is masked except `absent`
-        labels: in the published networks, the masks of padding and labels have no effect here.
+
+        Args:
+            labels: in the published networks, the masks of padding and labels have no effect here.
         """
         query = self._split(self.v_proj(vision + positions))
         key = self._split(self.l_proj(labels))

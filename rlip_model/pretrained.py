@@ -83,8 +83,10 @@ class RLIPPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def check(cls, name: str) -> None:
-        """Read only the configuration. Raises CheckpointError: there is no network, or one of
-        another kind.
+        """Read only the configuration.
+
+        Raises:
+            CheckpointError: there is no network, or one of another kind.
         """
         _check_kind(name, cls)
 

@@ -74,8 +74,10 @@ class Calibration(Config):
         return stored(max(min_confidence, self.lowest))
 
     def probability_for(self, precision: float) -> float:
-        """Return the lowest probability that shows the precision with 95% confidence. Raises
-        UserError: none does.
+        """Return the lowest probability that shows the precision with 95% confidence.
+
+        Raises:
+            UserError: none does.
         """
         check_share("precision", precision)
         probabilities, shown, highest = zip(*self.levels, strict=True)
@@ -139,8 +141,10 @@ def lowest_shown(lows: Sequence[float], highest: Sequence[float], target: float)
 
 
 def load_calibration(file: Location) -> Calibration:
-    """Read a file of `sgpipe calibrate`. Raises UserError: it cannot be read, or is something
-    else.
+    """Read a file of `sgpipe calibrate`.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
     """
     text = read_text(file, "calibration")
     try:
@@ -159,8 +163,10 @@ def choose_threshold(
 ) -> float:
     """Return the minimum confidence that settings ask for, rounded as shards store confidences.
 
-    With a calibration, `threshold` is a probability; `precision` replaces it. Raises UserError: as
-    `probability_for`.
+    With a calibration, `threshold` is a probability; `precision` replaces it.
+
+    Raises:
+        UserError: as `probability_for`.
     """
     if precision is not None:
         threshold = probability_for(calibration, precision, None)
@@ -178,8 +184,10 @@ def stored(confidence: float) -> float:
 
 
 def threshold_of_recipe(tag: TagConfig, pair: PairConfig) -> float:
-    """Return the minimum confidence of a recipe. Raises UserError: the calibration is for other
-    scores.
+    """Return the minimum confidence of a recipe.
+
+    Raises:
+        UserError: the calibration is for other scores.
     """
     if tag.calibration is not None:
         load_calibration(tag.calibration).check_scoring(
@@ -191,8 +199,10 @@ def threshold_of_recipe(tag: TagConfig, pair: PairConfig) -> float:
 def probability_for(
     calibration: Location | None, precision: float, threshold: float | None
 ) -> float:
-    """Return the minimum probability for a precision. Raises UserError: a threshold is given, or no
-    calibration.
+    """Return the minimum probability for a precision.
+
+    Raises:
+        UserError: a threshold is given, or no calibration.
     """
     if threshold is not None:
         raise UserError("threshold and precision both choose the relations; pass one of them")

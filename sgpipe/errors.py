@@ -67,8 +67,10 @@ class TakenOverError(StoreError):
 
 
 def check_share(name: str, value: float) -> float:
-    """Return `value`. Raises UserError: it is not a number from 0 to 1, or NaN, which no comparison
-    would refuse.
+    """Return `value`.
+
+    Raises:
+        UserError: it is not a number from 0 to 1, or NaN, which no comparison would refuse.
     """
     try:
         is_share = bool(0 <= value <= 1)
@@ -80,8 +82,13 @@ def check_share(name: str, value: float) -> float:
 
 
 def import_extra(name: str, extra: str | None = None) -> Any:
-    """Return an optional library. Raises UserError: it is not installed; `extra`: if it has another
-    name.
+    """Return an optional library.
+
+    Args:
+        extra: of sgpipe that installs it, if it has another name.
+
+    Raises:
+        UserError: it is not installed.
     """
     try:
         return import_module(name)
@@ -104,7 +111,11 @@ def add_filename(path: Path) -> Iterator[None]:
 
 
 def existing_folder(path: Path) -> Path:
-    """Return `path`. Raises UserError: it is missing or a file."""
+    """Return `path`.
+
+    Raises:
+        UserError: it is missing or a file.
+    """
     if not path.is_dir():
         raise UserError(
             f"{path} is a file, not a folder" if path.exists() else f"no such folder: {path}"
@@ -113,7 +124,11 @@ def existing_folder(path: Path) -> Path:
 
 
 def existing_file(path: Path) -> Path:
-    """Return `path`, which may also be a pipe. Raises UserError: it is missing or a folder."""
+    """Return `path`, which may also be a pipe.
+
+    Raises:
+        UserError: it is missing or a folder.
+    """
     if path.is_dir() or not path.exists():
         raise UserError(
             f"{path} is a folder, not a file" if path.is_dir() else f"no such file: {path}"
@@ -122,8 +137,10 @@ def existing_file(path: Path) -> Path:
 
 
 def existing_model(name: str) -> str:
-    """Return `name`. Raises UserError: it can only be a path, as a hub id has at most one slash,
-    and is missing.
+    """Return `name`.
+
+    Raises:
+        UserError: it can only be a path, as a hub id has at most one slash, and is missing.
     """
     weights = name.endswith(WEIGHTS)
     is_path = (

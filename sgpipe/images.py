@@ -54,7 +54,11 @@ def reads_heif() -> bool:
 
 
 def image_exists(root: ImagePlace, file_name: str) -> bool:
-    """Return whether `root` contains the file. Raises StoreError: it cannot be reached."""
+    """Return whether `root` contains the file.
+
+    Raises:
+        StoreError: it cannot be reached.
+    """
     return image_root(root).contains(file_name)
 
 
@@ -66,9 +70,12 @@ def open_row_image(
 ) -> Image.Image:
     """Return the image of a shard's row as RGB, of the annotated size.
 
-    `roots`: where the images of each split are, as recorded by the run. `embedded`: the image file
-    stored in the row. `images`: where they are instead, which takes precedence over both. Raises
-    ImageError: see `decode`; StoreError.
+    Raises ImageError: see `decode`; StoreError.
+
+    Args:
+        roots: where the images of each split are, as recorded by the run.
+        embedded: the image file stored in the row.
+        images: where they are instead, which takes precedence over both.
     """
     file, name = image_file(roots, row.split, row.file_name, embedded, images)
     return decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
@@ -105,10 +112,13 @@ def decode(
 ) -> Image.Image:
     """Return the image in a file, which messages call `name`, as RGB.
 
-    `size`: annotated width and height in pixels. `upright`: turn the image as EXIF says; otherwise
-    turn it only if the annotated size requires it, because boxes refer to the annotated frame.
+    Args:
+        size: annotated width and height in pixels.
+        upright: turn the image as EXIF says; otherwise turn it only if the annotated size requires
+            it, because boxes refer to the annotated frame.
 
-    Raises ImageError: missing, broken, too large, or not of the annotated size.
+    Raises:
+        ImageError: missing, broken, too large, or not of the annotated size.
     """
     with open_header(file, name) as image:
         image.load()
@@ -124,8 +134,10 @@ def decode(
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Return an image in memory as RGB, turned as EXIF says. Raises ImageError: broken, empty or
-    too large.
+    """Return an image in memory as RGB, turned as EXIF says.
+
+    Raises:
+        ImageError: broken, empty or too large.
     """
     with _as_image_errors("in memory"):
         _check_pixels(image)
@@ -138,7 +150,8 @@ def from_array(values: Any) -> Image.Image:
     """Return a NumPy array as an image: uint8 `[height, width]` (grey), `[height, width, 3]` (RGB)
     or 4 (RGBA).
 
-    Raises ImageError: another shape or type of numbers.
+    Raises:
+        ImageError: another shape or type of numbers.
     """
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
@@ -156,8 +169,9 @@ def from_array(values: Any) -> Image.Image:
 def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
     """Yield an image whose header is valid, not decoded yet; messages call it `name`.
 
-    Raises ImageError: missing, broken, or too large; also for errors of decoding in the body of the
-    `with` statement.
+    Raises:
+        ImageError: missing, broken, or too large; also for errors of decoding in the body of the
+            `with` statement.
     """
     with _as_image_errors(name):
         if isinstance(file, Path):
@@ -173,8 +187,10 @@ def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _as_image_errors(name: str) -> Iterator[None]:
-    """Turn errors of the body into ImageErrors that name the image. Raises EngineError: no room, or
-    too many files.
+    """Turn errors of the body into ImageErrors that name the image.
+
+    Raises:
+        EngineError: no room, or too many files.
     """
     try:
         yield
@@ -215,7 +231,8 @@ def read_size(root: ImagePlace, file_name: str, *, upright: bool = False) -> tup
     """Return width and height as stored, to which annotated boxes refer; or `upright`: as
     displayed, turned by EXIF.
 
-    Raises ImageError: the image is not usable.
+    Raises:
+        ImageError: the image is not usable.
     """
     root = image_root(root)
     name = root.where(file_name)
@@ -236,8 +253,10 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def read_image(root: ImagePlace, record: Record) -> bytes:
-    """Return the bytes of the record's image file. Raises ImageError: as `read_size`, or of another
-    size.
+    """Return the bytes of the record's image file.
+
+    Raises:
+        ImageError: as `read_size`, or of another size.
     """
     root = image_root(root)
     file = root.open(record.file_name)

@@ -180,8 +180,10 @@ class SceneGraph:
         """Return the image with at most `limit` relations drawn on it and listed below, the most
         confident first.
 
-        The image is grey if its file can no longer be read. Raises UserError: `width` is not 1 to
-        16,384 pixels, or `limit` is negative.
+        The image is grey if its file can no longer be read.
+
+        Raises:
+            UserError: `width` is not 1 to 16,384 pixels, or `limit` is negative.
         """
         if not 1 <= width <= _WIDEST:
             raise UserError(f"width={width}: expected 1 to {_WIDEST:,} pixels")
@@ -397,7 +399,8 @@ class Pipeline:
         """Return the scene graphs of images, one by one and in order; of one that cannot be used,
         `error` says why.
 
-        Raises UserError: a model cannot be used, or this is a single image.
+        Raises:
+            UserError: a model cannot be used, or this is a single image.
         """
         is_array = isinstance(images, np.ndarray) and images.ndim < 4
         if is_array or isinstance(images, str | os.PathLike | Image.Image):
@@ -473,8 +476,10 @@ class Pipeline:
 
     @cached_property
     def _finder(self) -> DetectStage | GivenBoxesStage | None:
-        """Finds boxes; None: only words get some. Raises UserError: nothing finds any, or it cannot
-        be loaded.
+        """Finds boxes; None: only words get some.
+
+        Raises:
+            UserError: nothing finds any, or it cannot be loaded.
         """
         if self._boxes is None and self.recipe.detect.detector is None:
             if self.recipe.ground.detector is not None:
@@ -557,11 +562,13 @@ def _check_recipe(recipe: Recipe) -> None:
 
 
 def _to_file(image: ImageInput) -> Path | Image.Image:
-    """Return an input as the absolute path of a file, or as an upright RGB image. Raises
-    ImageError: it is neither.
+    """Return an input as the absolute path of a file, or as an upright RGB image.
 
     The path has no "..", which file names of records must not contain; a symbolic link keeps its
     name.
+
+    Raises:
+        ImageError: it is neither.
     """
     if isinstance(image, Image.Image):
         return upright_rgb(image)

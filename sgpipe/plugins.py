@@ -57,7 +57,11 @@ def names_of(kind: Kind) -> list[str]:
 
 
 def load(kind: Kind, reference: str) -> Any:
-    """Import what a reference names. Raises UserError: there is no such module or attribute."""
+    """Import what a reference names.
+
+    Raises:
+        UserError: there is no such module or attribute.
+    """
     module_name, _, attribute = reference.partition(":")
     try:
         module = import_module(module_name)
@@ -78,7 +82,11 @@ def load(kind: Kind, reference: str) -> Any:
 
 
 def load_class(kind: Kind, reference: str, base: type[Plugin]) -> type[Plugin]:
-    """Import a class. Raises UserError: as `load`, or it is not a subclass of `base`."""
+    """Import a class.
+
+    Raises:
+        UserError: as `load`, or it is not a subclass of `base`.
+    """
     loaded = load(kind, reference)
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise UserError(f"{kind} {reference} is not a subclass of sgpipe.{base.__name__}")
@@ -86,7 +94,11 @@ def load_class(kind: Kind, reference: str, base: type[Plugin]) -> type[Plugin]:
 
 
 def load_instance(kind: Kind, reference: str, expected: type[Plugin]) -> Plugin:
-    """Import a value. Raises UserError: as `load`, or it is not of this class."""
+    """Import a value.
+
+    Raises:
+        UserError: as `load`, or it is not of this class.
+    """
     loaded = load(kind, reference)
     if not isinstance(loaded, expected):
         raise UserError(f"{kind} {reference} is not a sgpipe.{expected.__name__}")
@@ -119,7 +131,10 @@ def failures_told(kind: Kind, reference: str) -> Iterator[None]:
 
 def code_identity(kind: Kind, reference: str) -> str:
     """Return what identifies the code behind a reference: its name, the version of its package and
-    the hash of its module. Raises UserError: as `load`.
+    the hash of its module.
+
+    Raises:
+        UserError: as `load`.
     """
     loaded = load(kind, reference)
     module_name, _, attribute = reference.partition(":")

@@ -71,8 +71,10 @@ def doctor(
 
 
 def _check_hub_models(recipe: str, assign: list[str], fetch: bool) -> dict[str, DoctorCheck]:
-    """Check each hub model of a recipe. Raises UserError, StoreError: with `fetch`, as
-    `fetch_models`.
+    """Check each hub model of a recipe.
+
+    Raises:
+        UserError, StoreError: with `fetch`, as `fetch_models`.
     """
     from huggingface_hub import constants
 

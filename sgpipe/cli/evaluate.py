@@ -99,8 +99,10 @@ class InputOptions(cli.InferenceOptions):
         classes: Path | None = None,
         other: declare.Place | None = None,
     ) -> PredictionFiles | ModelRun:
-        """Return what is evaluated; `other`: instead of predictions or model. Raises UserError: too
-        few options.
+        """Return what is evaluated; `other`: instead of predictions or model.
+
+        Raises:
+            UserError: too few options.
         """
         from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
 

@@ -32,8 +32,10 @@ class WrittenOptions:
     images: cli.MovedImages = None
 
     def as_arguments(self, run: Any) -> dict[str, Any]:
-        """Return the arguments of `export_run` and `push_run`. Raises UserError: the certificate is
-        not valid.
+        """Return the arguments of `export_run` and `push_run`.
+
+        Raises:
+            UserError: the certificate is not valid.
         """
         arguments = dict(vars(self))
         is_certified = arguments.pop("certified")

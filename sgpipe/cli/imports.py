@@ -83,11 +83,14 @@ class AnnotationOptions(OutputOptions):
     split: cli.GuessedSplit = None
 
     def split_name(self, *, unsplit: bool = False, own_splits: bool = False) -> str:
-        """Return the split that is given, or that the file or folder is named after. Raises
-        UserError: none, or two.
+        """Return the split that is given, or that the file or folder is named after.
 
-        `unsplit`: the dataset is published without splits. `own_splits`: they are not those of its
-        image folders.
+        Args:
+            unsplit: the dataset is published without splits.
+            own_splits: they are not those of its image folders.
+
+        Raises:
+            UserError: none, or two.
         """
         from sgpipe.recipe import WHOLE
         from sgpipe.sources.annotated import infer_split

@@ -144,8 +144,10 @@ def _show(file: Path, graph: SceneGraph, threshold: float, drawing: Path) -> Non
 
 
 def _files(images: list[Path], out: Path) -> Iterator[Path]:
-    """Yield the images, also those in folders, not drawings in `out`. Raises UserError: a folder
-    has none.
+    """Yield the images, also those in folders, not drawings in `out`.
+
+    Raises:
+        UserError: a folder has none.
     """
     from sgpipe.files.roots import FolderRoot
     from sgpipe.sources.folder import list_folder, no_images

@@ -116,8 +116,10 @@ class InferenceOptions:
 
 
 def judged_file(run: str | Location, file: Path | None) -> Path | None:
-    """Return the file of judgements that is meant: "own" is the run's. Raises UserError: it is
-    missing.
+    """Return the file of judgements that is meant: "own" is the run's.
+
+    Raises:
+        UserError: it is missing.
     """
     if file is not None and str(file) == _OWN:
         from sgpipe.storage.run_folder import RunFiles
@@ -136,7 +138,11 @@ def ground_truth_for(
     image_data: Location | None = None,
     targets: Location | None = None,
 ) -> GroundTruth:
-    """Return the given ground truth of a run, or its own. Raises UserError: there is neither."""
+    """Return the given ground truth of a run, or its own.
+
+    Raises:
+        UserError: there is neither.
+    """
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
     known = ground_truth_of(run) if truth is None else GroundTruth(truth)
@@ -148,8 +154,10 @@ def ground_truth_for(
 
 
 def certificate_of(run: str | Location) -> Certificate:
-    """Return the certificate of a run after computing it again. Raises UserError: there is none, or
-    it is not valid.
+    """Return the certificate of a run after computing it again.
+
+    Raises:
+        UserError: there is none, or it is not valid.
     """
     from sgpipe.stats.certify import check
     from sgpipe.storage.run_folder import RunFiles
@@ -158,8 +166,10 @@ def certificate_of(run: str | Location) -> Certificate:
 
 
 def certified_threshold(runs: Iterable[str | Location]) -> float:
-    """Return the confidence that the certificates of runs keep. Raises UserError: it is not one for
-    all relations.
+    """Return the confidence that the certificates of runs keep.
+
+    Raises:
+        UserError: it is not one for all relations.
     """
     predicates = set[str | None]()
     thresholds = set[float]()

@@ -76,7 +76,11 @@ class SourceOptions:
         return changed(source, splits={self._split_name(source, self.images): split})
 
     def _extended(self, source: SourceConfig, run: str) -> SourceConfig:
-        """Return a run as the source. Raises UserError: other data is given, too."""
+        """Return a run as the source.
+
+        Raises:
+            UserError: other data is given, too.
+        """
         from sgpipe.files.locations import absolute_location
         from sgpipe.sources.extended_run import open_parent
 
@@ -221,7 +225,11 @@ class RecipeOptions:
 
 
 def own_stages(assignments: Iterable[str]) -> dict[str, list[str]]:
-    """Return `["caption=own.words:Clean"]` as settings. Raises UserError: it has another form."""
+    """Return `["caption=own.words:Clean"]` as settings.
+
+    Raises:
+        UserError: it has another form.
+    """
     settings: dict[str, list[str]] = {}
     for assignment in assignments:
         stage, equals, reference = assignment.partition("=")

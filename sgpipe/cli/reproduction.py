@@ -114,8 +114,10 @@ class Task:
 
 
 def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = None) -> list[Task]:
-    """Return the steps that the figures need, or the step `until`, in their order. Raises
-    UserError: no such step.
+    """Return the steps that the figures need, or the step `until`, in their order.
+
+    Raises:
+        UserError: no such step.
     """
     names = [step.name for step in paper.steps]
     if until is not None and until not in names:
@@ -185,9 +187,13 @@ def reproduce(
 ) -> dict[str, FinishedStep]:
     """Run the steps that are not done, and write the report; return the state of each.
 
-    `run` runs a command of sgpipe in this process, and returns its exit code. Raises UserError:
-    files are missing, the folder has steps with other commands, or a step refused its input;
-    EngineError: a step failed, those before it are done; SystemExit: a step was interrupted.
+    `run` runs a command of sgpipe in this process, and returns its exit code.
+
+    Raises:
+        UserError: files are missing, the folder has steps with other commands, or a step refused
+            its input.
+        EngineError: a step failed, those before it are done.
+        SystemExit: a step was interrupted.
     """
     _read_state(tasks, out)  # before the folder is made
     with only_process(out / ".reproduce.lock", out):

@@ -69,7 +69,11 @@ def view(
 
 
 def _judge(name: str | None) -> str:
-    """Return the name in judgements. Raises UserError: the given one is empty."""
+    """Return the name in judgements.
+
+    Raises:
+        UserError: the given one is empty.
+    """
     import getpass
 
     if name is None:

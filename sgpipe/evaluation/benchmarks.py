@@ -103,7 +103,11 @@ class ModelRun(InferenceConfig):
     classes: Path | None = None
 
     def hoia_schema(self) -> HoiaSchema | None:
-        """Return that of `classes`, if set. Raises UserError: as `read_classes`."""
+        """Return that of `classes`, if set.
+
+        Raises:
+            UserError: as `read_classes`.
+        """
         return read_classes(self.classes) if self.classes else None
 
     def config(self, task: Task) -> PredictConfig:
@@ -129,9 +133,12 @@ def score_hico(
 ) -> EvaluationResult:
     """Evaluate interactions of persons by HICO-DET's protocol, also of other classes.
 
-    setting: how classes are grouped. known_object: evaluate a class only on images with its object.
-    pair_nms: suppress overlapping pairs. zero_shot: with a model that was not fine-tuned, leave out
-    subjects that look like another class.
+    Args:
+        setting: how classes are grouped.
+        known_object: evaluate a class only on images with its object.
+        pair_nms: suppress overlapping pairs.
+        zero_shot: with a model that was not fine-tuned, leave out subjects that look like another
+            class.
     """
     scored_images = ScoredImages()
     classes, images = _pairs(

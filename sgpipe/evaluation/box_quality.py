@@ -95,8 +95,10 @@ def evaluate_boxes(
 
 
 def own_threshold(detected: Location) -> float:
-    """Return the score above which the run kept boxes; else that of `sgpipe label`. Raises
-    UserError: no such run.
+    """Return the score above which the run kept boxes; else that of `sgpipe label`.
+
+    Raises:
+        UserError: no such run.
     """
     identity = Manifest.load(detected).run.get("identity", {}) if is_run(detected) else {}
     detector = identity.get("detect") or {}

@@ -119,8 +119,10 @@ class BoxSet:
 
 
 def read_truth(path: Location) -> BoxSet:
-    """Return the boxes of a run, an import or a COCO instances file. Raises UserError: it is none,
-    or is damaged.
+    """Return the boxes of a run, an import or a COCO instances file.
+
+    Raises:
+        UserError: it is none, or is damaged.
     """
     return _read_shards(path) if is_run(path) else _read_instances(path)
 

@@ -66,8 +66,10 @@ class Vocabulary:
 
 
 def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabulary:
-    """Number each key of the table and its texts alike. Raises UserError: a text belongs to two
-    predicates.
+    """Number each key of the table and its texts alike.
+
+    Raises:
+        UserError: a text belongs to two predicates.
     """
     canonical: dict[str, str] = {}
 
@@ -93,7 +95,10 @@ def class_meanings(vocabulary: Vocabulary, predicted: Iterable[str]) -> Callable
     own.
 
     A name that is not a class of the run ("man") also stands for the class it names ("person").
-    predicted: all class names of the run; if they are COCO's or Objects365's, its synonyms count.
+
+    Args:
+        predicted: all class names of the run; if they are COCO's or Objects365's, its synonyms
+            count.
     """
     names = {normalise_predicate(name) for name in predicted}
     datasets = (
@@ -158,12 +163,15 @@ def iter_graphs(
 ) -> Iterator[Graphs]:
     """Yield the shards of a run, one at a time.
 
-    source: the relations; every candidate pair with each of its predicates and confidence 1; or the
-    relations that have the score of a vision-language model, as their confidence. calibration: of
-    the tagger; confidences are its probabilities then. Annotations keep 1.
+    Args:
+        source: the relations; every candidate pair with each of its predicates and confidence 1; or
+            the relations that have the score of a vision-language model, as their confidence.
+        calibration: of the tagger; confidences are its probabilities then, but those of annotations
+            stay 1.
 
-    Raises UserError: the folder is not a run, a shard is missing or damaged, or a value is out of
-    range.
+    Raises:
+        UserError: the folder is not a run, a shard is missing or damaged, or a value is out of
+            range.
     """
     column = "pairs" if source == "candidates" else "relations"
     columns = [*_COLUMNS, column]
@@ -175,7 +183,11 @@ def iter_graphs(
 
 
 def class_names(root: Location) -> set[str]:
-    """Return the class names of all objects. Raises UserError: as `iter_graphs`."""
+    """Return the class names of all objects.
+
+    Raises:
+        UserError: as `iter_graphs`.
+    """
     names: set[str] = set()
     for table in iter_tables(root, ("objects.list.element.category",)):
         names.update(pc.unique(pc.struct_field(flat(table["objects"])[1], "category")).to_pylist())
@@ -310,7 +322,8 @@ class GroundTruthIndex:
     ) -> None:
         """coco_ids: COCO's by those of the ground truth; images are found only by these then.
 
-        Raises UserError: the folder is not a run, or contains no relations.
+        Raises:
+            UserError: the folder is not a run, or contains no relations.
         """
         tables = list(iter_tables(root, (*_COLUMNS, "relations")))
         if not any(pc.sum(pc.list_value_length(table["relations"])).as_py() for table in tables):
@@ -334,8 +347,11 @@ class GroundTruthIndex:
         """Match predicted objects with those of the ground truth by class and a minimum IoU of
         boxes.
 
-        images: `[images]` of the ground truth, or `NO_IMAGE`. Returns `[objects]` of it, or
-        `NO_MATCH`.
+        Args:
+            images: `[images]` of the ground truth, or `NO_IMAGE`.
+
+        Returns:
+            `[objects]` of it, or `NO_MATCH`.
         """
         known = images[images >= 0]
         objects = _ranges(self.graphs.starts[known], self.graphs.starts[known + 1])
@@ -388,7 +404,10 @@ def image_finder(
     """Return what finds images in the ground truth: within a dataset by id, across datasets by file
     name.
 
-    coco_ids: as for `GroundTruthIndex`. Of images that occur twice, the first is found.
+    Of images that occur twice, the first is found.
+
+    Args:
+        coco_ids: as for `GroundTruthIndex`.
     """
     rows: dict[object, int] = {}  # by dataset and id, by COCO's id, or by base name
     for row, name in enumerate(names):
@@ -411,7 +430,8 @@ def image_finder(
 def read_coco_ids(image_data: Location) -> dict[str, str]:
     """COCO's image ids by Visual Genome's, for the images that come from COCO.
 
-    Raises UserError: the file is missing or is not Visual Genome's image_data.json.
+    Raises:
+        UserError: the file is missing or is not Visual Genome's image_data.json.
     """
     require_format(image_data, "image data")
     ids = {}

@@ -261,8 +261,9 @@ def read_annotations(
 ) -> dict[str, ImageGroundTruth]:
     """Return the annotations by file name or id of the image.
 
-    Raises UserError: an image cannot be used or occurs twice, or there are no images, unless
-    `may_be_empty`.
+    Raises:
+        UserError: an image cannot be used or occurs twice, or there are no images, unless
+            `may_be_empty`.
     """
     assert source.classes is not None
     objects, predicates = _class_names(source.classes)
@@ -307,7 +308,8 @@ def data_classes(root: Location) -> DatasetClasses:
     """Return all classes of a run: its closed lists, then other names that occur, the most frequent
     first.
 
-    Raises UserError: the folder is not a run, or has neither.
+    Raises:
+        UserError: the folder is not a run, or has neither.
     """
     lists = Manifest.load(root).class_lists
     objects = Counter[str]()
@@ -358,11 +360,12 @@ def shard_annotations(
 ) -> AnnotationSource:
     """Return the images of a run without error rows, to be read by `read_annotations`.
 
-    persons_only: leave out relations of other subjects, which HICO-DET does not have. group: only
-    those of this one.
-
     Raises UserError, also while reading: the folder is not a run, is damaged, or has names that are
     not classes.
+
+    Args:
+        persons_only: leave out relations of other subjects, which HICO-DET does not have.
+        group: only those of this one.
     """
     shards = Manifest.load(root).shards if group is None else []
     if split is not None:
@@ -408,8 +411,9 @@ def _class_map(content: object, classes: DatasetClasses) -> tuple[Array, Array]:
     """Return the numbers of objects and predicates by those of a file with a class list, from 1; of
     0 it is 0.
 
-    Raises FieldError: a class is not one of the dataset; ValueError, TypeError: the list has
-    another form.
+    Raises:
+        FieldError: a class is not one of the dataset.
+        ValueError, TypeError: the list has another form.
     """
     listed = HoiaSchema.of_class_list(content).classes
     objects = listed.objects if classes == VG150_CLASSES else classes.objects
@@ -438,7 +442,11 @@ def _places(names: Sequence[str], known: Sequence[str]) -> Array:
 def read_predicted_graphs(
     predictions: Location, classes: DatasetClasses, annotated: Collection[str], scored: ScoredImages
 ) -> Iterator[tuple[str, PredictedGraph]]:
-    """Yield predictions by image id, noted in `scored`. Raises UserError: as `read_pairs`."""
+    """Yield predictions by image id, noted in `scored`.
+
+    Raises:
+        UserError: as `read_pairs`.
+    """
     objects = np.arange(len(classes.objects) + 1)
     predicates = np.arange(len(classes.relations) + 1)
     for name, item in _graph_items(predictions):
@@ -463,8 +471,10 @@ def read_predicted_graphs(
 
 
 def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
-    """Return the annotated scene graphs by image id. Raises UserError: the file is missing, invalid
-    or empty.
+    """Return the annotated scene graphs by image id.
+
+    Raises:
+        UserError: the file is missing, invalid or empty.
     """
     annotated: dict[str, GroundTruthGraph] = {}
     for name, item in _graph_items(annotations):

@@ -514,8 +514,11 @@ def run_quality(
     """Compare a run's relations and, as a baseline, all its candidates with its ground truth; empty
     if it has none.
 
-    threshold: minimum confidence, with a calibration: minimum probability. Raises UserError: as
-    `label_quality`.
+    Args:
+        threshold: minimum confidence, with a calibration: minimum probability.
+
+    Raises:
+        UserError: as `label_quality`.
     """
     ground_truth = ground_truth_of(run)
     if ground_truth is None:

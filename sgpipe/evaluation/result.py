@@ -112,8 +112,12 @@ def compare_paired(
     """Compare the measures that two evaluations of the same images, in any order, have in common,
     by half samples.
 
-    other: the name of the second. resamples: two or more. Raises UserError: the images differ, or
-    there are none.
+    Args:
+        other: the name of the second.
+        resamples: two or more.
+
+    Raises:
+        UserError: the images differ, or there are none.
     """
     if not first.images:
         raise UserError("--compare needs images, but none was scored")
@@ -241,8 +245,10 @@ class EvaluationResult:
     def compared_with(
         self, other: EvaluationResult, name: str, resamples: int, seed: int
     ) -> EvaluationResult:
-        """Return this result with the differences to another one, `name`. Raises UserError: as
-        `compare_paired`.
+        """Return this result with the differences to another one, `name`.
+
+        Raises:
+            UserError: as `compare_paired`.
         """
         assert self.resampling is not None
         assert other.resampling is not None
@@ -329,8 +335,10 @@ class ScoredImages:
             yield image
 
     def add(self, name: str | int, annotated: Collection[str | int], place: str) -> None:
-        """Note that an image has predictions. Raises UserError: it is not annotated, or already had
-        some.
+        """Note that an image has predictions.
+
+        Raises:
+            UserError: it is not annotated, or already had some.
         """
         if name in self.predicted or name not in annotated:
             problem = "occurs twice" if name in self.predicted else "is not annotated"
@@ -338,8 +346,10 @@ class ScoredImages:
         self.predicted.add(name)
 
     def lack(self, annotated: Collection[str | int], *, missed: bool) -> None:
-        """Note images without predictions, which count as missed or are left out. Raises
-        EvaluationError: all are.
+        """Note images without predictions, which count as missed or are left out.
+
+        Raises:
+            EvaluationError: all are.
         """
         if not self.predicted:
             raise EvaluationError("contains no predictions")

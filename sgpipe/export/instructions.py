@@ -427,7 +427,8 @@ def write_instructions(rows: ExportRows, out: Path) -> None:
     """Write SPLIT.jsonl or SPLIT.parquet; paths of images begin with `images_url`, or are where
     they are.
 
-    Raises UserError: where the images are is not known.
+    Raises:
+        UserError: where the images are is not known.
     """
     options = rows.options
     if options.embed and not options.parquet:

@@ -36,8 +36,10 @@ def write_label_studio(rows: ExportRows, out: Path) -> None:
     """Write SPLIT.json, a list of tasks, and the labelling configuration of a project for them.
 
     Images that are not embedded have addresses that begin with `images_url`, or at which Label
-    Studio serves local files below the parent of the image folders. Raises UserError: these are not
-    folders.
+    Studio serves local files below the parent of the image folders.
+
+    Raises:
+        UserError: these are not folders.
     """
     options = rows.options
     prefixes = dict.fromkeys(rows.splits, options.images_url or "")

@@ -242,7 +242,8 @@ def description_items(facts: Facts, lowest: float, record: Record) -> Iterator[I
     """Yield up to four relations of different pairs of objects, the most probable first; the image
     decides how many.
 
-    lowest: the lowest probability of an answer.
+    Args:
+        lowest: the lowest probability of an answer.
     """
     chosen: dict[frozenset[int], Key] = {}
     for key in sorted(facts.held, key=lambda key: (-facts.held[key], key)):

@@ -39,8 +39,10 @@ class Phrases(Config):
 
 
 def load_phrases(file: Path | None = None) -> Phrases:
-    """Return the packaged phrases; what a file names replaces theirs. Raises UserError: the file is
-    not usable.
+    """Return the packaged phrases; what a file names replaces theirs.
+
+    Raises:
+        UserError: the file is not usable.
     """
     packaged = read_yaml(_PACKAGED)
     with explained(Phrases, f"{file}: "):

@@ -325,7 +325,11 @@ def _add_counts(counts: Counter[str], names: pa.Array) -> None:
 
 
 def iter_groups(path: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the row groups of a shard with these columns. Raises UserError: as `open_shard`."""
+    """Yield the row groups of a shard with these columns.
+
+    Raises:
+        UserError: as `open_shard`.
+    """
     with open_shard(path, columns) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=list(columns))
@@ -360,8 +364,10 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Members | Iterator[Any]) -> None:
-    """Write and sync a file: iterators as arrays, `Members` as objects, an item a line. Raises
-    UserError: NaN.
+    """Write and sync a file: iterators as arrays, `Members` as objects, an item a line.
+
+    Raises:
+        UserError: NaN.
     """
     with new_file(path) as file:
         file.writelines(piece.encode() for piece in chain(_pieces(value), "\n"))

@@ -222,8 +222,10 @@ def _scan_archive(
     stopped: Event,
     advance: Callable[[int], None],
 ) -> _Scanned:
-    """Read the members of an archive, until `stopped` is set. Raises UserError, OSError: as
-    `scan`.
+    """Read the members of an archive, until `stopped` is set.
+
+    Raises:
+        UserError, OSError: as `scan`.
     """
     folders = set[str]()  # in which images are
     left_out = Counter[str]()
@@ -335,8 +337,10 @@ def _scan_tar(file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
 
 
 def unpack(member: Member, data: bytes, where: str) -> bytes:
-    """Return the content of a member from its bytes in the archive. Raises ImageError: it cannot be
-    read.
+    """Return the content of a member from its bytes in the archive.
+
+    Raises:
+        ImageError: it cannot be read.
     """
     if member.method == _PLAIN:
         return data

@@ -218,8 +218,10 @@ def fetch_models(names: Sequence[str], command: str = "") -> None:
     """Download what `from_pretrained` reads of models into the hub's cache, after saying which, and
     how large it is.
 
-    Weights come last: a model with weights is complete. `command`: what to run on another machine,
-    if not `hf download`. Raises UserError; StoreError.
+    Weights come last: a model with weights is complete. Raises UserError; StoreError.
+
+    Args:
+        command: what to run on another machine, if not `hf download`.
     """
     download_models(find_models(names, command))
 
@@ -257,8 +259,9 @@ def _weights(files: Collection[str]) -> list[str]:
 def naming_hub(asked: str) -> Iterator[None]:
     """Errors of the hub in one line, which names no token.
 
-    Raises UserError: what is `asked` for does not exist (MissingFileError), or not for this user;
-    StoreError: the hub fails.
+    Raises:
+        UserError: what is `asked` for does not exist (MissingFileError), or not for this user.
+        StoreError: the hub fails.
     """
     try:
         yield

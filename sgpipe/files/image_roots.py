@@ -79,8 +79,10 @@ def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> Imag
 
 
 def existing_images(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
-    """As `image_root`, of a location as it is now, on the hub its commit. Raises UserError: it does
-    not exist.
+    """As `image_root`, of a location as it is now, on the hub its commit.
+
+    Raises:
+        UserError: it does not exist.
     """
     if located(location).startswith("hf://"):
         dataset, names = HubRoot(located(location)).dataset.list()
@@ -194,8 +196,10 @@ def _open_root(text: str, indexes: IndexFolder) -> ImageRoot:
 def _open_archives(
     text: str, folder: Location, names: Sequence[str], indexes: IndexFolder
 ) -> ArchiveRoot:
-    """Return the root of archives, whose index is made unless there is one. Raises UserError: one
-    is missing.
+    """Return the root of archives, whose index is made unless there is one.
+
+    Raises:
+        UserError: one is missing.
     """
     archives: list[ObjectInfo] = []
     with prefetch(lambda name: info_of(folder / name), names, _HEADS, _HEADS) as infos:
@@ -211,8 +215,10 @@ def _open_archives(
 
 
 def _place(text: str) -> tuple[Location, list[str]]:
-    """Return the folder or prefix of a location, and the archives it names there. Raises UserError:
-    no such bucket.
+    """Return the folder or prefix of a location, and the archives it names there.
+
+    Raises:
+        UserError: no such bucket.
     """
     if not is_uri(text):
         path = Path(text)
@@ -258,8 +264,10 @@ def _entries(folder: Location) -> Iterator[str]:
 
 
 def _shards(name: str) -> list[str]:
-    """Return the names that a name with a range stands for: itself, if it has none. Raises
-    UserError: it is empty.
+    """Return the names that a name with a range stands for: itself, if it has none.
+
+    Raises:
+        UserError: it is empty.
     """
     span = _SHARDS.search(name)
     if span is None:

@@ -159,7 +159,11 @@ class JsonStream:
 
 
 def json_lines(path: Location) -> Iterator[Any]:
-    """Yield the values of a file with one in each line. Raises UserError: a line is not JSON."""
+    """Yield the values of a file with one in each line.
+
+    Raises:
+        UserError: a line is not JSON.
+    """
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             try:

@@ -41,8 +41,10 @@ Location: TypeAlias = Path | StorePath
 
 
 def location(place: str | Location) -> Location:
-    """Return the location that a text names. Raises UserError: a URI is not of a store, or contains
-    keys.
+    """Return the location that a text names.
+
+    Raises:
+        UserError: a URI is not of a store, or contains keys.
     """
     if isinstance(place, str):
         return StorePath(place) if is_uri(place) else Path(place)
@@ -116,8 +118,10 @@ def _version(status: os.stat_result) -> str:
 
 
 def content_id(path: str | Location) -> list[str | int | None]:
-    """Return what tells a file's content unread: place, size, time or version. Raises UserError: no
-    such file.
+    """Return what tells a file's content unread: place, size, time or version.
+
+    Raises:
+        UserError: no such file.
     """
     local = _local(path)
     if isinstance(local, Path):
@@ -131,8 +135,10 @@ def content_id(path: str | Location) -> list[str | int | None]:
 
 
 def _local(path: str | Location) -> Location:
-    """Return a location that can be read: a file of the hub in its cache. Raises UserError: there
-    is no such file.
+    """Return a location that can be read: a file of the hub in its cache.
+
+    Raises:
+        UserError: there is no such file.
     """
     path = location(path)
     if isinstance(path, Path):
@@ -212,8 +218,10 @@ def open_text(path: Location | str) -> Iterator[TextFile]:
 
 
 def read_text(path: Location, kind: str) -> str:
-    """Return a small text file, whose kind messages name. Raises UserError: it cannot be read, or
-    is not UTF-8.
+    """Return a small text file, whose kind messages name.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
     """
     try:
         with open_text(path) as file:

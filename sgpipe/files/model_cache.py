@@ -41,9 +41,13 @@ def pin_model(name: str, before: str = "") -> str:
     """Return a model of a store with the hash of its files, one of the hub with its commit; any
     other name unchanged.
 
-    `before`: what a run that is resumed says of its models; a commit in it stays, unless `name` has
-    another one. Raises UserError: there is no such model or no permission; EngineError: the store
-    cannot be reached.
+    Args:
+        before: what a run that is resumed says of its models; a commit in it stays, unless `name`
+            has another one.
+
+    Raises:
+        UserError: there is no such model or no permission.
+        EngineError: the store cannot be reached.
     """
     hub = HubModel.parse(name)
     if hub:
@@ -61,8 +65,10 @@ def local_model(name: str, *, config_only: bool = False) -> str:
     """Return the folder of a model of a store or the hub, fetched if it is not there; any other
     name unchanged.
 
-    `config_only`: config.json is enough. Raises as `pin_model`; UserError: it is a missing path, or
-    has another hash.
+    Raises as `pin_model`; UserError: it is a missing path, or has another hash.
+
+    Args:
+        config_only: config.json is enough.
     """
     hub = HubModel.parse(name)
     if hub:

@@ -142,8 +142,11 @@ class ParquetImages:
         )
 
     def read(self, name: str) -> bytes:
-        """Return the image file in a row. Raises FileNotFoundError: there is none; OSError: it
-        cannot be read.
+        """Return the image file in a row.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: it cannot be read.
         """
         parts = _NAME.fullmatch(name)
         if parts is None:
@@ -239,7 +242,8 @@ class ImageRoot:
         """Return a name as the root has it. Backslashes may belong to it, or stand for `/`, as on
         Windows.
 
-        Raises ImageError: as `safe_name`.
+        Raises:
+            ImageError: as `safe_name`.
         """
         with_slashes = safe_name(name)
         as_written = str(PurePosixPath(name))
@@ -250,8 +254,9 @@ class ImageRoot:
     def open(self, name: str, length: int = MOST_BYTES + 1) -> ImageFile:
         """Open an image to read the whole of it, or at least `length` bytes.
 
-        Raises ImageError: it is missing, truncated, replaced, or outside the root; EngineError: the
-        store or the hub refuses everything, or this machine has no room.
+        Raises:
+            ImageError: it is missing, truncated, replaced, or outside the root.
+            EngineError: the store or the hub refuses everything, or this machine has no room.
         """
         where = self.where(name)
         try:
@@ -283,8 +288,10 @@ class ImageRoot:
         """Raises UserError: the store refuses everything, as when keys have expired."""
 
     def file(self, name: str) -> Location:
-        """Return a file of the root as a whole, downloaded from the hub. Raises FileNotFoundError:
-        it has no files.
+        """Return a file of the root as a whole, downloaded from the hub.
+
+        Raises:
+            FileNotFoundError: it has no files.
         """
         raise FileNotFoundError(name)
 
@@ -332,8 +339,10 @@ def image_error(error: OSError, where: str) -> ImageError | EngineError | StoreE
 
 
 def safe_name(name: str) -> str:
-    """Return a file name with `/` between its parts. Raises ImageError: it is empty, absolute, or
-    leaves the root.
+    """Return a file name with `/` between its parts.
+
+    Raises:
+        ImageError: it is empty, absolute, or leaves the root.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
@@ -342,8 +351,10 @@ def safe_name(name: str) -> str:
 
 
 def checked_size(size: int, where: str) -> None:
-    """Check the size of an image file in bytes. Raises ImageError: it is empty, or too large for
-    memory.
+    """Check the size of an image file in bytes.
+
+    Raises:
+        ImageError: it is empty, or too large for memory.
     """
     if size > MOST_BYTES:
         raise ImageError(
@@ -369,8 +380,10 @@ class FolderRoot(ImageRoot):
         return str(self.folder / self._stored_name(name))
 
     def entries(self) -> Iterator[ObjectInfo]:
-        """Yield files, not in hidden folders, and folders that are links or closed. Raises OSError:
-        this one is.
+        """Yield files, not in hidden folders, and folders that are links or closed.
+
+        Raises:
+            OSError: this one is.
         """
         closed: list[OSError] = []
         for folder, folders, files in os.walk(self.folder, onerror=closed.append):

@@ -328,8 +328,10 @@ class _ObjectFile(io.RawIOBase):
 
 @cache
 def connect(uri: str, seconds: float, retries: int) -> Connection:
-    """Return this process's connection to a bucket; a request ends after `seconds`. Raises
-    UserError: not a store.
+    """Return this process's connection to a bucket; a request ends after `seconds`.
+
+    Raises:
+        UserError: not a store.
     """
     options: dict[str, Any] = {
         "client_options": {

@@ -31,8 +31,10 @@ class ErrorBudget:
         self._summary = FailureSummary()
 
     def shards(self, units: Generator[LabelledUnit]) -> Generator[ShardEntry]:
-        """Yield the shards of units that an engine labels. Raises EngineError: too many images
-        failed.
+        """Yield the shards of units that an engine labels.
+
+        Raises:
+            EngineError: too many images failed.
         """
         with closing(units):
             try:
@@ -51,7 +53,11 @@ class ErrorBudget:
         return f"NOTE: {failed} failed, {self._summary}; tracebacks are in {self.folder}"
 
     def _add(self, labelled: LabelledUnit) -> None:
-        """Count what is about to be committed. Raises EngineError: too many images failed."""
+        """Count what is about to be committed.
+
+        Raises:
+            EngineError: too many images failed.
+        """
         self._images += labelled.rows
         if not labelled.failures:
             return

@@ -158,8 +158,10 @@ def source_identity(indexes: Mapping[str, SourceIndex]) -> dict[str, dict[str, o
 
 
 def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run with overrides, stored elsewhere. Raises UserError: see
-    `_open`.
+    """Return the recipe of a run with overrides, stored elsewhere.
+
+    Raises:
+        UserError: see `_open`.
     """
     recipe = _open(run, {"engine.store": None, "engine.address": None, **overrides})[1]
     for stage, config in recipe.stages.items():
@@ -192,8 +194,10 @@ def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _open(run: str, overrides: Mapping[str, Any] | None = None) -> tuple[RunFiles, Recipe]:
-    """Return a run and its recipe. Raises UserError: as `open_parent`; or `sgpipe generate` did not
-    make its rows.
+    """Return a run and its recipe.
+
+    Raises:
+        UserError: as `open_parent`; or `sgpipe generate` did not make its rows.
     """
     files = open_parent(run)
     identity = files.manifest.identity
@@ -332,8 +336,10 @@ class Reuse:
             raise damaged(self.files.root, lost[0].file)
 
     def header(self, source: Mapping[str, object]) -> RunHeader:
-        """Return what the manifest of the run states of it and its parent. Raises UserError: that
-        has other files.
+        """Return what the manifest of the run states of it and its parent.
+
+        Raises:
+            UserError: that has other files.
         """
         now = replace(self.identity, source=source)
         _check_same_images(self.files, self.before, now, with_files=True)
@@ -445,8 +451,10 @@ class ParentReader(UnitReader):
     reused: Mapping[str, StageConfig]
 
     def read(self, unit: WorkUnit) -> list[Record]:
-        """As `UnitReader.read`; errors of reused stages stay. Raises UserError: a shard is damaged,
-        or of others.
+        """As `UnitReader.read`; errors of reused stages stay.
+
+        Raises:
+            UserError: a shard is damaged, or of others.
         """
         records = super().read(unit)
         columns = self._columns

@@ -98,8 +98,10 @@ def open_image_roots(
 def check_names(
     roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceIndex], rows: Mapping[str, int]
 ) -> None:
-    """Look for an image of each split of a new run. Raises UserError: none is there, so all rows
-    would be errors.
+    """Look for an image of each split of a new run.
+
+    Raises:
+        UserError: none is there, so all rows would be errors.
     """
     for split, number in rows.items():
         root = roots[split]

@@ -30,7 +30,11 @@ class MergeInputs:
 
     @classmethod
     def open(cls, places: Sequence[str | Location], progress: Progress) -> MergeInputs:
-        """Return the runs in these places. Raises UserError: there is only one."""
+        """Return the runs in these places.
+
+        Raises:
+            UserError: there is only one.
+        """
         inputs: dict[str, RunFiles] = {}
         for files in map(open_parent, places):
             run = input_id(files)

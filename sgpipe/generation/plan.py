@@ -176,10 +176,12 @@ def plan(
     """Label a seeded sample of the recipe's images, and tell from it what the whole takes. Nothing
     is kept.
 
-    `images`: the most; None: 64, or as keep a served model busy. `began`: when the command did, by
-    `time.monotonic`.
+    Args:
+        images: the most; None: 64, or as keep a served model busy.
+        began: when the command did, by `time.monotonic`.
 
-    Raises UserError, EngineError: as `generate`; all images of the sample fail.
+    Raises:
+        UserError, EngineError: as `generate`; all images of the sample fail.
     """
     began = began or time.monotonic()
     announce_own_code(recipe, progress)
@@ -317,8 +319,10 @@ def _utilization(stages: Iterable[str], shards: Sequence[ShardEntry]) -> dict[st
 
 
 def _expected_errors(errors: int, sampled: int, total: int) -> tuple[int, int, int]:
-    """Return the number of error rows to expect, with its 95 % interval. Raises UserError: there
-    is nothing else.
+    """Return the number of error rows to expect, with its 95 % interval.
+
+    Raises:
+        UserError: there is nothing else.
     """
     if errors == sampled:
         why = f"`sgpipe generate --limit {sampled}`, then `sgpipe stats`, tell why"

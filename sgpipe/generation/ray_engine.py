@@ -439,8 +439,10 @@ def plan_pools(
     """Group consecutive stages of equal resources, and size their pools to the `nodes`
     (`ray.nodes()`).
 
-    Pools without a fixed number of actors share what the others leave. Raises UserError: the actors
-    do not fit.
+    Pools without a fixed number of actors share what the others leave.
+
+    Raises:
+        UserError: the actors do not fit.
     """
     machines = alive_machines(ray.nodes() if nodes is None else nodes)
     pools: list[Pool] = []
@@ -478,7 +480,9 @@ def _grown(
 def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
     """Place all actors; where machines are cut unfavourably, fewer of them.
 
-    Raises UserError: they do not fit; EngineError: other jobs are where they would.
+    Raises:
+        UserError: they do not fit.
+        EngineError: other jobs are where they would.
     """
     planned = list(pools)
     while True:

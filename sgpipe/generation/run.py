@@ -89,7 +89,11 @@ def generate(
 
 
 def announce_own_code(recipe: Recipe, progress: Progress) -> None:
-    """Say what code of the user's own is about to be imported. Raises UserError: no such name."""
+    """Say what code of the user's own is about to be imported.
+
+    Raises:
+        UserError: no such name.
+    """
     if recipe.own_code:
         progress.say(f"importing {listed(recipe.own_code)}, which the recipe names")
 
@@ -115,8 +119,10 @@ class LabellingRun:
         self._stages = StageBuilder(build_stages, plan.stages, {}, {}, cache)
 
     def open(self) -> None:
-        """Put the source in place, read its annotations, and open the manifest. Raises UserError:
-        the folder contains another run.
+        """Put the source in place, read its annotations, and open the manifest.
+
+        Raises:
+            UserError: the folder contains another run.
         """
         plan = self.plan
         if not plan.before and runs_locally(plan.engine, plan.stages, math.inf):
@@ -165,7 +171,8 @@ class LabellingRun:
         """Return what is left to do: rows without a shard, lost shards, and error rows that are
         retried.
 
-        Raises UserError: no image is there, or the parent lacks rows.
+        Raises:
+            UserError: no image is there, or the parent lacks rows.
         """
         lost = self.manifest.lost(self.folder.storage)
         units = self._unlabelled()

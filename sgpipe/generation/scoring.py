@@ -143,12 +143,17 @@ def score_run(
 ) -> dict[str, int]:
     """Copy the shards of a run to `out` with scores; an earlier call that stopped is resumed.
 
-    `column`: of `SCORES`. `make_scorer` is called once, if there is anything to score; `identity`
-    decides the scores. Returns the number of relations that were `scored`, and of those that could
-    not be.
+    `make_scorer` is called once, if there is anything to score; `identity` decides the scores.
 
-    Raises UserError: a folder is not a run or another one, a shard is damaged, or the run already
-    has the column.
+    Args:
+        column: of `SCORES`.
+
+    Returns:
+        The number of relations that were `scored`, and of those that could not be.
+
+    Raises:
+        UserError: a folder is not a run or another one, a shard is damaged, or the run already has
+            the column.
     """
     source = Manifest.load(root)
     scorer = None
@@ -213,8 +218,10 @@ def vlm_identity(config: TagConfig) -> Identity:
 
 
 def vlm_scorer(config: TagConfig, out: Path) -> Scorer:
-    """Return the scorer, or raises UserError. `out`: the scored copy, which keeps answers of a
-    server.
+    """Return the scorer, or raises UserError.
+
+    Args:
+        out: the scored copy, which keeps answers of a server.
     """
     scorer = VlmScorer(config, CacheFolder(RunFolder(out).private))
     scorer.check()

@@ -115,7 +115,11 @@ class ImagePrediction:
 
 
 def coco_image_id(row: Record) -> int:
-    """Return the image id as COCO's integer. Raises UserError: it is not an integer."""
+    """Return the image id as COCO's integer.
+
+    Raises:
+        UserError: it is not an integer.
+    """
     try:
         return int(row.image_id)
     except ValueError:
@@ -130,8 +134,9 @@ def list_row_groups(
     """Return the row groups of a folder of shards, by split and position; `images`: where they are,
     if they moved.
 
-    Raises UserError: the folder is not a run or has no such split, a shard is damaged, or there is
-    no image folder.
+    Raises:
+        UserError: the folder is not a run or has no such split, a shard is damaged, or there is no
+            image folder.
     """
     manifest = Manifest.load(root)
     row_groups: list[RowGroup] = []
@@ -156,8 +161,10 @@ def list_row_groups(
 
 
 def iter_rows(row_group: RowGroup) -> Iterator[tuple[Record, bytes | None]]:
-    """Yield the record of each row, and the image file that it holds. Raises UserError: the shard
-    is damaged.
+    """Yield the record of each row, and the image file that it holds.
+
+    Raises:
+        UserError: the shard is damaged.
     """
     table = read_row_group(row_group.file, row_group.group, _COLUMNS, (IMAGE_COLUMN,))
     for index in range(table.num_rows):
@@ -185,8 +192,9 @@ def top_triplets(
     """Return the best triplets of an image by descending score: pairs, predicates and scores
     `[triplets]`.
 
-    `possible`: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in
-    evaluators.
+    Args:
+        possible: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in
+            evaluators.
     """
     scores = pairs.scores
     if possible is not None:
@@ -208,7 +216,9 @@ def write_hoia(
     """Write the `limit` best triplets of each image in the HOIA format, for `sgpipe eval hico` and
     `eval openimages`.
 
-    `key`: of the list of relations. `possible`: see `top_triplets`.
+    Args:
+        key: of the list of relations.
+        possible: see `top_triplets`.
     """
     objects = list(schema.objects)
     relations = list(schema.relations)
@@ -282,8 +292,10 @@ def write_vcoco(
 ) -> WriteSummary:
     """Write pairs as persons with scores of actions and roles, for `sgpipe eval vcoco`.
 
-    "hit" and "hit with" are roles of one action. Raises UserError: as `coco_image_id` and
-    `people_converter`.
+    "hit" and "hit with" are roles of one action.
+
+    Raises:
+        UserError: as `coco_image_id` and `people_converter`.
     """
     parts = [_official_role(name) for name in classes.relations]
     names = tuple(dict.fromkeys(action for action, _ in parts))
@@ -321,8 +333,11 @@ def people_converter(
     """Return what makes a person with actions of each pair. The score of an action is the best
     score of its roles.
 
-    `possible`: see `top_triplets`; without an object, all is possible. Raises UserError: the
-    classes lack an action or a role of V-COCO.
+    Args:
+        possible: see `top_triplets`; without an object, all is possible.
+
+    Raises:
+        UserError: the classes lack an action or a role of V-COCO.
     """
     parts = [_official_role(name) for name in classes.relations]
     roles = [(actions.names[role.action], role.name) for role in actions.roles]

@@ -45,8 +45,9 @@ def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[I
     """Yield the prediction for every image, error rows included, in the order of the shards, with
     progress.
 
-    Raises UserError: the network or a shard is missing or invalid; EngineError: workers did not
-    start, or were lost.
+    Raises:
+        UserError: the network or a shard is missing or invalid.
+        EngineError: workers did not start, or were lost.
     """
     check_devices(config.device, config.gpus, config.workers, ("--device", "--gpus"))
     model = str(config.model)
@@ -88,7 +89,8 @@ class Predictor:
         """Yield the predictions for a row group, in its order; boxes are not clipped, as in the
         official code.
 
-        Raises UserError: a number is not finite.
+        Raises:
+            UserError: a number is not finite.
         """
         size = self.config.batch
         read = partial(self._read, row_group.images)

@@ -373,12 +373,16 @@ def render_dataset(
     `hico_classes.json`. An image and its annotations depend only on the seed, the split and its
     number. The folder appears complete or not at all.
 
-    split: "train", "val", or "test-compositional", whose (subject, predicate, object) combinations
-    never occur in the other splits. Returns whether anything was written; a set of the same
-    settings is left as it is.
+    Args:
+        split: "train", "val", or "test-compositional", whose (subject, predicate, object)
+            combinations never occur in the other splits.
 
-    Raises UserError: there are more than a million images, or `out` contains another set or other
-    files.
+    Returns:
+        Whether anything was written; a set of the same settings is left as it is.
+
+    Raises:
+        UserError: there are more than a million images, or `out` contains another set or other
+            files.
     """
     if images > _MAX_IMAGES:
         raise UserError(f"cannot render {images:,} images: at most {_MAX_IMAGES:,}")

@@ -187,7 +187,8 @@ def draw_person(
     """Draw a person in world units: what is behind a held thing, and the near arm. The origin is
     below the hip.
 
-    hands, feet: points of the near and the far one; None keeps those of the posture.
+    Args:
+        hands, feet: points of the near and the far one; None keeps those of the posture.
     """
     pose = POSTURES[posture]
     build = look.build

@@ -581,8 +581,10 @@ def closure(statement: Statement) -> frozenset[Statement]:
 
 @cache
 def statements_of(split: str) -> frozenset[Statement]:
-    """Return the relations composed in the images of a split. Raises ValueError: there is no such
-    split.
+    """Return the relations composed in the images of a split.
+
+    Raises:
+        ValueError: there is no such split.
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}: expected one of {', '.join(SPLITS)}")

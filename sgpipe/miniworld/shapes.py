@@ -113,8 +113,10 @@ def limb(
     """Return the shapes of two bones from `start` to `target` (or as close as they reach), their
     joint and their end.
 
-    length: of each bone. widths: at the start, the joint and the end. side: 1 bends to the left as
-    seen from the start, -1 to the right.
+    Args:
+        length: of each bone.
+        widths: at the start, the joint and the end.
+        side: 1 bends to the left as seen from the start, -1 to the right.
     """
     distance = abs(target - start)
     direction = (target - start) / distance if distance else 1

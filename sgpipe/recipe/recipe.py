@@ -90,8 +90,10 @@ class Recipe(Config):
 
     @property
     def own_code(self) -> list[str]:
-        """Return the names of the code of the user's own that the stages import. Raises UserError:
-        `then` has no such name.
+        """Return the names of the code of the user's own that the stages import.
+
+        Raises:
+            UserError: `then` has no such name.
         """
         references: list[str] = []
         for section in self.stages.values():

@@ -117,7 +117,11 @@ class StageConfig(Config):
 
     @property
     def own_stages(self) -> list[str]:
-        """`package.module:Class` of each stage in `then`. Raises UserError: it is no such name."""
+        """`package.module:Class` of each stage in `then`.
+
+        Raises:
+            UserError: it is no such name.
+        """
         references = []
         for name in self.then:
             reference = own_reference("stage", name)

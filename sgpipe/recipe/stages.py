@@ -422,7 +422,11 @@ class TagConfig(StageConfig):
         return model_sha256(self.tagger)
 
     def identity(self, facts: IdentityFacts) -> StageIdentity:
-        """Return what decides the relations. Raises UserError: the calibration is missing."""
+        """Return what decides the relations.
+
+        Raises:
+            UserError: the calibration is missing.
+        """
         if not self.scores:
             return {"method": self.method}
         parts = self.labelling_settings()

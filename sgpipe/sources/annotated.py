@@ -264,7 +264,11 @@ def detect_format(path: Location) -> str | None:
 
 
 def _check_ends(path: Location) -> None:
-    """Raises UserError: a file is cut short. A missing one is refused by its reader."""
+    """A missing one is refused by its reader.
+
+    Raises:
+        UserError: a file is cut short.
+    """
     with suppress(OSError):
         head, tail = read_ends(path, _TAIL)
         head = head.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -303,9 +307,13 @@ def infer_split(
     "instances_val2017.json" is "val".
 
     Otherwise the folders that contain them count, if they are of one split ("val2017/labels.json").
-    `images`: None: the name of their folder does not count, as of V-COCO's, which are COCO's.
-    `default`: of a dataset without splits. Raises UserError: the names contradict each other, or
-    neither is a split's and there is no default.
+
+    Args:
+        images: None: the name of their folder does not count, as of V-COCO's, which are COCO's.
+        default: of a dataset without splits.
+
+    Raises:
+        UserError: the names contradict each other, or neither is a split's and there is no default.
     """
     folder = None if images is None else Path(located(images).rstrip("/"))
     by_file = _split_of_file(annotations.name)

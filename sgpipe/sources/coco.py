@@ -276,7 +276,11 @@ class CocoInstances(Detections):
         annotated.add_name(self.categories, category, fields.required_id(item, "name"))
 
     def add_predicate(self, item: object) -> None:
-        """Add an entry of `rel_categories`. Raises UserError: an id has two names."""
+        """Add an entry of `rel_categories`.
+
+        Raises:
+            UserError: an id has two names.
+        """
         annotated.add_name(self.predicates, fields.integer(item, "id"), fields.text(item, "name"))
 
     def record(self, number: str, dataset: str, split: str, problems: ProblemCounts) -> Record:

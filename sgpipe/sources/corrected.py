@@ -61,11 +61,14 @@ def correct_run(
 ) -> CorrectedRun:
     """Copy a run to `out` with its relations corrected; an earlier call that stopped is resumed.
 
-    `storage`: of its shards. `conflicts`: see `RelationState.resolve`. `images`: their folder, if
-    they have moved.
+    Args:
+        storage: of its shards.
+        conflicts: see `RelationState.resolve`.
+        images: their folder, if they have moved.
 
-    Raises UserError: there are no judgements, `out` is another run or in use, or a shard cannot be
-    read.
+    Raises:
+        UserError: there are no judgements, `out` is another run or in use, or a shard cannot be
+            read.
     """
     states = list(log.current())
     if not states:

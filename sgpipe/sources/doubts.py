@@ -81,7 +81,11 @@ def settle_boxes(
 
 
 def _choose_form(boxes: _Floats, sizes: _Floats, name: str) -> tuple[BoxForm, str]:
-    """Return the form that fits best, and what to say of it. Raises UserError: none fits."""
+    """Return the form that fits best, and what to say of it.
+
+    Raises:
+        UserError: none fits.
+    """
     form, share = geometry.best_form(boxes, sizes)
     if share < _FITTING:
         raise UserError(

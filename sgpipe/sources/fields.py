@@ -95,7 +95,11 @@ def identifier(value: object) -> str | None:
 
 
 def required_id(item: object, key: str = "image_id") -> str:
-    """Return an id as text. Raises FieldError: it is not an id."""
+    """Return an id as text.
+
+    Raises:
+        FieldError: it is not an id.
+    """
     stated_id = identifier(mapping(item).get(key))
     if stated_id is None:
         raise FieldError(f"{key!r} is not a number or text")

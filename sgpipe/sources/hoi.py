@@ -322,7 +322,11 @@ def _fill_pairs(names: Mapping[str, Sequence[str]], record: Record, item: object
 
 
 def _name_of(key: str, names: Sequence[str], index: object) -> str:
-    """Return the name of an index. Raises FieldError: it has none."""
+    """Return the name of an index.
+
+    Raises:
+        FieldError: it has none.
+    """
     if not isinstance(index, int) or not 0 <= index < len(names) or names[index] == _BACKGROUND:
         raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
     return names[index]

@@ -275,7 +275,11 @@ def _stated_classes(schema: pa.Schema, file: Location) -> DatasetClasses | None:
 
 
 def _iter_records(file: Location, split: str) -> Iterator[Record]:
-    """Yield the records of a shard. Raises UserError: its rows are not sgpipe's."""
+    """Yield the records of a shard.
+
+    Raises:
+        UserError: its rows are not sgpipe's.
+    """
     with open_shard(file, SCHEMA.names) as shard:
         for group in range(shard.num_row_groups):
             table = shard.read_row_group(group, columns=SCHEMA.names)
@@ -411,7 +415,11 @@ class _Graphs:
                     position += 1
 
     def _record(self, item: _Item) -> Record:
-        """Return the record of an image. Raises FieldError: it has no id or file name."""
+        """Return the record of an image.
+
+        Raises:
+            FieldError: it has no id or file name.
+        """
         image_id = str(item.position)
         if self.columns["image_id"] is not None:
             image_id = fields.required_id(item.row)

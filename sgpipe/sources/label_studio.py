@@ -209,7 +209,11 @@ def _file_name(address: str, images: ImagePlace) -> str:
 
 
 def _path_of(address: str) -> str:
-    """Return the path of an image address. Raises FieldError: it has none."""
+    """Return the path of an image address.
+
+    Raises:
+        FieldError: it has none.
+    """
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -285,7 +289,11 @@ def _is_rectangle(item: JsonObject) -> bool:
 
 
 def _labels(item: object, *keys: str) -> list[str]:
-    """Return the labels under the first of the keys. Raises FieldError: they are not names."""
+    """Return the labels under the first of the keys.
+
+    Raises:
+        FieldError: they are not names.
+    """
     values = mapping(item)
     listed = [values[key] for key in keys if values.get(key) is not None]
     labels = listed[0] if listed else []

@@ -104,7 +104,11 @@ def psg_source(
 
 
 def _read_header(annotations: Location) -> _Header:
-    """Return what a file has beside its images. Raises UserError: a class list is missing."""
+    """Return what a file has beside its images.
+
+    Raises:
+        UserError: a class list is missing.
+    """
     names: dict[str, list[str]] = {"thing_classes": [], STUFF: [], "predicate_classes": []}
     test_images: set[str | None] = set()
     splits: set[str] = set()

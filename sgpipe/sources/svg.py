@@ -35,7 +35,11 @@ def svg_source(annotations: Location, split: str) -> AnnotationSource:
 
 
 def _add_objects(problems: ProblemCounts, record: Record, graph: _Graph) -> None:
-    """Add objects with their relations. Raises FieldError: a value is missing or malformed."""
+    """Add objects with their relations.
+
+    Raises:
+        FieldError: a value is missing or malformed.
+    """
     objects = fields.members(graph[1], "objects")
     indices = {object_id: index for index, object_id in enumerate(objects)}
     for subject, entry in enumerate(objects.values()):
@@ -61,5 +65,9 @@ def _read_box(entry: object, record: Record, problems: ProblemCounts) -> Box:
 
 
 def _listed(entry: object, key: str) -> list[object]:
-    """Return a list that may be missing. Raises FieldError: it is not a list."""
+    """Return a list that may be missing.
+
+    Raises:
+        FieldError: it is not a list.
+    """
     return fields.array({key: fields.mapping(entry).get(key) or []}, key)

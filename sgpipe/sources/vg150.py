@@ -220,7 +220,11 @@ def _fill(record: Record, tables: Tables, names: _Names, image: int) -> None:
 
 
 def _span(tables: Tables, kind: str, table: str, image: int) -> slice:
-    """Return the rows of a table that are of an image. Raises FieldError: it lacks some."""
+    """Return the rows of a table that are of an image.
+
+    Raises:
+        FieldError: it lacks some.
+    """
     first = int(tables[f"img_to_first_{kind}"][image])
     last = int(tables[f"img_to_last_{kind}"][image])
     if first < 0:

@@ -116,7 +116,11 @@ def iter_graphs(path: Location) -> Iterator[object]:
 
 
 def graph_record(item: object, dataset: str, split: str) -> Record:
-    """Return a record for a scene graph. Raises FieldError: it has no image id."""
+    """Return a record for a scene graph.
+
+    Raises:
+        FieldError: it has no image id.
+    """
     image_id = fields.required_id(item)
     file_name = fields.clean(str(fields.mapping(item).get("file_name") or f"{image_id}.jpg"))
     return Record(image_id, dataset, split, file_name, *fields.size(item))

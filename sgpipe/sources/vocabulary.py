@@ -140,8 +140,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_table(table: Any, place: str, form: str, fewest: int = 0) -> Mapping[str, list[str]]:
-    """Return a table of names and lists of `fewest` texts or more. Raises UserError: it is not in
-    this `form`.
+    """Return a table of names and lists of `fewest` texts or more.
+
+    Raises:
+        UserError: it is not in this `form`.
     """
     if not isinstance(table, dict) or not table:
         raise UserError(f"{place}: expected {{{form}}}")
@@ -156,8 +158,10 @@ def _check_table(table: Any, place: str, form: str, fewest: int = 0) -> Mapping[
 
 
 def load_equivalents(path: Location | None) -> Equivalents:
-    """Return `data/equivalents.yaml`, changed by a table of its form, if any. Raises UserError: it
-    has another one.
+    """Return `data/equivalents.yaml`, changed by a table of its form, if any.
+
+    Raises:
+        UserError: it has another one.
     """
     packaged = parse_yaml(
         (files("sgpipe.sources") / "data" / "equivalents.yaml").read_text(encoding="utf-8")
@@ -218,10 +222,13 @@ class Equivalents:
     """
 
     def __init__(self, *tables: Mapping[str, PredicateSynonyms]) -> None:
-        """Take tables of "synonyms" and "inverses". Raises UserError: they contradict each other.
+        """Take tables of "synonyms" and "inverses".
 
         What a later one lists replaces what earlier ones say of that text; one with "!" before it
         says nothing else.
+
+        Raises:
+            UserError: they contradict each other.
         """
         self._above: dict[str, _Form] = {}  # towards the lemma that stands for all of one meaning
         self._meaning = lru_cache(1 << 16)(self._find)

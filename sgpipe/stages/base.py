@@ -55,8 +55,10 @@ class Stage:
         """
 
     def setup(self) -> None:
-        """Load models. Called once, in the process that runs the stage. Raises UserError: they
-        cannot be loaded.
+        """Load models. Called once, in the process that runs the stage.
+
+        Raises:
+            UserError: they cannot be loaded.
         """
 
     def with_classes(self, classes: Mapping[str, int]) -> Stage:
@@ -113,7 +115,11 @@ class ImageStage(Stage):
         return cls(context.config, context.roots)
 
     def set_up_device(self, *, here: bool = True) -> None:
-        """Choose the device and the threads. Raises UserError: the device is missing."""
+        """Choose the device and the threads.
+
+        Raises:
+            UserError: the device is missing.
+        """
         import torch
         from transformers.utils.logging import disable_progress_bar
 

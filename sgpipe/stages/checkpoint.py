@@ -50,8 +50,10 @@ def loading(subject: str) -> Iterator[None]:
 
 
 def read_config(source: str, role: str = "captioner") -> dict[str, Any]:
-    """Return the settings in config.json; `role`: in messages. Raises UserError: it is missing or
-    damaged.
+    """Return the settings in config.json; `role`: in messages.
+
+    Raises:
+        UserError: it is missing or damaged.
     """
     with loading(f"{role} {source!r}: config.json"):
         return dict(json.loads(Path(source, "config.json").read_text("utf-8")).items())
@@ -60,8 +62,9 @@ def read_config(source: str, role: str = "captioner") -> dict[str, Any]:
 def load_weights(model_class: Any, source: str, role: str = "captioner", **settings: Any) -> Any:
     """Load a model of one of transformers' classes; code in a checkpoint is never run.
 
-    Raises UserError if its weights are missing, damaged or incomplete, or it needs a package that
-    is not installed.
+    Raises:
+        UserError: if its weights are missing, damaged or incomplete, or it needs a package that is
+            not installed.
     """
     with loading(f"{role} {source!r}: cannot load its weights"):
         model, info = model_class.from_pretrained(
@@ -89,8 +92,10 @@ def check_architecture(name: str, config: dict[str, Any], expected: str) -> None
 
 
 def load_part(kind: Any, source: str, role: str = "captioner") -> Any:
-    """Load a processor or tokenizer by one of transformers' classes. Raises UserError if that
-    fails.
+    """Load a processor or tokenizer by one of transformers' classes.
+
+    Raises:
+        UserError: if that fails.
     """
     with loading(f"{role} {source!r}: {kind.__name__}"):
         return kind.from_pretrained(source, trust_remote_code=False)

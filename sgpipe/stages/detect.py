@@ -69,8 +69,9 @@ def load_detector(model: Location) -> TripletDetector:
     """Load a ParSeDA or ParSeD: from a folder, its best checkpoint if it is that of a training, a
     store or the hub.
 
-    Raises UserError: there is no such network. Raises EngineError: the store or the hub cannot be
-    reached.
+    Raises:
+        UserError: there is no such network.
+        EngineError: the store or the hub cannot be reached.
     """
     name = named_model(str(model), "parseda")
     folder = existing_folder(network_folder(Path(local_model(name))))
@@ -107,8 +108,10 @@ class Prepared(NamedTuple):
 
 
 def detector_classes(config: DetectConfig) -> tuple[str, ...]:
-    """Return the classes a detector can detect, without its weights. Raises UserError: it is not a
-    detector.
+    """Return the classes a detector can detect, without its weights.
+
+    Raises:
+        UserError: it is not a detector.
     """
     name = local_model(str(config.detector), config_only=True)
     if _reads_text(name):
@@ -123,7 +126,11 @@ def detector_classes(config: DetectConfig) -> tuple[str, ...]:
 
 
 def load(config: DetectConfig, device: torch.device) -> Detector:
-    """Load the detector of a recipe. Raises UserError: no such model, or not a detector."""
+    """Load the detector of a recipe.
+
+    Raises:
+        UserError: no such model, or not a detector.
+    """
     name = local_model(str(config.detector))
     if _reads_text(name):
         return load_prompted(name, detector_classes(config), device)
@@ -135,8 +142,10 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
 def load_prompted(
     model: str, classes: Sequence[str], device: torch.device
 ) -> ZeroShotDetector | RLIPDetector:
-    """Load a detector that reads the names of what it looks for. Raises UserError: no such model,
-    or another kind.
+    """Load a detector that reads the names of what it looks for.
+
+    Raises:
+        UserError: no such model, or another kind.
     """
     name = local_model(model)
     kind = _kind(name)
@@ -164,8 +173,10 @@ def check_prompted(model: str, setting: str) -> None:
 
 
 def _kind(name: str) -> str:
-    """Return the model_type of a detector. Raises UserError: there is no such model, or it is not a
-    detector.
+    """Return the model_type of a detector.
+
+    Raises:
+        UserError: there is no such model, or it is not a detector.
     """
     kind = str(known_settings(name).get("model_type"))
     if kind not in (*_KINDS, *_ZERO_SHOT, *MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES):
@@ -180,8 +191,10 @@ def _reads_text(name: str) -> bool:
 
 
 def _open(name: str, device: torch.device, kind: str, processor: str) -> tuple[Any, Any]:
-    """Return a model of transformers and its processor. Raises UserError: one of them cannot be
-    loaded.
+    """Return a model of transformers and its processor.
+
+    Raises:
+        UserError: one of them cannot be loaded.
     """
     with loading(f"detector {name} cannot be loaded"):  # not every version has all classes
         load = partial(
@@ -191,8 +204,10 @@ def _open(name: str, device: torch.device, kind: str, processor: str) -> tuple[A
 
 
 def _shared(name: str, device: torch.device, load: Callable[[], Any]) -> Any:
-    """Return the model, loaded once. Raises UserError: a weight is NaN; a threshold would silently
-    drop the scores.
+    """Return the model, loaded once.
+
+    Raises:
+        UserError: a weight is NaN; a threshold would silently drop the scores.
     """
     model = _MODELS[name, str(device)] = _MODELS.get((name, str(device))) or load()
     damaged = next(
@@ -258,7 +273,11 @@ class ZeroShotDetector(Detector):
         return len(self._processor.tokenizer(f"{name}." if self._together else name)["input_ids"])
 
     def ask(self, classes: Sequence[str]) -> None:
-        """Look for other classes. Raises UserError: as the constructor."""
+        """Look for other classes.
+
+        Raises:
+            UserError: as the constructor.
+        """
         self._prompts = self._read_together(classes)
         self._texts = [self._inputs(names) for names in self._prompts]
 
@@ -510,8 +529,9 @@ class GivenBoxes(NamedTuple):
     def objects(self, width: int, height: int) -> list[Box]:
         """Return the boxes, clipped to the image by at most a pixel.
 
-        Raises UserError: a box is not finite, has no area or is farther outside, or all are within
-        the first pixel.
+        Raises:
+            UserError: a box is not finite, has no area or is farther outside, or all are within the
+                first pixel.
         """
         size = f"the image, which has {width}x{height} pixels"
         if len(self.corners) and self.corners.max() <= 1 < max(width, height):
@@ -543,7 +563,8 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
     """Boxes as x1, y1, x2, y2 in pixels, anything that NumPy makes `[boxes, 4]` of, and their class
     names; or None.
 
-    Raises UserError: they are not of this shape, or there is not a class name for each box.
+    Raises:
+        UserError: they are not of this shape, or there is not a class name for each box.
     """
     if boxes is None and classes is None:
         return None

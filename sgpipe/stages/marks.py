@@ -185,8 +185,10 @@ class MarksStage(PairStage, ImageStage):
         return list(relations)[:_MOST_RELATIONS], wrong
 
     def _add(self, record: Record, marked: Sequence[int], answer: list[Choice] | Refusal) -> None:
-        """Add what the answers state to the pairs of a record. `marked`: the indices of its
-        numbered boxes.
+        """Add what the answers state to the pairs of a record.
+
+        Args:
+            marked: the indices of its numbered boxes.
         """
         reason = "the model's answers are unusable"
         choices: list[Choice] = []

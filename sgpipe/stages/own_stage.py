@@ -70,7 +70,11 @@ class OwnStage(Stage):
         return items
 
     def _same_images(self, records: object, images: Sequence[tuple[str, str]]) -> list[Record]:
-        """Return the records. Raises UserError: they are not those of the images, in order."""
+        """Return the records.
+
+        Raises:
+            UserError: they are not those of the images, in order.
+        """
         items = list(records) if isinstance(records, Iterable) else []
         if all(isinstance(item, Record) for item in items):
             returned = [(record.split, record.image_id) for record in items]

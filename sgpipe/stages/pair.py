@@ -147,8 +147,10 @@ def overlapping(
 
 
 def read_prior(path: Location, matcher: Matcher, *, verbatim: bool = False) -> Prior:
-    """As `collect_prior`. Raises UserError: the file cannot be read, is not in a VG layout, or
-    relates no classes.
+    """As `collect_prior`.
+
+    Raises:
+        UserError: the file cannot be read, is not in a VG layout, or relates no classes.
     """
     try:
         prior = collect_prior((item for _, item in JsonStream(path)), matcher, verbatim=verbatim)
@@ -205,8 +207,10 @@ def check_pair(config: PairConfig) -> None:
 
 
 def synonyms_of(config: PairConfig, dataset: str) -> Mapping[str, tuple[str, ...]]:
-    """Return the recipe's synonym table, or the packaged one of a dataset. Raises UserError: as
-    `load_synonyms`.
+    """Return the recipe's synonym table, or the packaged one of a dataset.
+
+    Raises:
+        UserError: as `load_synonyms`.
     """
     if config.synonyms:
         return vocabulary.load_synonyms(config.synonyms)
@@ -452,7 +456,11 @@ def assign_attributes(matcher: Matcher, record: Record) -> None:
 def _describe_boxes(
     matcher: Matcher, mentions: Sequence[Mention], boxes: Sequence[Box], present: dict[str, None]
 ) -> None:
-    """Give boxes the attributes of the mentions of a caption. `present`: the classes of the image."""
+    """Give boxes the attributes of the mentions of a caption.
+
+    Args:
+        present: the classes of the image.
+    """
     categories = [matcher.choose(item.phrase, item.head, present) for item in mentions]
     for mention, category in zip(mentions, categories, strict=True):
         if mention.attributes:

@@ -65,12 +65,15 @@ def calibrate(
     """Return the calibration of a run's tagger, and the report on how one of half of the images
     does on the other half.
 
-    `judgements`: with the ids of their images, and weights. The curve is not weighted: a sample by
-    confidence does not change how probable a confidence is, and in simulated samples a weighted
-    curve has a larger error.
+    The curve is not weighted: a sample by confidence does not change how probable a confidence is,
+    and in simulated samples a weighted curve has a larger error.
 
-    Raises UserError: there are too few judgements, or of one kind only, or confidences do not tell
-    them apart.
+    Args:
+        judgements: with the ids of their images, and weights.
+
+    Raises:
+        UserError: there are too few judgements, or of one kind only, or confidences do not tell
+            them apart.
     """
     header = Manifest.load(run).run
     assumed = unscored_reason(header)
@@ -128,8 +131,10 @@ def calibrate(
 def fit(
     header: RunHeader, judgements: JudgedRelations, by: Literal["ground truth", "people"]
 ) -> Calibration:
-    """Return the calibration of a run. Raises UserError: higher confidences are not more often
-    correct.
+    """Return the calibration of a run.
+
+    Raises:
+        UserError: higher confidences are not more often correct.
     """
     slope, offset = _platt(judgements)
     if rounded(slope) <= 0:

@@ -98,7 +98,8 @@ def _plan_parts(
 ) -> tuple[list[_Part], list[CertifiedGroup]]:
     """Plan what the next round asks about each group, and what the plan says of the groups.
 
-    `taken`: the rows that were asked about before, `[relations]`.
+    Args:
+        taken: the rows that were asked about before, `[relations]`.
     """
 
     def urgency(group: Group) -> tuple[bool, int]:

@@ -320,8 +320,11 @@ def place_bets(shape: Floats, weight: Floats, left: Floats, limit: float) -> tup
 
     The ratios are of predicted error rates q against those rates θ with a mean of `limit` that are
     nearest in relative entropy, where θ - q = μ r θ (1 - θ), with the stake μ, and r, the share of
-    a cell over its chance to be drawn. `shape`: predicted log odds of errors, but for a constant;
-    `weight`, `left`: as `Round` has them; all `[…, cells]`.
+    a cell over its chance to be drawn.
+
+    Args:
+        shape: predicted log odds of errors, but for a constant.
+        weight, left: as `Round` has them; all `[…, cells]`.
     """
     share = left / left.sum(-1, keepdims=True)
     chance = weight * left / (weight * left).sum(-1, keepdims=True)
@@ -361,8 +364,11 @@ def settle_bets(
 ) -> Floats:
     """Return what each answer adds to the log capital of each bet, `[…, answers, bets]`.
 
-    `bets`, `weight`, `left`: as of `place_bets`. `cells`, `wrong`: of the answers, `[…, answers]`.
     `needed` `[…]`: how many wrong relations, of those that are left, break the promise.
+
+    Args:
+        bets, weight, left: as of `place_bets`.
+        cells, wrong: of the answers, `[…, answers]`.
     """
     stake = bets[0][..., None, :]
     control = bets[1]

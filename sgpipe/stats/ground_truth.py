@@ -59,7 +59,8 @@ def measure_against_ground_truth(
     """Compare an open run with its ground truth; with a calibration of the tagger, everything is of
     its probabilities.
 
-    Raises UserError: the two have no image in common, or a number is out of range.
+    Raises:
+        UserError: the two have no image in common, or a number is out of range.
     """
     # Imports torch and spaCy, which takes seconds that other audits need not spend.
     from sgpipe.evaluation.label_quality import LabelQuality, label_quality

@@ -273,7 +273,8 @@ class _Sample(PlanProgress):
     ) -> list[PrecisionEstimate]:
         """Estimate precisions of sets of questions.
 
-        `counts`: relations of the run that each set stands for, `[sets, strata]`.
+        Args:
+            counts: relations of the run that each set stands for, `[sets, strata]`.
         """
         judged = self._tallies(self.judged, sets)
         return estimate_stratified(counts * self._scale, judged, self._tallies(self.right, sets))

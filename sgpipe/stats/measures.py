@@ -493,8 +493,9 @@ def measure_database(
     """Measure an open run; `threshold`: of the relations whose health is checked, with a
     calibration a probability.
 
-    Raises UserError: the threshold is not 0 to 1, or the confidences are of another tagger than the
-    calibration.
+    Raises:
+        UserError: the threshold is not 0 to 1, or the confidences are of another tagger than the
+            calibration.
     """
     check_share("threshold", threshold)
     if calibration is not None:

@@ -190,13 +190,14 @@ def stratified_interval(
     """Return both ends of the interval of the share that is correct, `[sets]`; arguments `[sets,
     strata]`.
 
-    `design`: as of `design_effect`. `tail`: how often either end misses; the interval is one of 95%
-    by default.
-
     The exact interval (Clopper and Pearson 1934) of the effective sample size: as many simple
     judgements as have the variance of the stratified ones, fewer where strata have few (Korn and
     Graubard 1998). For the variance, each stratum gets half a correct and half an incorrect
     judgement more, so that a unanimous one has some.
+
+    Args:
+        design: as of `design_effect`.
+        tail: how often either end misses; the interval is one of 95% by default.
     """
     from scipy.special import betaincinv, ndtri, stdtrit
 

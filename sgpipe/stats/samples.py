@@ -124,9 +124,12 @@ def write_sheet(
 def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation]) -> Values:
     """Return an image with its relations between existing objects, as templates take it.
 
-    `image`: a data URI, or None. `nodes`: objects, with the box and the tag on the image, and the
-    pill in the graph. `edges`: relations, with curves on both, and a text in the graph. All in
-    units of SVGs that are `WIDTH` wide.
+    `nodes`: objects, with the box and the tag on the image, and the pill in the graph. `edges`:
+    relations, with curves on both, and a text in the graph. All in units of SVGs that are `WIDTH`
+    wide.
+
+    Args:
+        image: a data URI, or None.
     """
     scale = WIDTH / max(record.width, 1)
     height = min(max(record.height * scale, 60), 2 * WIDTH)

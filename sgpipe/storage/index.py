@@ -154,8 +154,10 @@ class Index:
         return RunNames(*(tuple(name for (name,) in self.rows(query)) for query in queries))
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return the rows of a query with `values` for its `?`. Raises UserError: a damaged index,
-        or no memory.
+        """Return the rows of a query with `values` for its `?`.
+
+        Raises:
+            UserError: a damaged index, or no memory.
         """
         try:
             with interruptible():
@@ -192,8 +194,10 @@ class Index:
     def read_rows(
         self, images: Iterable[int], only: str | None = None, without: str | None = None
     ) -> Iterator[pa.Table]:
-        """Yield the rows of images, as tables of `only` or not `without`. Raises UserError: a
-        damaged shard.
+        """Yield the rows of images, as tables of `only` or not `without`.
+
+        Raises:
+            UserError: a damaged shard.
         """
         wanted = list(images)
         query = """select image, file, row from run.images join run.shards using (shard)
@@ -253,8 +257,10 @@ class Database(Index):
 
 @contextmanager
 def open_run(root: str | Location) -> Iterator[Database]:
-    """Yield the database of the run in `root`. Raises UserError: it is not a run, or a shard is
-    missing or damaged.
+    """Yield the database of the run in `root`.
+
+    Raises:
+        UserError: it is not a run, or a shard is missing or damaged.
     """
     database = Database(root, Progress(Console(quiet=True)))
     try:
@@ -367,8 +373,10 @@ def find_image(index: Index, split: str, image_id: str) -> IndexedImage | None:
 
 
 def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
-    """Return the row of an image; None if the index has no such image. Raises UserError: as
-    `Index.read_rows`.
+    """Return the row of an image; None if the index has no such image.
+
+    Raises:
+        UserError: as `Index.read_rows`.
     """
     image = find_image(index, split, image_id)
     if image is None:
@@ -384,8 +392,10 @@ def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
 
 
 def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:
-    """Return the image file in the image's row; None if there is none. Raises UserError: as
-    `Index.read_rows`.
+    """Return the image file in the image's row; None if there is none.
+
+    Raises:
+        UserError: as `Index.read_rows`.
     """
     image = find_image(index, split, image_id)
     if image is None or not image.embedded:

@@ -182,7 +182,10 @@ DEFINITION = repr((_SCRATCH, _FROM_SHARDS, _NAMES, _CHECKED, MARKS, PLACED, _FLA
 def build_index(files: RunFiles, folder: Path, progress: Progress) -> Path:
     """Index the shards of the manifest; list damaged ones.
 
-    `folder`: for the index and temporary files. Raises UserError: the disk is full; StoreError.
+    Raises UserError: the disk is full; StoreError.
+
+    Args:
+        folder: for the index and temporary files.
     """
     path = folder / "index.duckdb"
     try:
@@ -294,8 +297,10 @@ def _read_shards(
 def _rows(
     files: RunFiles, entry: ShardEntry, cached: Path | None, number: int, first: int
 ) -> pa.Table:
-    """Return the rows of a shard, with their numbers (`pa.array` would import pandas). Raises
-    UserError: damaged.
+    """Return the rows of a shard, with their numbers (`pa.array` would import pandas).
+
+    Raises:
+        UserError: damaged.
     """
     rows = None
     if cached:

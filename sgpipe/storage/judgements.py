@@ -195,7 +195,11 @@ class JudgementLog:
         return stored
 
     def reload(self) -> None:
-        """Read what other processes have appended. Raises UserError: as `__init__`."""
+        """Read what other processes have appended.
+
+        Raises:
+            UserError: as `__init__`.
+        """
         try:
             with self._mutex, self._opened(os.O_RDONLY) as descriptor:
                 self._read(descriptor)

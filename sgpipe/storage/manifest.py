@@ -151,7 +151,8 @@ class Manifest:
         """Read the manifest in `root`. Raises UserError: it is missing, damaged, or of another
         schema; StoreError.
 
-        `salvage`: only leave damaged lines out; see `damaged`.
+        Args:
+            salvage: only leave damaged lines out; see `damaged`.
         """
         root = location(root)
         data = read_manifest(root)
@@ -201,7 +202,11 @@ class Manifest:
         self._end = replace_manifest(self.folder, b"".join(lines))
 
     def commit(self, shard: ShardEntry) -> None:
-        """Append a shard that is in place. Raises OSError: the manifest is unchanged."""
+        """Append a shard that is in place.
+
+        Raises:
+            OSError: the manifest is unchanged.
+        """
         line = _line({"shard": asdict(shard)})
         fault_point("before manifest entry")
         with (self.folder / MANIFEST).open("r+b", buffering=0) as file:
@@ -236,8 +241,10 @@ class Manifest:
 
 
 def _header(line: bytes, path: str) -> RunHeader:
-    """Return what the first line of a manifest states. Raises UserError: it has changed, or is of
-    another schema.
+    """Return what the first line of a manifest states.
+
+    Raises:
+        UserError: it has changed, or is of another schema.
     """
     run: RunHeader | None = json.loads(line).get("run") if _is_whole(line) else None
     if run is None:
@@ -262,7 +269,11 @@ def _is_whole(line: bytes) -> bool:
 
 
 def run_images(run: str | Location, split: str, images: ImagePlace | None) -> ImageRoot:
-    """Return the images of a split of a run. Raises UserError: they are unknown or missing."""
+    """Return the images of a split of a run.
+
+    Raises:
+        UserError: they are unknown or missing.
+    """
     if images is None:
         raise UserError(f"{run} does not say where the images of {split} are: pass --images")
     root = image_root(images, IndexFolder(location(run)))
@@ -285,7 +296,11 @@ def replace_manifest(root: Path, content: bytes) -> int:
 
 
 def append_line(descriptor: int, line: bytes, end: int) -> None:
-    """Write a line at the `end` of a file and sync it. Raises OSError: nothing of it is left."""
+    """Write a line at the `end` of a file and sync it.
+
+    Raises:
+        OSError: nothing of it is left.
+    """
     try:
         os.ftruncate(descriptor, end)
         os.lseek(descriptor, end, os.SEEK_SET)
@@ -389,8 +404,10 @@ def read_manifest(root: Location) -> bytes | None:
 
 
 def put_file(store: StorePath, name: str, content: bytes, check_claim: Callable[[], None]) -> None:
-    """Write a run's manifest or description into its store. Raises StoreError: another run has
-    taken that over.
+    """Write a run's manifest or description into its store.
+
+    Raises:
+        StoreError: another run has taken that over.
     """
     file = store / name
     for _ in range(_TRIES):
@@ -414,7 +431,11 @@ class WriterClaim:
         self._content = uuid.uuid4().hex.encode()
 
     def make(self) -> None:
-        """Claim the store. Raises UserError: another run does so at the same moment."""
+        """Claim the store.
+
+        Raises:
+            UserError: another run does so at the same moment.
+        """
         self._file.put_if(self._content, self._file.version())
         # also right if only the answer to the request was lost
         if self._file.read() != self._content:

@@ -108,8 +108,10 @@ class ManifestMirror:
             stored_description.put(description)
 
     def copy(self) -> None:
-        """Copy everything but the index into the store, the manifest last. Raises StoreError:
-        another run took over.
+        """Copy everything but the index into the store, the manifest last.
+
+        Raises:
+            StoreError: another run took over.
         """
         if self.store is None or self.folder.claim is None:
             return
@@ -150,8 +152,10 @@ def _lines_of(place: Location | None) -> bytes:
 
 
 def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
-    """Return the manifest, of a folder or its store, that continues the other. Raises UserError:
-    neither does.
+    """Return the manifest, of a folder or its store, that continues the other.
+
+    Raises:
+        UserError: neither does.
     """
     if not remote.startswith(local) and not local.startswith(remote):
         raise UserError(f"{folder.root} and its store contain different runs; choose a new --out")
@@ -164,8 +168,9 @@ def fetch(
     """Download a run into a folder, but for files that are there, byte for byte; `advance` gets the
     rows of each shard.
 
-    Raises UserError: the store contains no run, or the folder another one; StoreError: an object is
-    missing or damaged.
+    Raises:
+        UserError: the store contains no run, or the folder another one.
+        StoreError: an object is missing or damaged.
     """
     folder = RunFolder(out)
     remote = read_manifest(store)
@@ -188,8 +193,10 @@ def fetch(
 
 
 def _fetch_shard(store: StorePath, shard: ShardEntry, path: Path) -> None:
-    """Download a shard into a file, unless it is there. Raises StoreError: it is missing or
-    damaged.
+    """Download a shard into a file, unless it is there.
+
+    Raises:
+        StoreError: it is missing or damaged.
     """
     if path.is_file() and file_sha256(path) == shard.sha256:
         return

@@ -149,7 +149,8 @@ class RunFolder:
         """Create the folder if needed, which a refused command removes again, and keep every other
         run out of it.
 
-        Raises UserError: as `check_root`; or another run is writing into it.
+        Raises:
+            UserError: as `check_root`; or another run is writing into it.
         """
         self.check_root()
         is_new = not self.root.exists() and self.store is None
@@ -174,8 +175,9 @@ class RunFolder:
         """Return the manifest, a new one where there are no shards yet; `run`: what it says of the
         run.
 
-        Raises UserError: there are shards but no manifest, or of another `identity`, whose
-        differences are listed.
+        Raises:
+            UserError: there are shards but no manifest, or of another `identity`, whose differences
+                are listed.
         """
         run = {**run, "fingerprint": fingerprint(run["identity"])}
         if not (self.root / MANIFEST).exists():
@@ -252,9 +254,15 @@ def copy_run(
 ) -> Manifest:
     """Copy a run to `out` with other contents; a copy that stopped is resumed.
 
-    `header`: what differs in that of the manifest. `change` returns the new content of a shard; it
-    is told if `out` has the shard already. `doing`: such as "scoring". `readme`: see
-    `write_readme`. Raises UserError: as `RunFolder.open`.
+    `change` returns the new content of a shard; it is told if `out` has the shard already.
+
+    Args:
+        header: what differs in that of the manifest.
+        doing: such as "scoring".
+        readme: see `write_readme`.
+
+    Raises:
+        UserError: as `RunFolder.open`.
     """
     run: RunHeader = {**source.run, **header}
     run.pop("store", None)
@@ -335,8 +343,10 @@ class RunFiles:
     """
 
     def __init__(self, root: str | Location) -> None:
-        """Raises UserError: there is no run, or its manifest is damaged. StoreError: the store
-        cannot be reached.
+        """StoreError: the store cannot be reached.
+
+        Raises:
+            UserError: there is no run, or its manifest is damaged.
         """
         self.place = location(root)
         self.root = str(self.place)
@@ -389,7 +399,10 @@ class RunFiles:
     @cached_property
     def cache(self) -> Path:
         """A folder to keep what was derived: RUN/.sgpipe/cache, or one in the user's cache for a
-        run in a store or in a folder that cannot be written. Raises UserError: it cannot be made.
+        run in a store or in a folder that cannot be written.
+
+        Raises:
+            UserError: it cannot be made.
         """
         if self.folder is not None:
             place = self.folder / PRIVATE / "cache"
@@ -410,8 +423,10 @@ class RunFiles:
 
 
 def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """Return a path. Raises UserError: it is an input, an image in one, or a run's or a model's;
-    links are followed.
+    """Return a path.
+
+    Raises:
+        UserError: it is an input, an image in one, or a run's or a model's; links are followed.
     """
     target = path.resolve()
     for place in map(Path, inputs):
@@ -445,8 +460,10 @@ def _is_image_in(target: Path, source: Path) -> bool:
 
 @contextmanager
 def write_result(path: Path) -> Iterator[Path]:
-    """Yield a temporary file that then replaces `path`. Raises UserError: it is a folder, or as
-    `check_output`.
+    """Yield a temporary file that then replaces `path`.
+
+    Raises:
+        UserError: it is a folder, or as `check_output`.
     """
     if check_output(path).is_dir():
         raise UserError(f"{path} is a folder, not a file")
@@ -456,6 +473,10 @@ def write_result(path: Path) -> Iterator[Path]:
 
 
 def write_result_text(path: Path, text: str) -> None:
-    """Write a text file as UTF-8. Raises UserError, OSError: as `write_result`."""
+    """Write a text file as UTF-8.
+
+    Raises:
+        UserError, OSError: as `write_result`.
+    """
     with write_result(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

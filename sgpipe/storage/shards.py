@@ -123,8 +123,10 @@ def write_shard(
 ) -> ShardEntry:
     """Write records `start`… of a split to `root/name` and describe the shard for the manifest.
 
-    `images`: the image files of the records, for a column `image`. Raises OSError; no file is left
-    behind.
+    Raises OSError; no file is left behind.
+
+    Args:
+        images: the image files of the records, for a column `image`.
     """
     table = to_table(records) if images is None else with_images(to_table(records), images)
     return write_copy(
@@ -221,8 +223,10 @@ def open_checked(root: Location, shard: ShardEntry) -> pa.NativeFile:
 def read_checked(
     root: Location, shard: ShardEntry, columns: Sequence[str], run: object
 ) -> pa.Table:
-    """Return one shard as a table. Raises UserError: it is missing, or a byte of it is not as it
-    was written.
+    """Return one shard as a table.
+
+    Raises:
+        UserError: it is missing, or a byte of it is not as it was written.
     """
     try:
         file = open_checked(root, shard)
@@ -247,8 +251,10 @@ def iter_tables(root: str | Location, columns: Sequence[str] | None = None) -> I
 
 
 def iter_records(root: str | Location) -> Iterator[Record]:
-    """Return the records of a run, a shard in memory at a time. Raises UserError: not a run; later,
-    a damaged shard.
+    """Return the records of a run, a shard in memory at a time.
+
+    Raises:
+        UserError: not a run; later, a damaged shard.
     """
     return (record for table in iter_tables(root, SCHEMA.names) for record in from_table(table))
 
@@ -272,7 +278,8 @@ class Run:
         `file_name`; `subject`, `object` (indices of the boxes in their image), each also with
         `_category` and, in pixels, `_x1`, `_y1`, `_x2` and `_y2`; `predicate`, `confidence`.
 
-        Raises UserError: not a run, a shard is missing or damaged, or the threshold is not 0 to 1.
+        Raises:
+            UserError: not a run, a shard is missing or damaged, or the threshold is not 0 to 1.
         """
         check_share("threshold", threshold)
         for table in iter_tables(self.root, _RELATION_COLUMNS):
@@ -287,8 +294,10 @@ class Run:
         )
 
     def to_pandas(self, threshold: float = 0.0) -> pd.DataFrame:
-        """Return `to_arrow` as a data frame. Raises UserError: as `relation_tables`, or pandas is
-        not installed.
+        """Return `to_arrow` as a data frame.
+
+        Raises:
+            UserError: as `relation_tables`, or pandas is not installed.
         """
         import_extra("pandas")
         return self.to_arrow(threshold).to_pandas()
@@ -323,8 +332,10 @@ def relation_rows(table: pa.Table, threshold: float) -> pa.Table:
 def open_shard(
     path: Location, columns: Sequence[str] = (), content: pa.NativeFile | BinaryIO | None = None
 ) -> Iterator[pq.ParquetFile]:
-    """Open a shard, or its `content`. Raises UserError: missing, damaged (also later), other
-    schema, no `columns`.
+    """Open a shard, or its `content`.
+
+    Raises:
+        UserError: missing, damaged (also later), other schema, no `columns`.
     """
     try:
         with pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:

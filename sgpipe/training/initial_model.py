@@ -49,11 +49,13 @@ def make_initial_model(
     """Save the network in `folder`, for `from_pretrained`; config.json has `image_sides`, those of
     validation images.
 
-    `texts`: the names in the data; a new network without RoBERTa gets a tokenizer that knows their
-    words.
+    Args:
+        texts: the names in the data; a new network without RoBERTa gets a tokenizer that knows
+            their words.
 
-    Raises UserError: the network does not exist or is of another kind, or a setting is invalid;
-    EngineError: no store.
+    Raises:
+        UserError: the network does not exist or is of another kind, or a setting is invalid.
+        EngineError: no store.
     """
     try:
         network = _existing(config, folder, seed) if config.init else _new(config, texts, seed)

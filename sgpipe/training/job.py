@@ -130,7 +130,8 @@ class Benchmark:
         """Return the score by the name of the benchmark, the same in every process; nothing without
         any ground truth.
 
-        Raises UserError: an annotation is not of a listed class, or a prediction is not finite.
+        Raises:
+            UserError: an annotation is not of a listed class, or a prediction is not finite.
         """
         training = self.objective.training
         sizes = (len(self.labels.relations), len(self.labels.objects))

@@ -76,8 +76,10 @@ def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[Row], None]]:
 
 
 def read_metrics(out: Path) -> list[Row]:
-    """Return the lines so far, without an incomplete last one, left by a crash. Raises UserError:
-    one is damaged.
+    """Return the lines so far, without an incomplete last one, left by a crash.
+
+    Raises:
+        UserError: one is damaged.
     """
     path = out / METRICS
     try:

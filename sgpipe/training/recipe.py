@@ -239,8 +239,11 @@ def load_train_recipe(
     """Return the training recipe of a packaged name ("tagger") or a YAML file, with overrides by
     dotted key.
 
-    `miniature`: with settings for a laptop: a small network and small images. Raises UserError: as
-    `config_file.load`.
+    Args:
+        miniature: with settings for a laptop: a small network and small images.
+
+    Raises:
+        UserError: as `config_file.load`.
     """
     folder = train_recipe_folder()
     overlays = [folder / "miniature" / "overlay.yaml"] if miniature else []

@@ -77,8 +77,10 @@ def fault_point(name: str) -> None:
 
 @contextmanager
 def only_process(file: Path, folder: Path) -> Iterator[None]:
-    """Lock `file`, which is made if needed. Raises UserError: another process has, and writes into
-    `folder`.
+    """Lock `file`, which is made if needed.
+
+    Raises:
+        UserError: another process has, and writes into `folder`.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file, timeout=_PATIENCE, poll_interval=0.1, thread_local=False)
@@ -137,8 +139,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder, renamed to `out` when the block ends, and deleted if the block
     fails.
 
-    Raises UserError: `out` exists and is not an empty folder, or cannot be replaced; OSError: it
-    was made meanwhile.
+    Raises:
+        UserError: `out` exists and is not an empty folder, or cannot be replaced.
+        OSError: it was made meanwhile.
     """
     named = out
     out = Path(os.path.realpath(out))

@@ -71,7 +71,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(
         self, node: yaml.MappingNode, deep: bool = False
     ) -> dict[Hashable, object]:
-        """Return a mapping. Raises YAMLError: two of its keys are the same."""
+        """Return a mapping.
+
+        Raises:
+            YAMLError: two of its keys are the same.
+        """
         names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for name, times in names.items():
             if times > 1:
@@ -126,9 +130,12 @@ def load(
     """Return the recipe of a packaged name in `folder` or a YAML file, with overlays and then
     overrides applied.
 
-    `overrides`: values by dotted key, as in `{"tag.threshold": 0.1}`. `overlays`: files whose keys
-    replace others. Raises UserError: no such recipe, not YAML, or a setting that is unknown or of
-    the wrong type.
+    Args:
+        overrides: values by dotted key, as in `{"tag.threshold": 0.1}`.
+        overlays: files whose keys replace others.
+
+    Raises:
+        UserError: no such recipe, not YAML, or a setting that is unknown or of the wrong type.
     """
     path = _find(str(name), folder)
     settings: object = {}
@@ -170,8 +177,10 @@ def _replaced(values: object, path: Sequence[str], value: object, key: str) -> o
 
 
 def changed(section: Section, **settings: object) -> Section:
-    """Return a section of a recipe with those settings that are not None. Raises UserError: a value
-    is invalid.
+    """Return a section of a recipe with those settings that are not None.
+
+    Raises:
+        UserError: a value is invalid.
     """
     changes = {name: value for name, value in settings.items() if value is not None}
     if not changes:
@@ -181,8 +190,10 @@ def changed(section: Section, **settings: object) -> Section:
 
 
 def parse_set(assignments: list[str]) -> dict[str, Any]:
-    """Return `["tag.threshold=0.1"]` as overrides; values are YAML. Raises UserError: it is not
-    key=value.
+    """Return `["tag.threshold=0.1"]` as overrides; values are YAML.
+
+    Raises:
+        UserError: it is not key=value.
     """
     overrides: dict[str, Any] = {}
     for assignment in assignments:
@@ -199,8 +210,10 @@ def parse_set(assignments: list[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a file. Raises UserError: it cannot be read, or contains
-    something else.
+    """Return the keys and values of a file.
+
+    Raises:
+        UserError: it cannot be read, or contains something else.
     """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))

@@ -27,8 +27,12 @@ _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> torch.device:
     """Return the device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
 
-    `gpus`: how many were requested; if any, "auto" is a GPU. `setting`: its name in messages.
-    Raises UserError: unknown name, or a GPU that this machine or process does not have.
+    Args:
+        gpus: how many were requested; if any, "auto" is a GPU.
+        setting: its name in messages.
+
+    Raises:
+        UserError: unknown name, or a GPU that this machine or process does not have.
     """
     import torch
 
@@ -90,8 +94,11 @@ def check_workers(
     """Refuse workers that would wait for ever; return a note if there are GPUs that they do not
     use.
 
-    `nodes`: `ray.nodes()`; each worker needs `cpus` and `gpus` on one of them. Raises UserError:
-    they have too few.
+    Args:
+        nodes: `ray.nodes()`; each worker needs `cpus` and `gpus` on one of them.
+
+    Raises:
+        UserError: they have too few.
     """
     machines = [node["Resources"] for node in nodes if node["Alive"]]
     if sum(room_for({"CPU": cpus, "GPU": gpus}, machine) for machine in machines) < workers:
@@ -121,7 +128,11 @@ def room_for(needs: Mapping[str, float], machine: Mapping[str, float]) -> int:
 
 
 def _gpu_number(name: str, setting: str) -> int | None:
-    """Return the N of "cuda:N". Raises UserError: not the name of a device."""
+    """Return the N of "cuda:N".
+
+    Raises:
+        UserError: not the name of a device.
+    """
     known = _NAME.fullmatch(name)
     if known is None:
         raise UserError(f"{setting} {name!r}: expected auto, cpu, cuda or cuda:N")

@@ -76,8 +76,10 @@ class GpuMemory:
     def compute(
         self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]
     ) -> list[Result]:
-        """Return the result of each item of a batch. Raises MemoryFullError: an item alone is
-        too large.
+        """Return the result of each item of a batch.
+
+        Raises:
+            MemoryFullError: an item alone is too large.
         """
         if not self._is_scarce:
             with suppress(MemoryFullError), enough_memory(self._device, self._remedy), self._places:

@@ -42,7 +42,7 @@ def is_participle(verb: str) -> bool:
 
 
 def predicate_lemma(text: str) -> str:
-    """Return a predicate in lower case with its verb as a lemma: "is Sitting  on" and "sits on"
+    """Return a predicate in lower case with its verb as a lemma: "is Sitting on" and "sits on"
     become "sit on".
     """
     words = without_auxiliaries(text)

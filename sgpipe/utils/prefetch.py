@@ -24,9 +24,12 @@ def start_early(
     """Yield what `start` returns for each item, such as a future, after it has been called for the
     next items too.
 
-    `limit`: number of results that are computed or wait, at least 1; fewer are enough if these are
-    `is_full`. `cancel`: called for what was not requested when the generator is closed. `items` are
-    read in the caller's thread.
+    `items` are read in the caller's thread.
+
+    Args:
+        limit: number of results that are computed or wait, at least 1; fewer are enough if these
+            are `is_full`.
+        cancel: called for what was not requested when the generator is closed.
     """
     pending: deque[Started] = deque()
     try:
@@ -71,8 +74,10 @@ def prefetch_generator(
     """Yield the results of a generator, which runs in a thread; an exception comes after the
     results before it.
 
-    `limit`: number of results that are computed or wait. At the end, the generator is closed when
-    its thread is done.
+    At the end, the generator is closed when its thread is done.
+
+    Args:
+        limit: number of results that are computed or wait.
     """
     pool = ThreadPoolExecutor(1, "prefetch")
     try:

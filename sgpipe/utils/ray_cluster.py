@@ -49,8 +49,10 @@ def prepare_ray(address: str | None = None) -> None:
     is imported.
 
     A local Ray gets a token in memory: the file that Ray would write would also lock clusters that
-    start here later. Raises EngineError: nothing answers at the address, or no cluster that this
-    machine may join.
+    start here later.
+
+    Raises:
+        EngineError: nothing answers at the address, or no cluster that this machine may join.
     """
     if "ray" in sys.modules or _MODE in os.environ:
         return
@@ -72,7 +74,11 @@ def _has_token() -> bool:
 
 
 def _mode_of(address: str, has_token: bool) -> str:
-    """Return how a cluster authenticates. Raises EngineError: as `prepare_ray`."""
+    """Return how a cluster authenticates.
+
+    Raises:
+        EngineError: as `prepare_ray`.
+    """
     try:
         _check_port(address.removeprefix("ray://"))
     except OSError as error:
@@ -227,8 +233,10 @@ def worker_failure(error: BaseException) -> str:
 
 
 def _check_port(address: str) -> None:
-    """Raises OSError: nothing answers at HOST:PORT. Ray itself would try for a minute, and then end
-    the process.
+    """Ray itself would try for a minute, and then end the process.
+
+    Raises:
+        OSError: nothing answers at HOST:PORT.
     """
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():

@@ -241,8 +241,10 @@ class Address:
 
 
 def listen(host: str, port: int) -> Address:
-    """Listen at the first free port from `port` on; 0: any. Raises UserError: no such host, or no
-    port is free.
+    """Listen at the first free port from `port` on; 0: any.
+
+    Raises:
+        UserError: no such host, or no port is free.
     """
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -88,7 +88,11 @@ class Freshness:
         self._next = time.monotonic() + self._seconds  # time of the next look
 
     def update_judgements(self) -> None:
-        """Let searches know of all judgements in the file. Raises UserError: it cannot be read."""
+        """Let searches know of all judgements in the file.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         with self._judging:
             self.viewer.judgements.reload()
             if self.viewer.judgements.version != self._indexed:

@@ -253,8 +253,10 @@ class Hit:
 def search(
     index: Index, filters: Filters, after: str | None = None, limit: int = 48
 ) -> tuple[list[Hit], str | None]:
-    """Return a page of hits, and the `after` of the next one, if any. Raises UserError: no such
-    cursor or queue.
+    """Return a page of hits, and the `after` of the next one, if any.
+
+    Raises:
+        UserError: no such cursor or queue.
     """
     start = None
     if after:
@@ -280,7 +282,10 @@ def neighbours(
     first hit.
 
     An image without hits comes before all of them. A relation that the image has several times
-    counts as one, from its first place to its last: every walk ends. Raises UserError: as `search`.
+    counts as one, from its first place to its last: every walk ends.
+
+    Raises:
+        UserError: as `search`.
     """
     first = _place(index, filters, split, image_id, relation)
     last = _place(index, filters, split, image_id, relation, last=True) if relation else first
@@ -291,8 +296,10 @@ def neighbours(
 
 
 def select_relations(index: Index, filters: Filters) -> tuple[str, list[object]]:
-    """Return the relations as SQL, with the values of its `?`. Raises UserError: hits are images,
-    or no such queue.
+    """Return the relations as SQL, with the values of its `?`.
+
+    Raises:
+        UserError: hits are images, or no such queue.
     """
     if filters.finds_images:
         raise UserError(

@@ -75,8 +75,10 @@ class BlipCaptioner(Captioner):
         )
 
     def setup(self) -> None:
-        """Load the model. Raises UserError like `check`, `_load`, or if `max_tokens` leaves no
-        room.
+        """Load the model.
+
+        Raises:
+            UserError: like `check`, `_load`, or if `max_tokens` leaves no room.
         """
         config = self.config
         self.check()

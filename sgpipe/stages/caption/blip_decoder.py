@@ -145,12 +145,15 @@ def sample_captions(
 ) -> list[list[list[int]]]:
     """Return the tokens after `prompt` of each sample of each image, without the end token.
 
-    `image_states`: [images, 1 + patches, vision width]. `keys`: one per image, 63 bits that select
-    its noise. `sampling`: its lengths count every token of the decoder: [DEC], prompt, words and
-    [SEP]. `recorded`: of this prompt and sampling; replayed if it is of as many images and of the
-    decoder's width.
+    Args:
+        image_states: [images, 1 + patches, vision width].
+        keys: one per image, 63 bits that select its noise.
+        sampling: its lengths count every token of the decoder: [DEC], prompt, words and [SEP].
+        recorded: of this prompt and sampling; replayed if it is of as many images and of the
+            decoder's width.
 
-    Raises ComputationError: the scores are not finite.
+    Raises:
+        ComputationError: the scores are not finite.
     """
     samples = sampling.samples
     width = decoder.width
@@ -255,8 +258,10 @@ class RecordedCaptions:
         prompt: list[int],
         sampling: CaptionConfig,
     ) -> None:
-        """Raises RuntimeError: this GPU cannot record it. No other thread may compute on it
-        meanwhile.
+        """No other thread may compute on it meanwhile.
+
+        Raises:
+            RuntimeError: this GPU cannot record it.
         """
         device = image_states.device
         self.of = (len(keys), decoder.width)

@@ -86,7 +86,10 @@ class Captioner:
         by beam search.
 
         Only as many inputs are read as are captioned together. A refusal, of all samples, makes an
-        error row. Raises UserError or EngineError if the captioner fails on every image.
+        error row.
+
+        Raises:
+            UserError, EngineError: if the captioner fails on every image.
         """
         raise NotImplementedError
 
@@ -201,8 +204,10 @@ class ServedCaptioner(ChatCaptioner):
         return self._endpoint.ask_all(requests)
 
     def check(self, example: ChatRequest | None = None) -> None:
-        """Ask for an example, or else for a caption of a grey image. Raises UserError like
-        `ChatEndpoint.check`.
+        """Ask for an example, or else for a caption of a grey image.
+
+        Raises:
+            UserError: like `ChatEndpoint.check`.
         """
         self._endpoint.check(example or self.request(CaptionInput(EXAMPLE, key=0)))
 

@@ -85,11 +85,15 @@ def nucleus(
     """Return the smallest set of most likely tokens that reaches `top_p`, of scores `[rows,
     vocabulary]`.
 
-    Equally likely tokens at the edge are taken by their ids. `width`: how many of the most likely
-    tokens to look at;
-    None: as many as needed, which the host waits for. Returns tokens `[rows, width + 1]`,
-    ascending, or fewer without a width; which of them are kept; and whether `width` is enough in
-    all rows.
+    Equally likely tokens at the edge are taken by their ids.
+
+    Args:
+        width: how many of the most likely tokens to look at; None: as many as needed, which the
+            host waits for.
+
+    Returns:
+        Tokens `[rows, width + 1]`, ascending, or fewer without a width; which of them are kept; and
+        whether `width` is enough in all rows.
     """
     probabilities = scores.softmax(dim=-1)
     vocabulary = scores.shape[-1]

@@ -46,8 +46,10 @@ def full_prompts(first: list[int], texts: list[list[int]]) -> list[list[int]]:
 
 
 def share_prompts(inputs: Mapping[str, Any], prompts: list[list[int]]) -> SharedPrompts:
-    """Return prompts as what they share and what they do not. `inputs`: of the first, by the
-    processor.
+    """Return prompts as what they share and what they do not.
+
+    Args:
+        inputs: of the first, by the processor.
     """
     shared = min(common_length(prompts), min(map(len, prompts)) - 1)
     prefix = dict(inputs)
@@ -68,7 +70,11 @@ def common_length(rows: list[list[int]]) -> int:
 
 
 def begin(model: Any, prefix: Mapping[str, Any]) -> dict[str, Any]:
-    """Compute what prompts share. Returns the model's cache, by the name of its argument."""
+    """Compute what prompts share.
+
+    Returns:
+        The model's cache, by the name of its argument.
+    """
     output = model(**prefix, use_cache=True, return_dict=True, logits_to_keep=1)
     name = "cache" if "cache" in output else "past_key_values"
     return {name: output[name]}

@@ -111,8 +111,10 @@ class CaptionStage(ImageStage):
 def load_captioner(
     config: CaptionConfig, cache_folder: CacheFolder | None = None, role: str = "captioner"
 ) -> Captioner:
-    """Return the captioner of a recipe, which is not set up yet. Raises UserError if there is no
-    such model.
+    """Return the captioner of a recipe, which is not set up yet.
+
+    Raises:
+        UserError: if there is no such model.
     """
     if config.plugin is not None and role == "captioner":
         return OwnCaptioner(config, config.plugin, cache_folder)

@@ -125,8 +125,10 @@ class VisionLanguageCaptioner(ChatCaptioner):
             )
 
     def setup(self) -> None:
-        """Load the model and try it. Raises UserError like `check`, or if it is damaged or too
-        large for the memory.
+        """Load the model and try it.
+
+        Raises:
+            UserError: like `check`, or if it is damaged or too large for the memory.
         """
         config = self.config
         self.device = pick_device(config.device, config.resources.gpus)
@@ -194,8 +196,10 @@ class VisionLanguageCaptioner(ChatCaptioner):
         """Return the tensors of the prompt and an image of any size, of which only the pixels are
         used, not EXIF.
 
-        `text`: of another prompt, by `chat`. Raises one of `MISFITS` if the processor refuses the
-        image.
+        Raises one of `MISFITS` if the processor refuses the image.
+
+        Args:
+            text: of another prompt, by `chat`.
         """
         plain = Image.fromarray(np.asarray(image.convert("RGB")))
         size = self.config.image_size
@@ -232,8 +236,10 @@ class VisionLanguageCaptioner(ChatCaptioner):
         )
 
     def _find_yes_and_no(self) -> tuple[Tensor, Tensor]:
-        """Return the first tokens of these words, in any spelling. Raises UserError: they cannot be
-        told apart.
+        """Return the first tokens of these words, in any spelling.
+
+        Raises:
+            UserError: they cannot be told apart.
         """
         yes = self._first_tokens("yes")
         no = self._first_tokens("no")
@@ -359,8 +365,10 @@ class VisionLanguageCaptioner(ChatCaptioner):
     def _decode(
         self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0
     ) -> list[str]:
-        """Return the text of each sample, without special tokens. Raises ComputationError: the
-        scores are not finite.
+        """Return the text of each sample, without special tokens.
+
+        Raises:
+            ComputationError: the scores are not finite.
         """
         inputs = inputs.to(self.device, self.dtype)
         if self.config.decoding == "beam":
@@ -394,11 +402,15 @@ def sample_nucleus(
     """Return the tokens of nucleus samples of one image, without the end token; for
     `generate(custom_generate=...)`.
 
-    `key`: 63 bits that select the noise of the image. `input_ids`: [1, prompt]. The end and both
-    lengths are those of `generation_config`; the repetition penalty counts the tokens of the
-    caption, not those of the prompt.
+    The end and both lengths are those of `generation_config`; the repetition penalty counts the
+    tokens of the caption, not those of the prompt.
 
-    Raises ComputationError: scores are not finite.
+    Args:
+        key: 63 bits that select the noise of the image.
+        input_ids: [1, prompt].
+
+    Raises:
+        ComputationError: scores are not finite.
     """
     prompt = input_ids.shape[1]
     max_new_tokens = generation_config.max_new_tokens

@@ -76,8 +76,10 @@ def _package_version(name: str) -> str:
 
 
 def load_model(name: str | None = None) -> Language:
-    """Load a spaCy pipeline, package or folder. Raises UserError: it cannot be, or has no tagger
-    and parser.
+    """Load a spaCy pipeline, package or folder.
+
+    Raises:
+        UserError: it cannot be, or has no tagger and parser.
     """
     import spacy
 
@@ -273,7 +275,9 @@ def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
 
     Names that the caption contains lose their attributes, as with the rules; others only their
     articles. A predicate is spelled as in the caption, if it occurs there in any inflection.
-    `tree`: repaired.
+
+    Args:
+        tree: repaired.
     """
     stated: dict[Texts, Triplet] = {}
     hidden = unstated(tree)

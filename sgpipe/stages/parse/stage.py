@@ -124,7 +124,11 @@ class LlmParser(Parser):
         self._nlp = load_model()
 
     def check(self) -> None:
-        """Parse a caption. Raises UserError: see `ChatEndpoint.check`."""
+        """Parse a caption.
+
+        Raises:
+            UserError: see `ChatEndpoint.check`.
+        """
         self._endpoint.check(_request("a dog on a sofa"))
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:

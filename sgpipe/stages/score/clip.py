@@ -80,8 +80,10 @@ class ClipScorer:
         return dict(zip(crops, embedded, strict=True))
 
     def _probability(self, crop: Tensor, texts: Sequence[str]) -> float:
-        """Return how probable the first text is; `crop`: its embedding. Raises ComputationError:
-        it is NaN.
+        """Return how probable the first text is; `crop`: its embedding.
+
+        Raises:
+            ComputationError: it is NaN.
         """
         logits = self.clip.scale * (self.clip.embed_texts(texts) @ crop).double()
         share = float((logits[0] - logits[1:].logsumexp(0) + math.log(len(texts) - 1)).sigmoid())
@@ -106,8 +108,10 @@ class ClipModel:
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
         """Load a model of transformers (hub id, or folder with config.json) or open_clip (name with
-        its `weights`, a file or a tag; hf-hub:ID; other folders). Raises UserError: it cannot be
-        loaded, or open_clip is not installed.
+        its `weights`, a file or a tag; hf-hub:ID; other folders).
+
+        Raises:
+            UserError: it cannot be loaded, or open_clip is not installed.
         """
         self._device = device
         self._known = dict[str, Tensor]()

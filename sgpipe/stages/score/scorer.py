@@ -221,7 +221,8 @@ class VlmScorer:
         """Return the probability that each relation of an RGB image is correct, or why there is
         none, in their order.
 
-        Raises UserError or EngineError if the scorer fails on every image.
+        Raises:
+            UserError, EngineError: if the scorer fails on every image.
         """
         visible = [visible_boxes(image, objects, relation) is not None for relation in relations]
         asked = list(compress(relations, visible))

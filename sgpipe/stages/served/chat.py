@@ -109,8 +109,10 @@ class Refusal:
 
 
 def read_choices(completion: Any, logprobs: bool) -> list[Choice]:
-    """Return the choices of a chat completion by their index. Raises ValueError: it is none, or
-    lacks `logprobs`.
+    """Return the choices of a chat completion by their index.
+
+    Raises:
+        ValueError: it is none, or lacks `logprobs`.
     """
     try:
         error = completion.get("error")

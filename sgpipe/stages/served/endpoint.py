@@ -74,10 +74,14 @@ class ChatEndpoint:
     def __init__(
         self, url: str, model: str, requests: Requests, cache: CacheFolder | None = None
     ) -> None:
-        """Sends nothing. `model`: its name, as the server lists it. `cache`: where answers are
-        kept, or None.
+        """Sends nothing.
 
-        Raises UserError if this is not a URL, it contains a password, or the key cannot be sent.
+        Args:
+            model: its name, as the server lists it.
+            cache: where answers are kept, or None.
+
+        Raises:
+            UserError: if this is not a URL, it contains a password, or the key cannot be sent.
         """
         self.url = endpoint_url(url)
         self.model = model
@@ -97,7 +101,8 @@ class ChatEndpoint:
         """Raise UserError if the server does not answer, does not serve the model, or refuses the
         key or `example`.
 
-        `example`: a request like those that will follow, sent for one answer, which is not kept.
+        Args:
+            example: a request like those that will follow, sent for one answer, which is not kept.
         """
         try:
             self._start(self._check_models()).result()
@@ -208,8 +213,10 @@ class ChatEndpoint:
         return choices
 
     async def _completion(self, request: ChatRequest, retries: int) -> list[Choice]:
-        """Return the choices from the server. Raises RequestError if this request gets none; see
-        also the class.
+        """Return the choices from the server.
+
+        Raises:
+            RequestError: if this request gets none; see also the class.
         """
         try:
             return await self._attempt(request, retries)
@@ -328,8 +335,9 @@ class ChatEndpoint:
 def endpoint_url(url: str) -> str:
     """Return the URL of an API in the form that requests are appended to.
 
-    Raises UserError if it is not a URL, or has parts that must not be stored in a run, which are
-    not quoted.
+    Raises:
+        UserError: if it is not a URL, or has parts that must not be stored in a run, which are not
+            quoted.
     """
     if set("?#@") & set(url):
         raise UserError(

@@ -199,8 +199,10 @@ def _stated_by_rules(
 
 
 def _path(first: list[int], up: Mapping[int, int], second: list[int]) -> tuple[list[int], int]:
-    """Return the tokens between two in the tree, and the number of steps up and down. `up`:
-    positions in `first`.
+    """Return the tokens between two in the tree, and the number of steps up and down.
+
+    Args:
+        up: positions in `first`.
     """
     for down, node in enumerate(second):
         if node in up:
