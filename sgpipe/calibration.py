@@ -94,14 +94,18 @@ class Calibration(Config):
         raise UserError(f"precision {precision:g}: by {judged}, {none}; {hint}")
 
     def check_run(self, run: Mapping[str, Any], place: object) -> None:
-        """Raises UserError: the confidences of the run in `place`, by its header, are of another
-        tagger.
+        """Check that a run has the confidences that the calibration is for.
+
+        Raises:
+            UserError: the confidences of the run in `place`, by its header, are of another tagger.
         """
         self.check_scoring(scoring_of_run(run), place)
 
     def check_scoring(self, scoring: Mapping[str, Any], place: object) -> None:
-        """Raises UserError: what decides confidences in `place` is not what the calibration is
-        for.
+        """Check that confidences were computed as those that the calibration is for.
+
+        Raises:
+            UserError: what decides confidences in `place` is not what the calibration is for.
         """
         lines = differences(self.tagger, scoring, {"method": "rtagger"})
         if lines:

@@ -548,7 +548,11 @@ def _changes(
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    """Raises UserError: a device or a model is missing, or settings do not fit together."""
+    """Check that a recipe can label images here.
+
+    Raises:
+        UserError: a device or a model is missing, or settings do not fit together.
+    """
     for name in _ON_DEVICES:
         stage = recipe.stages[name]
         settings = (f"{name}.device", f"{name}.resources.gpus")

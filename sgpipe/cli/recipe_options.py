@@ -98,7 +98,11 @@ class SourceOptions:
         return type(source).model_validate(values)
 
     def _check_needs(self, source: SourceConfig) -> None:
-        """Raises UserError: an option is given without the one that it belongs to."""
+        """Check that each option comes with the one that it belongs to.
+
+        Raises:
+            UserError: an option is given without the one that it belongs to.
+        """
         if self.dataset is not None and source.format != "hub":
             raise UserError(
                 "--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID"

@@ -183,7 +183,11 @@ def _train(recipe: TrainRecipe, out: Path, json_: bool) -> None:
 
 
 def _refuse_options_of_networks(options: Mapping[str, object], shards: ShardsOptions) -> None:
-    """Raises UserError: an option is given that a layout model does not use."""
+    """Refuse options that a layout model does not use.
+
+    Raises:
+        UserError: an option is given that a layout model does not use.
+    """
     unused = dict(options)
     for name, value in vars(shards).items():
         unused[f"--{name}"] = value

@@ -111,7 +111,11 @@ class ModelRun(InferenceConfig):
         return read_classes(self.classes) if self.classes else None
 
     def config(self, task: Task) -> PredictConfig:
-        """Raises UserError: the data has no classes, or a store no such model."""
+        """Return how the model predicts for a task.
+
+        Raises:
+            UserError: the data has no classes, or a store no such model.
+        """
         schema = self.hoia_schema()
         classes = schema.classes if schema else inputs.data_classes(self.data)
         settings = {field.name: getattr(self, field.name) for field in fields(InferenceConfig)}

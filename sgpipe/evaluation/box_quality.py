@@ -125,8 +125,11 @@ class Comparison:
 
     @classmethod
     def of(cls, truth: BoxSet, detected: Location) -> Comparison:
-        """Raises UserError: the detector found nothing, or has no image or class in common with the
-        ground truth.
+        """Match the boxes of a detector with those of the ground truth.
+
+        Raises:
+            UserError: the detector found nothing, or has no image or class in common with the
+                ground truth.
         """
         detections = read_detections(detected, truth)
         if not any(image.boxes for image in detections.images.values()):

@@ -397,7 +397,11 @@ def _relations_of_persons(record: Record) -> Record:
 
 
 def _check_names(root: Location, record: Record, classes: DatasetClasses) -> None:
-    """Raises UserError: a name is not a class."""
+    """Check that all names of a record are classes.
+
+    Raises:
+        UserError: a name is not a class.
+    """
     unknown = {box.category for box in record.objects} - {*classes.objects}
     unknown |= {relation.predicate for relation in record.relations} - {*classes.relations}
     if unknown:

@@ -355,7 +355,11 @@ class _Comparison:
         self.counts["relations not compared"] += int((~is_usable).sum())
 
     def check(self, run: Location, truth: Location) -> None:
-        """Raises UserError: no image could be compared."""
+        """Check that images could be compared.
+
+        Raises:
+            UserError: no image could be compared.
+        """
         counts = self.counts
         if counts["images failed"] == counts["images"]:
             problem = "no images; is the run finished?"

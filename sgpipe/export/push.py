@@ -230,8 +230,11 @@ class _Repository:
     """A dataset or a model on the hub, which may be new."""
 
     def __init__(self, name: str, kind: Literal["dataset", "model"], public: bool) -> None:
-        """Raises UserError: HF_HUB_OFFLINE is set, nobody is logged in, no such user, or it has
-        files of others.
+        """Find a repository that this user may push to, or create it.
+
+        Raises:
+            UserError: HF_HUB_OFFLINE is set, nobody is logged in, no such user, or it has files of
+                others.
         """
         from huggingface_hub import HfApi
 
@@ -251,7 +254,11 @@ class _Repository:
         self._check_files(is_ours=TAG in {*(info.tags or ()), *tags_of_card})
 
     def _check_files(self, *, is_ours: bool) -> None:
-        """Raises UserError: it has files that sgpipe did not push."""
+        """Check that the repository has only files that sgpipe pushed.
+
+        Raises:
+            UserError: it has files that sgpipe did not push.
+        """
         foreign = self._before.keys() - {_OF_HUB}
         if is_ours:
             form = _SHARD if self.kind == "dataset" else _OF_MODEL

@@ -86,8 +86,11 @@ class ExportRows:
         origins: Collection[str] = ORIGINS,
         options: FormatOptions | None = None,
     ) -> None:
-        """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of
-        another tagger.
+        """Open a run, and choose what of it is exported.
+
+        Raises:
+            UserError: the folder is not a run, or is an empty one, or the calibration is of another
+                tagger.
         """
         self.options = options or FormatOptions()
         self.root = root

@@ -107,7 +107,11 @@ def _check_relation_choice(
     certificate: Certificate | None,
     origins: Collection[str],
 ) -> None:
-    """Raises UserError: a value is not one of its option, or two options exclude each other."""
+    """Check the options that choose relations.
+
+    Raises:
+        UserError: a value is not one of its option, or two options exclude each other.
+    """
     if threshold is not None:
         check_share("threshold", threshold)
     unknown = set(origins).difference(ORIGINS)
@@ -147,8 +151,10 @@ def default_threshold(form: Format, *, is_calibrated: bool) -> float:
 
 
 def check_options(form: Format, to: str, options: FormatOptions) -> None:
-    """Raises UserError: a format lacks an option, two exclude each other, or the images are not
-    there.
+    """Check the options of a format.
+
+    Raises:
+        UserError: a format lacks an option, two exclude each other, or the images are not there.
     """
     for option in options.named():
         if option not in form.options:

@@ -267,7 +267,11 @@ def is_archive(name: str) -> bool:
 
 
 def refuse_compressed(name: str) -> None:
-    """Raises UserError: the file is named like a tar that is compressed as a whole."""
+    """Refuse a tar that is compressed as a whole, by its name.
+
+    Raises:
+        UserError: the file is named like a tar that is compressed as a whole.
+    """
     if name.lower().endswith(_COMPRESSED):
         why = "is compressed as a whole, so an image can only be read with everything before it"
         raise UserError(f"{name} {why}; unpack it to a .tar")

@@ -98,8 +98,11 @@ def existing_images(location: ImagePlace, indexes: IndexFolder | None = None) ->
 
 
 def check_images(location: ImagePlace) -> None:
-    """Raises UserError: a location does not exist, or is nothing that images are in; archives are
-    not read.
+    """Check that a location can have images.
+
+    Raises:
+        UserError: a location does not exist, or is nothing that images are in; archives are not
+            read.
     """
     text = located(location)
     if text.startswith("hf://"):

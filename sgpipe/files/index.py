@@ -37,7 +37,11 @@ class FileIndex:
     """Rows by name. `meta`: what was said of all of them."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError or ArrowException: the file is missing or damaged."""
+        """Open an index.
+
+        Raises:
+            OSError, ArrowException: the file is missing or damaged.
+        """
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         self.meta: dict[str, Any] = json.loads(table.schema.metadata[_META])
@@ -100,8 +104,11 @@ class IndexReference:
 
     @cached_property
     def opened(self) -> FileIndex:
-        """Raises StoreError: it cannot be read or fetched; UserError: the copy in the run's store
-        is damaged.
+        """Return the index, fetched if this machine lacks it.
+
+        Raises:
+            StoreError: it cannot be read or fetched.
+            UserError: the copy in the run's store is damaged.
         """
         copy = None if self.run is None else self.run / f".sgpipe/{self.name}"
         for path in (self.path, copy):

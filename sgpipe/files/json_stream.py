@@ -43,8 +43,10 @@ class JsonStream:
         self._eof = False
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Raises UserError: the file is missing, unreadable, empty, not UTF-8, not JSON, or cut
-        short.
+        """Yield the members of the file.
+
+        Raises:
+            UserError: the file is missing, unreadable, empty, not UTF-8, not JSON, or cut short.
         """
         place = location(self.path)
         if isinstance(place, Path):

@@ -285,7 +285,11 @@ class ImageRoot:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raises UserError: the store refuses everything, as when keys have expired."""
+        """Check that the store answers.
+
+        Raises:
+            UserError: the store refuses everything, as when keys have expired.
+        """
 
     def file(self, name: str) -> Location:
         """Return a file of the root as a whole, downloaded from the hub.
@@ -520,7 +524,11 @@ class HubRoot(ImageRoot):
 
     @cached_property
     def dataset(self) -> HubDataset:
-        """Raises UserError: the location is not that of a dataset."""
+        """Return the dataset that the location names.
+
+        Raises:
+            UserError: the location is not that of a dataset.
+        """
         if self.location.startswith(DATASETS):
             dataset = HubDataset.parse(self.location)
             if dataset is not None:

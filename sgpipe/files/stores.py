@@ -94,7 +94,11 @@ class StorePath:
     """
 
     def __init__(self, uri: str) -> None:
-        """Raises UserError: of an unknown scheme, or the URI contains keys or a query."""
+        """Read a URI.
+
+        Raises:
+            UserError: of an unknown scheme, or the URI contains keys or a query.
+        """
         if "?" in uri:
             raise UserError(
                 "the URI of an object store must not have a query (?…); set it in the environment"
@@ -137,8 +141,11 @@ class StorePath:
         return hash(self.uri)
 
     def check(self) -> None:
-        """Raises UserError: there is no such bucket, or it may not be listed; StoreError: it cannot
-        be reached.
+        """Check that the bucket exists and may be listed.
+
+        Raises:
+            UserError: there is no such bucket, or it may not be listed.
+            StoreError: it cannot be reached.
         """
         try:
             next(self.list(), None)

@@ -318,8 +318,10 @@ class Reuse:
         )
 
     def check_rows(self, rows: Mapping[str, int]) -> None:
-        """Raises UserError: the parent lacks some of the first `rows` of a split, or has lost a
-        shard.
+        """Check that the parent has the rows that are taken over.
+
+        Raises:
+            UserError: the parent lacks some of the first `rows` of a split, or has lost a shard.
         """
         manifest = self.files.manifest
         lacking = 0

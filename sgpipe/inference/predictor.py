@@ -67,8 +67,11 @@ class Predictor:
     """A loaded network."""
 
     def __init__(self, config: PredictConfig) -> None:
-        """Raises UserError: the network is missing or invalid, or does not support the task or the
-        classes.
+        """Load a network.
+
+        Raises:
+            UserError: the network is missing or invalid, or does not support the task or the
+                classes.
         """
         self.config = config
         self._device = pick_device(config.device, config.gpus)

@@ -127,7 +127,11 @@ def read_classes(path: Path) -> HoiaSchema:
 def check_classes(
     annotations: Location, schema: HoiaSchema, dataset: str, classes: Path | None = None
 ) -> None:
-    """Raises UserError: most relations of a HOIA file are impossible with these classes."""
+    """Check that the relations of a HOIA file are possible with its classes.
+
+    Raises:
+        UserError: most relations of a HOIA file are impossible with these classes.
+    """
     title = classes or _TITLES[dataset]
     possible = _hico_interactions(schema) if dataset == "hico" else None
     wrong = 0

@@ -187,7 +187,11 @@ def _fingerprint(detections: Detections) -> str:
 
 
 def check_hub(recipe: Recipe) -> None:
-    """Raises UserError: the recipe names no dataset, or nothing gives captions."""
+    """Check that a recipe names a dataset of the hub and what gives captions.
+
+    Raises:
+        UserError: the recipe names no dataset, or nothing gives captions.
+    """
     hub = recipe.source.hub
     if hub.dataset is None:
         raise UserError("source.hub.dataset is not set (--dataset)")

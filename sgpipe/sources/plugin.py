@@ -80,8 +80,11 @@ def _checked(item: object, reference: str, split: str, problems: ProblemCounts) 
 
 
 def _check_relations(record: Record) -> None:
-    """Raises FieldError: a relation has an object that the record does not have, or no possible
-    confidence.
+    """Check the relations of a record that code of others made.
+
+    Raises:
+        FieldError: a relation has an object that the record does not have, or no possible
+            confidence.
     """
     objects = len(record.objects)
     for relation in record.relations:

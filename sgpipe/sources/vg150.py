@@ -180,7 +180,11 @@ def _read_tables(path: Location) -> tuple[Tables, int]:
 
 
 def _check_tables(tables: Tables) -> None:
-    """Raises ValueError: a table has other rows, columns or types than expected."""
+    """Check the tables of a VG150 file.
+
+    Raises:
+        ValueError: a table has other rows, columns or types than expected.
+    """
     for group in _GROUPS:
         rows = len(tables[next(iter(group))])
         for name, columns in group.items():

@@ -253,7 +253,11 @@ class ZeroShotDetector(Detector):
     def __init__(
         self, model: PreTrainedModel, processor: Any, classes: Sequence[str], device: torch.device
     ) -> None:
-        """Raises UserError: the model cannot read a name that long."""
+        """Prepare the names of the classes as the model reads them.
+
+        Raises:
+            UserError: the model cannot read a name that long.
+        """
         super().__init__(model, processor, device)
         self._kind = model.config.model_type
         self._together = self._kind in _RETURN_PHRASE
@@ -486,7 +490,11 @@ class GivenBoxesStage(Stage):
     resources = Resources()
 
     def __init__(self, file: Path) -> None:
-        """Raises UserError: not an instances file."""
+        """Read the boxes of an instances file.
+
+        Raises:
+            UserError: not an instances file.
+        """
         require_format(file, "coco")
         self._file = file
         self._instances = load_coco_instances(file)

@@ -114,7 +114,11 @@ class FailureStreak:
         self._failures: list[Failure] = []
 
     def add(self, failure: Failure) -> None:
-        """Raises FailuresInARowError: these are too many."""
+        """Count a failure.
+
+        Raises:
+            FailuresInARowError: these are too many.
+        """
         if self.limits.max_errors == 1:
             return
         self._failures.append(failure)

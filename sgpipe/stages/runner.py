@@ -78,7 +78,11 @@ class StageRunner:
         self._compiled: dict[str, float] = {}
 
     def set_up(self) -> None:
-        """Raises UserError: a stage cannot be set up."""
+        """Set up all stages, once.
+
+        Raises:
+            UserError: a stage cannot be set up.
+        """
         if not self._ready:
             for stage in self.stages:
                 stage.setup()
@@ -213,8 +217,11 @@ class IsolatedRunner:
         return output
 
     def _start(self) -> Connection:
-        """Raises UserError: a stage cannot be set up; RuntimeError: the process crashed during
-        setup.
+        """Start the child process, and wait until its stages are set up.
+
+        Raises:
+            UserError: a stage cannot be set up.
+            RuntimeError: the process crashed during setup.
         """
         with tempfile.NamedTemporaryFile(prefix="sgpipe-worker-", delete=False) as file:
             report = Path(file.name)

@@ -445,7 +445,11 @@ class WriterClaim:
             )
 
     def check(self) -> None:
-        """Raises TakenOverError: another run has claimed the store."""
+        """Check that this run still writes into the store.
+
+        Raises:
+            TakenOverError: another run has claimed the store.
+        """
         if self._file.read() != self._content:
             raise TakenOverError(
                 f"{self._store.uri}: another run took over; what this one committed there is kept"

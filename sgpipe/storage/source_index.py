@@ -60,7 +60,11 @@ class SourceIndex:
     """Random access to the records of one split, in the order of its annotation file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UserError: the file is missing or not an index."""
+        """Open the annotations of a split.
+
+        Raises:
+            UserError: the file is missing or not an index.
+        """
         try:
             self.meta = _read_meta(_meta_path(path))
             self._file = pa.memory_map(str(path))

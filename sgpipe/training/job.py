@@ -58,8 +58,11 @@ _REMEDY = (
 
 
 def check_benchmark(recipe: TrainRecipe, validation: TrainingSet | None) -> None:
-    """Raises UserError: `output.best` is a benchmark that the validation data or the network cannot
-    be scored by.
+    """Check that the benchmark in `output.best` can be computed during the training.
+
+    Raises:
+        UserError: `output.best` is a benchmark that the validation data or the network cannot be
+            scored by.
     """
     name = recipe.output.best
     if name not in BENCHMARKS or validation is None:

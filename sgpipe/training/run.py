@@ -160,7 +160,11 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
 
 
 def _check_judged(recipe: TrainRecipe) -> None:
-    """Raises UserError: judged shards are to be learned by something else than an R-Tagger."""
+    """Check that the network can learn from judged shards.
+
+    Raises:
+        UserError: judged shards are to be learned by something else than an R-Tagger.
+    """
     parts = list(recipe.data.val)
     if recipe.model.kind != "tagger":
         parts += recipe.data.train

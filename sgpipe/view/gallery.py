@@ -154,7 +154,11 @@ def photo(request: Request) -> Response:
 
 
 def _jpeg(file: ImageFile, name: str, row: IndexedImage, width: int) -> bytes:
-    """Raises ImageError: the image cannot be opened."""
+    """Return an image of a row as JPEG.
+
+    Raises:
+        ImageError: the image cannot be opened.
+    """
     with _AT_ONCE:
         image = decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
         image.thumbnail(

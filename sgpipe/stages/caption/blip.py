@@ -99,8 +99,11 @@ class BlipCaptioner(Captioner):
             )
 
     def _load(self, dtype: torch.dtype) -> None:
-        """Raises UserError: parts are missing, damaged or of another model, or its patches do not
-        fit `image_size`.
+        """Load the network, its tokenizer and how it prepares images.
+
+        Raises:
+            UserError: parts are missing, damaged or of another model, or its patches do not fit
+                `image_size`.
         """
         source, name = self.source, f"captioner {self.source!r}"
         model: Any = checkpoint.load_weights(

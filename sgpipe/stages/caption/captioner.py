@@ -194,7 +194,11 @@ class ServedCaptioner(ChatCaptioner):
 
     @cached_property
     def _endpoint(self) -> ChatEndpoint:
-        """Raises UserError like `ChatEndpoint`."""
+        """Return the endpoint that is asked.
+
+        Raises:
+            UserError: like `ChatEndpoint`.
+        """
         config = self.config
         return ChatEndpoint(
             str(config.endpoint), str(config.captioner), config.requests, self.cache_folder

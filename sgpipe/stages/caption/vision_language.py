@@ -97,7 +97,11 @@ class VisionLanguageCaptioner(ChatCaptioner):
             self.yes_and_no = self._find_yes_and_no()
 
     def _check_family(self, config: dict[str, Any]) -> None:
-        """Raises UserError: transformers cannot load such a model for images and text."""
+        """Check that transformers can load the model.
+
+        Raises:
+            UserError: transformers cannot load such a model for images and text.
+        """
         family = str(config.get("model_type"))
         if family not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             code = "; code in its own repository is never run" if config.get("auto_map") else ""
@@ -113,7 +117,11 @@ class VisionLanguageCaptioner(ChatCaptioner):
             )
 
     def _check_lengths(self, positions: int | None) -> None:
-        """Raises UserError: the model has fewer positions than the longest answer has tokens."""
+        """Check that the longest answer fits the model.
+
+        Raises:
+            UserError: the model has fewer positions than the longest answer has tokens.
+        """
         min_tokens = self.config.min_tokens
         max_tokens = self.config.max_tokens or 0
         is_too_long = positions is not None and max_tokens > positions
@@ -162,8 +170,11 @@ class VisionLanguageCaptioner(ChatCaptioner):
                 self._decode(self.inputs(EXAMPLE), 0, short)
 
     def _load_prompt(self) -> None:
-        """Raises UserError: the processor or template is missing or damaged, or leaves out the
-        prompt or the image.
+        """Load the processor, and check what it makes of the prompt and an image.
+
+        Raises:
+            UserError: the processor or template is missing or damaged, or leaves out the prompt or
+                the image.
         """
         self.processor: Any = checkpoint.load_part(AutoProcessor, self.source, self.role)
         if not (
@@ -310,7 +321,11 @@ class VisionLanguageCaptioner(ChatCaptioner):
         yield from [answers] * len(requests) if isinstance(answers, Refusal) else answers
 
     def check_together(self, requests: Sequence[ChatRequest]) -> None:
-        """Raises UserError: `ask_together` gives other answers than `ask_all`."""
+        """Check that questions get the same answers together as alone.
+
+        Raises:
+            UserError: `ask_together` gives other answers than `ask_all`.
+        """
         in_full = self.dtype == torch.float32
         difference = _MOST_DIFFERENCE if in_full else _MOST_DIFFERENCE_IN_HALF
         with checkpoint.loading(f"{self.name} needs tag.questions: each"):
@@ -336,7 +351,11 @@ class VisionLanguageCaptioner(ChatCaptioner):
         return answers
 
     def _read_together(self, requests: Sequence[ChatRequest]) -> SharedPrompts:
-        """Raises ValueError: a prompt is too long for the model, or cannot be shared."""
+        """Prepare questions that share an image.
+
+        Raises:
+            ValueError: a prompt is too long for the model, or cannot be shared.
+        """
         texts = [self.chat(request) for request in requests]
         inputs = self._read(requests[0]).to(self.device, self.dtype)
         with _READING:

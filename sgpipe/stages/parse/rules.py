@@ -134,8 +134,10 @@ class Parser:
 
 class RuleParser(Parser):
     def __init__(self, config: ParseConfig) -> None:
-        """Raises UserError: the spaCy model is not installed, or has no tagger and dependency
-        parser.
+        """Load the spaCy model.
+
+        Raises:
+            UserError: the spaCy model is not installed, or has no tagger and dependency parser.
         """
         self._batch_size = config.batch_size
         self._attributes = config.attributes

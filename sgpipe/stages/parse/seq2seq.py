@@ -38,8 +38,11 @@ class Seq2SeqParser(Parser):
     device: torch.device
 
     def __init__(self, config: ParseConfig) -> None:
-        """Raises UserError: there is no such model, it is of another kind, or its files are missing
-        or damaged.
+        """Load the model.
+
+        Raises:
+            UserError: there is no such model, it is of another kind, or its files are missing or
+                damaged.
         """
         self._batch_size = config.batch_size
         if config.model is None:

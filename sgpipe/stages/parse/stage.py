@@ -112,7 +112,11 @@ class LlmParser(Parser):
     """
 
     def __init__(self, config: ParseConfig, cache_folder: CacheFolder | None = None) -> None:
-        """Raises UserError: no endpoint or model is named; see also `ChatEndpoint`."""
+        """Name the endpoint that is asked, and load spaCy.
+
+        Raises:
+            UserError: no endpoint or model is named; see also `ChatEndpoint`.
+        """
         if config.endpoint is None or config.model is None:
             unset = "endpoint" if config.endpoint is None else "model"
             raise UserError(
@@ -170,7 +174,11 @@ def _read(text: str) -> list[Texts] | None:
 
 
 def _load_parser(config: ParseConfig, cache_folder: CacheFolder | None) -> Parser:
-    """Raises UserError: its model is not installed, or cannot be read."""
+    """Return the parser that a recipe names.
+
+    Raises:
+        UserError: its model is not installed, or cannot be read.
+    """
     if config.parser == "rules":
         return RuleParser(config)
     if config.parser == "seq2seq":

@@ -179,7 +179,11 @@ class VlmScorer:
     """
 
     def __init__(self, config: TagConfig, cache: CacheFolder | None = None) -> None:
-        """Raises UserError: the model does not exist."""
+        """Choose the model, here or behind an endpoint.
+
+        Raises:
+            UserError: the model does not exist.
+        """
         asked = CaptionConfig(
             captioner=config.tagger,
             endpoint=config.endpoint,
@@ -196,8 +200,11 @@ class VlmScorer:
         self._is_shared = config.questions == "shared"
 
     def check(self) -> None:
-        """Raises UserError: the model cannot be used, or the server does not answer, or ignores a
-        setting.
+        """Ask the model an example.
+
+        Raises:
+            UserError: the model cannot be used, or the server does not answer, or ignores a
+                setting.
         """
         self._model.check(self._example()[0])
 

@@ -27,8 +27,10 @@ _NEEDED = {
 
 
 def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
-    """Raises UserError: the model that the method needs is not named, or a setting is for another
-    method.
+    """Check that the settings of the tagger fit its method.
+
+    Raises:
+        UserError: the model that the method needs is not named, or a setting is for another method.
     """
     if tag.tagger is None and tag.method in _NEEDED:
         needed = (

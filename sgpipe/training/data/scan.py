@@ -135,7 +135,11 @@ class TrainingFilter:
     def __init__(
         self, path: Location, table: pa.Table, threshold: float, judged: Judged | None
     ) -> None:
-        """Raises UserError: a relation refers to an object that its image does not have."""
+        """Filter a row group.
+
+        Raises:
+            UserError: a relation refers to an object that its image does not have.
+        """
         rows, objects = flat(table["objects"])
         self.ok = pc.equal(table["status"], "ok").to_numpy()
         is_crowd = _numpy(pc.fill_null(pc.struct_field(objects, "iscrowd"), False))
@@ -356,7 +360,11 @@ class ScannedFolder:
     """
 
     def __init__(self, number: int, config: ShardsConfig) -> None:
-        """Raises UserError: the folder is not a run, or has no such split."""
+        """Open a folder of shards.
+
+        Raises:
+            UserError: the folder is not a run, or has no such split.
+        """
         self.number = number
         self.config = config
         self.manifest = Manifest.load(config.shards)

@@ -417,7 +417,11 @@ def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1
 
 
 def check_batch(batch: int, workers: int, accumulate: int = 1) -> None:
-    """Raises UserError: a batch cannot be divided evenly between the workers and their parts."""
+    """Check that a batch can be divided.
+
+    Raises:
+        UserError: a batch cannot be divided evenly between the workers and their parts.
+    """
     if batch % (workers * accumulate):
         by = f"between {count(workers, 'worker')} with {count(accumulate, 'part')} each"
         hint = "change optimisation.batch, optimisation.accumulate or workers.count"

@@ -423,8 +423,10 @@ class LearnedParser(Parser):
     """
 
     def __init__(self, config: ParseConfig, folder: Path = WEIGHTS) -> None:
-        """Raises UserError: the spaCy model is not installed, or has no tagger and dependency
-        parser.
+        """Load the network and the spaCy model.
+
+        Raises:
+            UserError: the spaCy model is not installed, or has no tagger and dependency parser.
         """
         self._batch_size = config.batch_size
         self._attributes = config.attributes
