@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from sgpipe.records import Record as Record
     from sgpipe.records import Relation as Relation
     from sgpipe.records import Triplet as Triplet
+    from sgpipe.sources.annotated import AnnotationSource as AnnotationSource
+    from sgpipe.sources.annotated import DatasetClasses as DatasetClasses
     from sgpipe.sources.plugin import Source as Source
     from sgpipe.stages.base import ImageStage as ImageStage
     from sgpipe.stages.base import Stage as Stage
@@ -54,6 +56,7 @@ _PUBLIC = {
     "Evaluator": "sgpipe.evaluation.plugin",
     "Format": "sgpipe.export.formats",
     **dict.fromkeys(_NOUNS, "sgpipe.records"),
+    **dict.fromkeys(("AnnotationSource", "DatasetClasses"), "sgpipe.sources.annotated"),
     "Source": "sgpipe.sources.plugin",
     "Refusal": "sgpipe.stages.served.chat",
     **dict.fromkeys(("ImageStage", "Stage"), "sgpipe.stages.base"),

@@ -33,6 +33,21 @@ _FORMATS = {
     "webdataset": "sgpipe.export.hugging_face:WEBDATASET",
     "instructions": "sgpipe.export.instructions:INSTRUCTIONS",
 }
+# As `sgpipe import` names them. Rows of the hub are read with their images, by a command alone.
+_SOURCES = {
+    "vg": "sgpipe.sources.visual_genome:VISUAL_GENOME",
+    "hico": "sgpipe.sources.hoi:HICO_SOURCE",
+    "vcoco": "sgpipe.sources.hoi:VCOCO_SOURCE",
+    "openimages": "sgpipe.sources.hoi:OPEN_IMAGES_SOURCE",
+    "psg": "sgpipe.sources.psg:PSG",
+    "rlipv2": "sgpipe.sources.pseudo_labels:RLIPV2",
+    "svg": "sgpipe.sources.svg:SVG",
+    "vg150": "sgpipe.sources.vg150:VG150",
+    "gbc": "sgpipe.sources.gbc:GBC",
+    "coco-rel": "sgpipe.sources.coco:COCO_RELATIONS",
+    "coco": "sgpipe.sources.coco:COCO",
+    "label-studio": "sgpipe.sources.label_studio:LABEL_STUDIO",
+}
 # As the sections of a recipe choose them: `StageConfig.stage`.
 _STAGES = {
     "detect": "sgpipe.stages.detect:DetectStage",
@@ -58,7 +73,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "captioner": _CAPTIONERS,
     "evaluator": {},
     "format": _FORMATS,
-    "source": {},
+    "source": _SOURCES,
     "stage": _STAGES,
     "tagger": _TAGGERS,
 }

@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, get_origin, get_type_hints
 
 import typer
 from typer.models import ArgumentInfo, OptionInfo
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 else:
     # A file, folder or URI of a store: `--help` shows the name of the type.
     Place = type("path", (), {})
+
+Result = TypeVar("Result")
 
 # headings of `--help`
 DATA = "Data"
@@ -116,6 +118,29 @@ def local(path: Path | None) -> Path | None:
     if is_below_file or not os.access(nearest, os.W_OK):
         raise typer.BadParameter(f"{path} cannot be written: {nearest} is read-only, or a file.")
     return path
+
+
+def with_options(
+    function: Callable[..., Result], options: Sequence[inspect.Parameter]
+) -> Callable[..., Result]:
+    """Return a function that passes on options of other code, which it takes as `**values`."""
+    *parameters, _ = inspect.signature(function, eval_str=True).parameters.values()
+
+    @functools.wraps(function)
+    def run(*arguments: object, **values: object) -> Result:
+        return function(*arguments, **values)
+
+    vars(run)["__signature__"] = inspect.Signature([*parameters, *map(_as_option, options)])
+    return run
+
+
+def _as_option(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return a parameter that is an option also without a default value; without a type, a text."""
+    declared = parameter.annotation
+    if get_origin(declared) is Annotated:
+        return parameter
+    kind = str if declared is inspect.Parameter.empty else declared
+    return parameter.replace(annotation=Annotated[kind, option("")])
 
 
 def command(function: Callable[..., None], *, writes_beside: bool = False) -> Callable[..., None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +15,7 @@ from sgpipe.cli import options as cli
 from sgpipe.cli.open_group import OpenGroup
 from sgpipe.cli.repeated import CommandOfSingleValues
 from sgpipe.errors import UserError
+from sgpipe.plugins import failures_told, load_instance
 from sgpipe.utils import LARGEST_SEED, console
 
 if TYPE_CHECKING:
@@ -329,24 +331,34 @@ class _Evaluators(OpenGroup):
     kind = "evaluator"
 
     @staticmethod
-    def function_of(reference: str) -> Callable[..., None]:
+    def function_of(
+        reference: str, options: Sequence[inspect.Parameter] = ()
+    ) -> Callable[..., None]:
         def evaluate(
             *,
             annotations: Annotations = None,
             classes: cli.Classes = None,
             inputs: InputOptions,
             report: ReportOptions,
+            **values: object,
         ) -> None:
             from sgpipe.evaluation.benchmarks import score_plugin
 
             report.run_and_report(
                 lambda other: score_plugin(
-                    inputs.to_evaluate(annotations, classes, other), reference
+                    inputs.to_evaluate(annotations, classes, other), reference, values
                 )
             )
 
         evaluate.__doc__ = f"Evaluate by {reference}, which is not a part of sgpipe."
-        return declare.command(evaluate)
+        return declare.command(declare.with_options(evaluate, options))
+
+    @staticmethod
+    def options_of(reference: str) -> Sequence[inspect.Parameter]:
+        from sgpipe.evaluation.plugin import Evaluator
+
+        with failures_told("evaluator", reference):
+            return load_instance("evaluator", reference, Evaluator).options
 
 
 app = typer.Typer(

@@ -1,11 +1,14 @@
-"""`sgpipe import …`: one command for each annotation format, whose function returns the source to
-import.
+"""`sgpipe import …`: one command for each form of annotations.
+
+A function declares the options of the source of its name, which `sgpipe.registry` has: help must not
+import what reads the annotations.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +19,8 @@ from sgpipe.cli import declare
 from sgpipe.cli import options as cli
 from sgpipe.cli.open_group import OpenGroup
 from sgpipe.cli.repeated import CommandOfSingleValues
+from sgpipe.plugins import failures_told, load_instance
+from sgpipe.registry import BUILT_IN
 from sgpipe.utils import BoxForm, console
 
 if TYPE_CHECKING:
@@ -30,14 +35,24 @@ class _Sources(OpenGroup):
     kind = "source"
 
     @staticmethod
-    def function_of(reference: str) -> Callable[..., None]:
-        def read(data: AnnotationOptions) -> AnnotationSource:
+    def function_of(
+        reference: str, options: Sequence[inspect.Parameter] = ()
+    ) -> Callable[..., None]:
+        def read(data: AnnotationOptions, **values: object) -> AnnotationSource:
             from sgpipe.sources.plugin import plugin_source
 
-            return plugin_source(reference, data.annotations, data.split_name(unsplit=True))
+            split = data.split_name(unsplit=True)
+            return plugin_source(reference, data.annotations, split, data.images, values)
 
         read.__doc__ = f"Import what {reference} reads, which is not a part of sgpipe."
-        return _importing(read)
+        return _importing(declare.with_options(read, options))
+
+    @staticmethod
+    def options_of(reference: str) -> Sequence[inspect.Parameter]:
+        from sgpipe.sources.plugin import Source
+
+        with failures_told("source", reference):
+            return load_instance("source", reference, Source).options
 
 
 app = typer.Typer(
@@ -127,7 +142,7 @@ def vg(
     preprocess: Annotated[
         bool, declare.option("As RLIPv2: lower case, no duplicates, at most 100 relations.")
     ] = True,
-) -> AnnotationSource:
+) -> None:
     """Import Visual Genome, or scene graphs in its format.
 
     Reads scene_graphs.json or relationships.json.
@@ -136,16 +151,9 @@ def vg(
       sgpipe import vg --annotations scene_graphs.json --image-data image_data.json --images VG
       --out vg/
     """
-    from sgpipe.sources.visual_genome import visual_genome_source
-
-    split = data.split_name(unsplit=True)
-    aliases = (object_aliases, predicate_aliases)
-    return visual_genome_source(
-        data.annotations, data.images, split, image_data, aliases, preprocess
-    )
 
 
-def hico(data: AnnotationOptions, classes: cli.Classes = None) -> AnnotationSource:
+def hico(data: AnnotationOptions, classes: cli.Classes = None) -> None:
     """Import HICO-DET.
 
     Reads trainval_hico.json (HOIA format) or instances_train2015.json.
@@ -153,12 +161,9 @@ def hico(data: AnnotationOptions, classes: cli.Classes = None) -> AnnotationSour
     Examples:
       sgpipe import hico --annotations trainval_hico.json --images train2015 --out hico/
     """
-    from sgpipe.sources.hoi import hico_source
-
-    return hico_source(data.annotations, data.split_name(), classes)
 
 
-def vcoco(data: AnnotationOptions, classes: cli.Classes = None) -> AnnotationSource:
+def vcoco(data: AnnotationOptions, classes: cli.Classes = None) -> None:
     """Import V-COCO.
 
     Reads trainval_vcoco.json (HOIA format) or instances_vcoco_train.json.
@@ -166,9 +171,6 @@ def vcoco(data: AnnotationOptions, classes: cli.Classes = None) -> AnnotationSou
     Examples:
       sgpipe import vcoco --annotations trainval_vcoco.json --images train2014 --out vcoco/
     """
-    from sgpipe.sources.hoi import vcoco_source
-
-    return vcoco_source(data.annotations, data.split_name(own_splits=True), classes)
 
 
 def openimages(
@@ -176,7 +178,7 @@ def openimages(
     categories: Annotated[
         Path | None, declare.reads_file("OI_SGG_…_categories_dict.json. Default: 601 classes.")
     ] = None,
-) -> AnnotationSource:
+) -> None:
     """Import the relations of Open Images V6.
 
     Reads OI_SGG_train_finetuning.json or vrd-train-anno.json.
@@ -184,9 +186,6 @@ def openimages(
     Examples:
       sgpipe import openimages --annotations OI_SGG_train_finetuning.json --images oi --out oi/
     """
-    from sgpipe.sources.hoi import open_images_source
-
-    return open_images_source(data.annotations, data.split_name(), categories)
 
 
 def rlipv2(
@@ -194,7 +193,7 @@ def rlipv2(
     image_paths: Annotated[
         declare.Place | None, declare.reads_stored("Objects365's image_id_to_filepath.json.")
     ] = None,
-) -> AnnotationSource:
+) -> None:
     """Import RLIPv2's pseudo-labels of COCO or Objects365.
 
     Reads these files, and other scene graphs in their format, without changing them.
@@ -202,9 +201,6 @@ def rlipv2(
     Examples:
       sgpipe import rlipv2 --annotations RLIPv2_train2017.json --images coco --out rlipv2-coco/
     """
-    from sgpipe.sources.pseudo_labels import pseudo_label_source
-
-    return pseudo_label_source(data.annotations, data.images, data.split_name(), image_paths)
 
 
 def coco_rel(
@@ -212,7 +208,7 @@ def coco_rel(
     relations: Annotated[
         declare.Place | None, declare.reads_stored("RelTR's rel.json. Default: in --annotations.")
     ] = None,
-) -> AnnotationSource:
+) -> None:
     """Import COCO instances with relations.
 
     Reads RelTR's triplets, or the rel_annotations of SGG-Benchmark.
@@ -221,9 +217,6 @@ def coco_rel(
       sgpipe import coco-rel --annotations train.json --relations rel.json --images vg --out vg150/
       sgpipe import coco-rel --annotations train/_annotations.coco.json --images train --out psg/
     """
-    from sgpipe.sources.coco import coco_relations_source
-
-    return coco_relations_source(data.annotations, relations, data.split_name())
 
 
 def coco(
@@ -231,7 +224,7 @@ def coco(
     captions: Annotated[
         declare.Place | None, declare.reads_stored("COCO captions file of the same images.")
     ] = None,
-) -> AnnotationSource:
+) -> None:
     """Import COCO's objects and captions.
 
     The result has no relations. Also reads what `sgpipe export --to coco` writes.
@@ -240,9 +233,6 @@ def coco(
       sgpipe import coco --annotations instances_val.json --captions captions_val.json --images coco
       --out imported/
     """
-    from sgpipe.sources.coco import coco_source
-
-    return coco_source(data.annotations, data.split_name(), captions)
 
 
 def psg(
@@ -250,7 +240,7 @@ def psg(
     masks: Annotated[
         str | None, declare.reads_images("Panoptic PNGs of the file, for segmentations.")
     ] = None,
-) -> AnnotationSource:
+) -> None:
     """Import panoptic scene graphs (PSG).
 
     Reads OpenPSG's psg.json. --split is train, test or, by default, all; of an
@@ -259,23 +249,17 @@ def psg(
     Examples:
       sgpipe import psg --annotations psg.json --images coco --masks coco --split test --out psg/
     """
-    from sgpipe.sources.psg import psg_source
-
-    return psg_source(data.annotations, data.split_name(unsplit=True, own_splits=True), masks)
 
 
-def svg(data: AnnotationOptions) -> AnnotationSource:
+def svg(data: AnnotationOptions) -> None:
     """Import the scene graphs of SVG (Synthetic Visual Genome).
 
     Examples:
       sgpipe import svg --annotations sg.json --images images --split train --out svg/
     """
-    from sgpipe.sources.svg import svg_source
-
-    return svg_source(data.annotations, data.split_name(unsplit=True))
 
 
-def gbc(data: AnnotationOptions) -> AnnotationSource:
+def gbc(data: AnnotationOptions) -> None:
     """Import GBC, graphs of captions and their boxes, as JSON or JSON lines.
 
     The result has no relations; `sgpipe generate` takes them from the captions.
@@ -283,9 +267,6 @@ def gbc(data: AnnotationOptions) -> AnnotationSource:
     Examples:
       sgpipe import gbc --annotations wiki_gbc_graphs.jsonl --images ml-gbc --out gbc/
     """
-    from sgpipe.sources.gbc import gbc_source
-
-    return gbc_source(data.annotations, data.images, data.split_name(unsplit=True))
 
 
 def vg150(
@@ -296,7 +277,7 @@ def vg150(
     image_data: Annotated[
         Path, declare.reads_file("image_data.json: ids and sizes of the images.")
     ],
-) -> AnnotationSource:
+) -> None:
     """Import VG150, the split of Visual Genome that benchmarks use.
 
     Reads VG-SGG.h5 or VG-SGG-with-attri.h5. --split is train, val, test or, by
@@ -306,10 +287,6 @@ def vg150(
       sgpipe import vg150 --annotations VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json \
         --image-data image_data.json --images VG_100K --split test --out vg150/
     """
-    from sgpipe.sources.vg150 import vg150_source
-
-    split = data.split_name(unsplit=True, own_splits=True)
-    return vg150_source(data.annotations, dicts, image_data, data.images, split)
 
 
 def label_studio(
@@ -323,7 +300,7 @@ def label_studio(
     image_field: Annotated[
         str, declare.option("Key of a task's data with the address of its image.")
     ] = "image",
-) -> AnnotationSource:
+) -> None:
     """Import a project of Label Studio.
 
     Reads its JSON export: rectangles with labels, and relations between them.
@@ -332,11 +309,6 @@ def label_studio(
     Examples:
       sgpipe import label-studio --annotations project.json --images photos --out corrected/
     """
-    from sgpipe.sources.label_studio import label_studio_source
-
-    return label_studio_source(
-        data.annotations, data.images, data.split, predictions, annotator, image_field
-    )
 
 
 def hf(
@@ -368,6 +340,28 @@ def hf(
         data.annotations, data.split, map_ or (), classes, subset, own_images=has_own_images
     )
     return source, data.images or root
+
+
+def _reading(function: Callable[..., None]) -> Callable[..., AnnotationSource]:
+    """Return a function of the options that another one declares, which returns what the source of
+    its name reads.
+    """
+
+    @functools.wraps(function)
+    def read(data: AnnotationOptions, **options: object) -> AnnotationSource:
+        from sgpipe.sources.plugin import Source
+
+        source = load_instance("source", BUILT_IN["source"][_name_of(function)], Source)
+        split = data.split
+        if not source.states_split:
+            split = data.split_name(unsplit=source.is_unsplit, own_splits=source.has_own_splits)
+        return source.opened(data.annotations, split, data.images, options)
+
+    return read
+
+
+def _name_of(function: Callable[..., object]) -> str:
+    return function.__name__.replace("_", "-")
 
 
 def _importing(
@@ -421,7 +415,7 @@ for _function in (
     coco_rel,
     coco,
     label_studio,
-    hf,
 ):
-    _register = app.command(name=_function.__name__.replace("_", "-"), cls=CommandOfSingleValues)
-    _register(_importing(_function))
+    _register = app.command(name=_name_of(_function), cls=CommandOfSingleValues)
+    _register(_importing(_reading(_function)))
+app.command(cls=CommandOfSingleValues)(_importing(hf))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import typer
@@ -23,20 +24,38 @@ class OpenGroup(TyperGroup):
     kind: ClassVar[Kind]
 
     @staticmethod
-    def function_of(reference: str) -> Callable[..., None]:
-        """Return the command, which imports the code when it runs."""
+    def function_of(
+        reference: str, options: Sequence[inspect.Parameter] = ()
+    ) -> Callable[..., None]:
+        """Return the command, which imports the code when it runs, with options of the code."""
+        raise NotImplementedError
+
+    @staticmethod
+    def options_of(reference: str) -> Sequence[inspect.Parameter]:
+        """Import the code, and return its options. Raises UserError: as `plugins.load`."""
         raise NotImplementedError
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return [*super().list_commands(ctx), *installed(self.kind)]
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        """Return a command; one of others without its options, for lists of commands."""
         known = super().get_command(ctx, cmd_name)
-        if known is not None:
-            return known
         reference = own_reference(self.kind, cmd_name)
-        if reference is None:
-            return None
-        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(name=cmd_name, cls=CommandOfSingleValues)(self.function_of(reference))
-        return typer.main.get_command(single)
+        if known is not None or reference is None:
+            return known
+        return _command(cmd_name, self.function_of(reference))
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
+        name = args[0]
+        reference = own_reference(self.kind, name)
+        if name in self.commands or reference is None:
+            return super().resolve_command(ctx, args)
+        function = self.function_of(reference, self.options_of(reference))
+        return name, _command(name, function), args[1:]
+
+
+def _command(name: str, function: Callable[..., None]) -> Any:
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name=name, cls=CommandOfSingleValues)(function)
+    return typer.main.get_command(single)

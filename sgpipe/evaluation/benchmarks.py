@@ -392,7 +392,9 @@ def _add_recalls(rows: Rows, prefix: str, recall: Recall) -> None:
             row[f"{prefix}R@{triplets}"] = share
 
 
-def score_plugin(evaluated: PredictionFiles | ModelRun, reference: str) -> EvaluationResult:
+def score_plugin(
+    evaluated: PredictionFiles | ModelRun, reference: str, options: Mapping[str, object]
+) -> EvaluationResult:
     """Evaluate relations by an `Evaluator` of the user's own."""
     evaluator = load_instance("evaluator", reference, Evaluator)
     scored_images = ScoredImages()
@@ -410,9 +412,12 @@ def score_plugin(evaluated: PredictionFiles | ModelRun, reference: str) -> Evalu
 
     def measured(scores: _Images) -> Mapping[str, float]:
         with failures_told("evaluator", reference):
-            return _checked_measures(evaluator.measure(scores.images, classes), reference)
+            return _checked_measures(
+                evaluator.measure(scores.images, classes, **options), reference
+            )
 
     settings = {"code": code_identity("evaluator", reference)}
+    settings |= {name: str(value) for name, value in options.items()}
     return scored_images.result(evaluator.name, settings, _Images(images), measured, [])
 
 

@@ -91,7 +91,7 @@ class AnnotationSource:
 
     dataset: str
     split: str
-    read: Callable[[ProblemCounts], Iterator[Record]]
+    read: Callable[[ProblemCounts], Iterable[Record]]
     files: Mapping[str, Location]
     options: Mapping[str, object] = field(default_factory=dict)
     classes: DatasetClasses | None = None

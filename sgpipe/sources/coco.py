@@ -31,6 +31,7 @@ from sgpipe.sources.annotated import (
 )
 from sgpipe.sources.detections import Detections, Origin
 from sgpipe.sources.fields import FieldError, JsonObject
+from sgpipe.sources.plugin import Source
 
 _Add: TypeAlias = Callable[[object], object]
 
@@ -353,3 +354,7 @@ def load_coco_instances(path: Location) -> CocoInstances:
     unlisted, *instances.image_boxes = np.split(order, starts)
     instances.problems["unknown_image"] = len(unlisted)
     return instances
+
+
+COCO = Source("coco", open=coco_source, is_unsplit=False)
+COCO_RELATIONS = Source("coco-rel", open=coco_relations_source, is_unsplit=False)

@@ -16,6 +16,7 @@ from sgpipe.records import Box, Caption, Record, Scope
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import NO_CATEGORY_ID, AnnotationSource, ProblemCounts
 from sgpipe.sources.fields import FieldError
+from sgpipe.sources.plugin import Source
 
 _SIDES = ("left", "top", "right", "bottom")
 _SCOPES: tuple[Scope, ...] = ("image", "box", "pair")  # by how many boxes a caption is about
@@ -156,3 +157,6 @@ def _boxes_of(vertex: object, indices: Mapping[str, int]) -> list[int] | None:
         return None if index is None else [index]
     ends = [indices[target] for target in targets if target in indices]
     return ends if label == "relation" and len(ends) == 2 else []
+
+
+GBC = Source("gbc", open=gbc_source)

@@ -30,6 +30,7 @@ from sgpipe.sources.annotated import (
     require_format,
 )
 from sgpipe.sources.fields import FieldError
+from sgpipe.sources.plugin import Source
 from sgpipe.sources.vocabulary import category_names, official_relation_names, relation_names
 
 _Fill: TypeAlias = Callable[[Record, object], None]
@@ -405,3 +406,8 @@ def _vrd_relation(triplet: object) -> dict[str, object]:
     if not isinstance(triplet, list) or len(triplet) != len(keys):
         return {}
     return dict(zip(keys, triplet, strict=True))
+
+
+HICO_SOURCE = Source("hico", open=hico_source, is_unsplit=False)
+VCOCO_SOURCE = Source("vcoco", open=vcoco_source, is_unsplit=False, has_own_splits=True)
+OPEN_IMAGES_SOURCE = Source("openimages", open=open_images_source, is_unsplit=False)

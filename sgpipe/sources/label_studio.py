@@ -21,6 +21,7 @@ from sgpipe.records import LABEL_STUDIO_DATASET, Box, Caption, Record, Relation,
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, infer_split, require_format
 from sgpipe.sources.fields import FieldError, JsonObject, mapping
+from sgpipe.sources.plugin import Source
 from sgpipe.utils.console import count
 
 # by id: the first result of a rectangle, and the labels of all its results
@@ -358,3 +359,6 @@ def _labels_with_scores(link: JsonObject) -> list[tuple[str, float | None]]:
         )
     pairs = zip(labels, confidences, strict=True)
     return [(label, score) for label, score in pairs if label.strip()]
+
+
+LABEL_STUDIO = Source("label-studio", open=label_studio_source, states_split=True)

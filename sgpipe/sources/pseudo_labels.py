@@ -11,6 +11,7 @@ from sgpipe.records import Record
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts
 from sgpipe.sources.fields import FieldError, JsonObject
+from sgpipe.sources.plugin import Source
 from sgpipe.sources.visual_genome import add_graph, graph_record, iter_graphs
 
 _OBJECTS365 = ("o365", "objects365")
@@ -70,3 +71,6 @@ def _coco_file_name(image_id: str, graph: JsonObject, images: ImagePlace) -> str
     if image_exists(images, f"{folder}/{name}"):
         return f"{folder}/{name}"
     return name
+
+
+RLIPV2 = Source("rlipv2", open=pseudo_label_source, is_unsplit=False)

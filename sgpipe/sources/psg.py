@@ -26,6 +26,7 @@ from sgpipe.records import Box, Record
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, base_split
 from sgpipe.sources.fields import FieldError
+from sgpipe.sources.plugin import Source
 
 Pixels: TypeAlias = NDArray[np.uint32]
 
@@ -234,3 +235,6 @@ def _bbox(entry: object, segmentation: str | None) -> tuple[float, float, float,
         outline = coco.frPyObjects(outline, *map(int, outline["size"]))
     x, y, width, height = coco.toBbox(outline).tolist()
     return x, y, width, height
+
+
+PSG = Source("psg", open=psg_source, has_own_splits=True)

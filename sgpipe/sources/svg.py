@@ -14,6 +14,7 @@ from sgpipe.files.locations import Location
 from sgpipe.records import Attribute, Box, Record, Relation
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import NO_CATEGORY_ID, AnnotationSource, ProblemCounts
+from sgpipe.sources.plugin import Source
 
 _Graph: TypeAlias = tuple[str, object]  # the id of an image, and what the file says of it
 
@@ -71,3 +72,6 @@ def _listed(entry: object, key: str) -> list[object]:
         FieldError: it is not a list.
     """
     return fields.array({key: fields.mapping(entry).get(key) or []}, key)
+
+
+SVG = Source("svg", open=svg_source)

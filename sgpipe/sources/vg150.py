@@ -28,6 +28,7 @@ from sgpipe.records import Attribute, Box, Record
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
 from sgpipe.sources.fields import FieldError, JsonObject
+from sgpipe.sources.plugin import Source
 from sgpipe.sources.visual_genome import locate_image
 
 Tables: TypeAlias = Mapping[str, NDArray[Any]]
@@ -238,3 +239,6 @@ def _span(tables: Tables, kind: str, table: str, image: int) -> slice:
             f"img_to_first_{kind} and img_to_last_{kind} are {first} and {last}: no rows of {table}"
         )
     return slice(first, last + 1)
+
+
+VG150 = Source("vg150", open=vg150_source, has_own_splits=True)

@@ -20,6 +20,7 @@ from sgpipe.records import Attribute, Box, Record, Relation
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import NO_CATEGORY_ID, AnnotationSource, ProblemCounts
 from sgpipe.sources.fields import FieldError, JsonObject
+from sgpipe.sources.plugin import Source
 
 MAX_RELATIONS = 100  # the number of query pairs of RLIPv2
 _IMAGE_FOLDERS = ("VG_100K", "VG_100K_2")  # of the two downloads of images
@@ -31,22 +32,22 @@ def visual_genome_source(
     images: ImagePlace,
     split: str,
     image_data: Location | None = None,
-    aliases: tuple[Path | None, Path | None] = (None, None),
+    object_aliases: Path | None = None,
+    predicate_aliases: Path | None = None,
     preprocess: bool = True,
 ) -> AnnotationSource:
     """Return Visual Genome's images.
 
     Args:
         image_data: image_data.json with the image sizes; without it, they come from the images.
-        aliases: of objects and of predicates, files of words with the same meaning, one group per
-            line.
+        object_aliases, predicate_aliases: files of words with the same meaning, one group per line.
         preprocess: remove redundant relations.
 
     Raises:
         UserError: a file is missing or of another format, or there are aliases without
             preprocessing.
     """
-    if any(aliases) and not preprocess:
+    if (object_aliases or predicate_aliases) and not preprocess:
         raise UserError(
             "aliases are used only by the preprocessing: omit --no-preprocess or the alias files"
         )
@@ -55,7 +56,8 @@ def visual_genome_source(
         annotated.require_format(image_data, "image data")
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        objects, predicates = map(load_aliases, aliases)
+        objects = load_aliases(object_aliases)
+        predicates = load_aliases(predicate_aliases)
         sizes = _image_sizes(image_data)
 
         def fill(record: Record, item: object) -> None:
@@ -72,7 +74,6 @@ def visual_genome_source(
 
         return annotated.read_records(iter_graphs(annotations), start, fill, problems)
 
-    object_aliases, predicate_aliases = aliases
     files = {
         "annotations": annotations,
         "image_data": image_data,
@@ -297,3 +298,6 @@ def pixel_iou(a: Box, b: Box) -> float:
         return 0.0
     intersection = (width + 1) * (height + 1)
     return intersection / ((aw + 1) * (ah + 1) + (bw + 1) * (bh + 1) - intersection)
+
+
+VISUAL_GENOME = Source("vg", open=visual_genome_source)

@@ -220,6 +220,65 @@ def test_a_package_that_is_installed_gives_short_names(package, yolo, tmp_path):
     assert "Evaluate by own.predicates:PREDICATES" in " ".join(help_.split())
 
 
+SOURCES = """
+from collections import Counter
+from pathlib import Path
+from sgpipe import AnnotationSource, Box, Record, Source
+def read(place, split, names: Path, first: int = 0):
+    [name] = names.read_text().split()
+    for number in range(first, 3):
+        yield Record(str(number), "own", split, f"{number}.png", 9, 9, [Box(name, 1, (0, 0, 9, 9))])
+READ = Source("own", read)
+def open_images(annotations, split, images, names: Path):
+    def read_all(problems):
+        problems["own_kind"] += 2
+        yield Record("7", "own", split, f"{Path(images).name}.png", 9, 9)
+    return AnnotationSource("own", split, read_all, {"names": names, "annotations": annotations})
+OPEN = Source("own", open=open_images)
+WRONG = Source("own", open=lambda annotations, split: [])
+"""
+
+
+def test_a_source_has_options_files_and_counts(tmp_path, yolo, monkeypatch):
+    (tmp_path / "sourced.py").write_text(SOURCES)
+    (tmp_path / "names.txt").write_text("dog")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("--names", tmp_path / "names.txt")
+    run("import", "sourced:READ", *yolo, *names, "--first", "1", "--out", tmp_path / "read")
+    records = list(iter_records(tmp_path / "read"))
+    assert [(record.image_id, record.objects[0].category) for record in records] == [
+        ("1", "dog"),
+        ("2", "dog"),
+    ]
+    identity = Manifest.load(tmp_path / "read").run["identity"]
+    digest = hashlib.sha256(b"dog").hexdigest()
+    assert (identity["files"]["names"], identity["options"]["first"]) == (digest, 1)
+    run("import", "sourced:OPEN", *yolo, *names, "--out", tmp_path / "opened")
+    [record] = iter_records(tmp_path / "opened")
+    assert record.file_name == "photos.png"
+    manifest = Manifest.load(tmp_path / "opened")
+    assert manifest.shards[0].counts["problem.own_kind"] == 2
+    assert list(manifest.run["identity"]["options"]) == ["source"]
+    help_ = CliRunner().invoke(app, ["import", "sourced:READ", "--help"]).output
+    assert "--first" in help_
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("READ", "Missing option '--names'"),
+        ("WRONG", "open must return a sgpipe.AnnotationSource"),
+    ],
+)
+def test_what_is_wrong_with_options_is_told_in_a_line(tmp_path, yolo, monkeypatch, name, message):
+    (tmp_path / "sourced.py").write_text(SOURCES)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["import", f"sourced:{name}", *map(str, yolo), "--out", str(tmp_path / "imported")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
 def test_relations_of_a_source_have_objects(tmp_path, yolo, monkeypatch):
     code = """
 from sgpipe import Box, Record, Relation, Source
@@ -253,6 +312,13 @@ def test_the_evaluator_of_the_page_measures_and_compares(extension, tmp_path):
     assert result["summary"] == {"predicates found": 0.5}
     assert result["settings"] == {"code": code_identity("evaluator", "own.predicates:PREDICATES")}
     assert result["comparison"]["measures"]["predicates found"]["difference"] == -0.5
+
+    code = (extension / "own/predicates.py").read_text()
+    code = code.replace("(images, classes)", "(images, classes, best: int)")
+    (extension / "own/best.py").write_text(code.replace("-10:", "-best:"))
+    words = ["eval", "own.best:PREDICATES", "--best", "1", *command[2:6], "--json"]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert json.loads(done.stdout)["settings"]["best"] == "1"
 
     (extension / "own/bad.py").write_text(
         "import sgpipe\nBAD = sgpipe.Evaluator('bad', lambda *_: 1 / 0, 'hico')"

@@ -204,7 +204,7 @@ def test_preprocessing_is_the_default_and_can_be_switched_off(genome, tmp_path):
     assert problems == {"nameless": 1}
     assert record.objects[0].category == "Man"
     (tmp_path / "aliases.txt").write_text("man,men\n")
-    record, problems = only(genome(aliases=(tmp_path / "aliases.txt", None)))
+    record, problems = only(genome(object_aliases=tmp_path / "aliases.txt"))
     assert (record.relations, problems["redundant_relations"]) == ([Relation(0, 1, "on")], 1)
 
 
@@ -237,10 +237,13 @@ def test_real_records_lose_only_counted_relations(oracle, tmp_path):
     aliases.
     """
     data = oracle / "data/vg"
-    aliases = (data / "danfeix_object_alias.txt", data / "danfeix_predicate_alias.txt")
+    aliases = {
+        "object_aliases": data / "danfeix_object_alias.txt",
+        "predicate_aliases": data / "danfeix_predicate_alias.txt",
+    }
     for suffix, count, left in (("", 41, 35), ("2", 23, 22), ("3", 50, 44)):
         file = data / f"vadbeg_relationships{suffix}.json"
-        record, problems = only(visual_genome_source(file, tmp_path, "train", aliases=aliases))
+        record, problems = only(visual_genome_source(file, tmp_path, "train", **aliases))
         assert len(record.relations) == left == count - problems.total()
         facts = values_of(record.relations, "subject", "object", "predicate")
         assert len(set(facts)) == len(facts)
