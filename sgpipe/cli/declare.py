@@ -137,10 +137,10 @@ def with_options(
 def _as_option(parameter: inspect.Parameter) -> inspect.Parameter:
     """Return a parameter that is an option also without a default value; without a type, a text."""
     declared = parameter.annotation
-    if get_origin(declared) is Annotated:
-        return parameter
-    kind = str if declared is inspect.Parameter.empty else declared
-    return parameter.replace(annotation=Annotated[kind, option("")])
+    if get_origin(declared) is not Annotated:
+        kind = str if declared is inspect.Parameter.empty else declared
+        declared = Annotated[kind, option("")]
+    return parameter.replace(annotation=declared, kind=inspect.Parameter.KEYWORD_ONLY)
 
 
 def command(function: Callable[..., None], *, writes_beside: bool = False) -> Callable[..., None]:

@@ -318,6 +318,7 @@ def test_the_evaluator_of_the_page_measures_and_compares(extension, tmp_path):
     (extension / "own/best.py").write_text(code.replace("-10:", "-best:"))
     words = ["eval", "own.best:PREDICATES", "--best", "1", *command[2:6], "--json"]
     done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["settings"]["best"] == "1"
 
     (extension / "own/bad.py").write_text(
