@@ -109,8 +109,9 @@ def read_pairs(
 
     Args:
         source: of the annotations.
-        predictions: in HOIA format, or of `sgpipe predict --out FILE.parquet`.
-        key: of the relations in HOIA format.
+        predictions: in HOIA format, as of `sgpipe export RUN --to hico`, or of `sgpipe predict
+            --out FILE.parquet`.
+        key: of the relations in HOIA format, in files of predictions.
         schema: classes, whose numbers the file has if it does not list its own.
         scored: filled with counts and notes.
 
@@ -134,8 +135,7 @@ def read_pairs(
             if is_parquet:
                 boxes, relations = _hoia_lists(item["triplets"])
             else:
-                boxes = fields.array(item, "predictions")
-                relations = fields.array(item, key)
+                boxes, relations = _predicted_lists(item, key, schema.key)
             if CLASSES in item:
                 lists_classes = True
                 numbers = _class_numbers(HoiaSchema.of_class_list(item[CLASSES]), classes)
@@ -152,6 +152,23 @@ def read_pairs(
     for name, ground_truth in annotated.items():
         pairs = _pairs(predicted[name], classes) if name in predicted else nothing
         yield EvaluationImage(name, ground_truth, pairs)
+
+
+def _predicted_lists(item: _Item, key: str, labelled_key: str) -> tuple[list[Any], list[Any]]:
+    """Return the boxes and relations of an image in HOIA format, which may be an exported run's.
+
+    Raises:
+        FieldError: one is missing, or the relations of a run have no scores.
+    """
+    if "predictions" in item or labelled_key not in item:
+        return fields.array(item, "predictions"), fields.array(item, key)
+    relations = fields.array(item, labelled_key)
+    if not all("score" in fields.mapping(relation) for relation in relations):
+        raise FieldError(
+            f"'{labelled_key}' has relations without a 'score': expected predictions, or a run that"
+            " a model labelled"
+        )
+    return fields.array(item, "annotations"), relations
 
 
 def _file_name(item: _Item, predictions: Location) -> str:

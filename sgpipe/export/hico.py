@@ -28,7 +28,7 @@ def write_hico(rows: ExportRows, out: Path) -> None:
     interactions = _interaction_numbers(list(categories))
     renamed = Counter[tuple[str, str]]()
 
-    def interaction(relation: Relation, subject: str, object_: str) -> dict[str, int] | None:
+    def interaction(relation: Relation, subject: str, object_: str) -> dict[str, float] | None:
         verb = verb_number(relation.predicate)
         if verb is None:
             rows.left_out[_NO_VERB] += 1
@@ -40,7 +40,8 @@ def write_hico(rows: ExportRows, out: Path) -> None:
         if verbs[verb] != relation.predicate:
             renamed[relation.predicate, verbs[verb]] += 1
         ends = {"subject_id": relation.subject, "object_id": relation.object}
-        return {**ends, "category_id": verb, "hoi_category_id": number}
+        score = {} if relation.confidence is None else {"score": relation.confidence}
+        return {**ends, "category_id": verb, "hoi_category_id": number, **score}
 
     def item(record: Record) -> dict[str, object]:
         usable = [box.category in categories and not box.iscrowd for box in record.objects]

@@ -112,6 +112,32 @@ def refused(result: Result) -> str:
     return result.stderr
 
 
+def test_an_exported_run_is_scored_by_its_confidences(tmp_path: Path) -> None:
+    """As `sgpipe export --to hico` writes what any tagger labelled."""
+    images = [annotated(), annotated("HICO_test2015_00000002.jpg", HOLD)]
+    labelled = []
+    for image, score in zip(images, (0.4, 0.9), strict=True):
+        boxes = image["annotations"]
+        relations = [relation(RIDE, score=score), relation(HOLD, score=1 - score)]
+        item = {"file_name": image["file_name"], "annotations": boxes, "hoi_annotation": relations}
+        labelled.append(item)
+    assert hico(tmp_path, images, labelled).exit_code == 0
+    assert written(tmp_path)["summary"]["mAP"] == pytest.approx(0.5), "the wrong ones come first"
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    predictions = [
+        {
+            "file_name": item["file_name"],
+            "predictions": item["annotations"],
+            "hoi_prediction": item["hoi_annotation"],
+        }
+        for item in labelled
+    ]
+    assert hico(tmp_path, images, predictions).exit_code == 0
+    assert list(csv.DictReader((tmp_path / "out.csv").open())) == rows
+    message = refused(hico(tmp_path, images, images))
+    assert "image 'HICO_test2015_00000001.jpg': 'hoi_annotation' has relations without" in message
+
+
 def test_hico_as_tables_json_and_csv(tmp_path: Path) -> None:
     images = [annotated(), annotated("HICO_test2015_00000002.jpg", HOLD)]
     result = hico(tmp_path, images, [predicted()])

@@ -216,6 +216,8 @@ def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
     }
     assert written.relations == len(expected)
     assert written.note == "1 relation renamed to HICO-DET's verbs: walking → walk (1)"
+    (item,) = json.loads((tmp_path / "out/hico_train.json").read_text("utf-8"))
+    assert [interaction["score"] for interaction in item["hoi_annotation"]] == [0.5, 0.5]
 
 
 @pytest.mark.slow
