@@ -282,16 +282,18 @@ _FIELDS = {noun: [f.name for f in fields(noun)] for noun in (Record, Attribute, 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
     """Return records as an Arrow table of `SCHEMA`."""
-    rows = []
+    return pa.Table.from_pylist([_row_of(record) for record in records], schema=SCHEMA)
+
+
+def _row_of(record: Record) -> dict[str, Any]:
     # not `dataclasses.asdict`, whose deep copies would take most of the time
-    for record in records:
-        row = _values(record) | {
-            "left_out": {name: record.left_out.get(name, 0) for name in LEFT_OUT}
-        }
-        rows.append(row | {name: [_values(item) for item in row[name]] for name in _NESTED})
-        for item in rows[-1]["objects"]:
-            item["attributes"] = [_values(attribute) for attribute in item["attributes"]]
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    row = _values(record)
+    row["left_out"] = {name: record.left_out.get(name, 0) for name in LEFT_OUT}
+    for name in _NESTED:
+        row[name] = [_values(item) for item in row[name]]
+    for item in row["objects"]:
+        item["attributes"] = [_values(attribute) for attribute in item["attributes"]]
+    return row
 
 
 def _values(noun: Any) -> dict[str, Any]:
@@ -302,23 +304,21 @@ def from_table(table: pa.Table) -> list[Record]:
     """Return the records stored in a table of `SCHEMA`; columns the table lacks keep their
     defaults.
     """
-    records = []
-    for row in table.to_pylist():
-        values = {
-            name: value
-            for name, value in row.items()
-            if name in _FIELDS[Record] and value is not None
-        }
-        for name, noun in _NESTED.items():
-            values[name] = [noun(**item) for item in values.get(name, [])]
-        for box in values["objects"]:
-            box.bbox = tuple(box.bbox)
-            box.attributes = [Attribute(**item) for item in box.attributes or ()]
-        values["left_out"] = {
-            name: number for name, number in values.get("left_out", {}).items() if number
-        }
-        records.append(Record(**values))
-    return records
+    columns = [name for name in _FIELDS[Record] if name in table.column_names]
+    return [_record_of(row) for row in table.select(columns).to_pylist()]
+
+
+def _record_of(row: dict[str, Any]) -> Record:
+    """Return the record of a row with some of its columns."""
+    values = {name: value for name, value in row.items() if value is not None}
+    for name, noun in _NESTED.items():
+        values[name] = [noun(**item) for item in values.get(name, [])]
+    for box in values["objects"]:
+        box.bbox = tuple(box.bbox)
+        box.attributes = [Attribute(**item) for item in box.attributes or ()]
+    left_out = values.get("left_out", {})
+    values["left_out"] = {name: number for name, number in left_out.items() if number}
+    return Record(**values)
 
 
 def type_fault(noun: object, place: str = "") -> str | None:

@@ -119,14 +119,17 @@ def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = N
     Raises:
         UserError: no such step.
     """
-    names = [step.name for step in paper.steps]
-    if until is not None and until not in names:
-        raise UserError(f"--until {until}: the steps are {', '.join(names)}")
-    number = len(names) if until is None else names.index(until) + 1
-    tasks = [_task_of(paper, step, data, out) for step in paper.steps[:number]]
+    steps = list(paper.steps)
+    if until is not None:
+        names = [step.name for step in steps]
+        if until not in names:
+            raise UserError(f"--until {until}: the steps are {', '.join(names)}")
+        del steps[names.index(until) + 1 :]
+    tasks = [_task_of(paper, step, data, out) for step in steps]
     needed = set[Path]()
     for task in reversed(tasks):
-        if task.step.figure or task.step.name == until or task.out in needed:
+        is_wanted = task.step.figure or task.step.name == until
+        if is_wanted or task.out in needed:
             needed |= {task.out, *task.reads}
     return [task for task in tasks if task.out in needed]
 

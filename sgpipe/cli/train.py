@@ -41,20 +41,26 @@ class ShardsOptions:
     precision: cli.ExpectedPrecision = None
     certified: cli.Certified = False
 
+    def _train_shards(self, data: DataConfig) -> list[dict[str, object]] | None:
+        """Return the shards to train on; None: those of the recipe."""
+        from sgpipe.training.recipe import shards_options
+
+        if not self.data and not self.judgements:
+            return None
+        train = [shards.model_dump() for shards in data.train]
+        if self.data:
+            train = shards_options(self.data, self.images)
+        for shards in shards_options(self.judgements or (), self.images):
+            train.append(shards | {"judged": True})
+        return train
+
     def applied_to(self, data: DataConfig, limit: int | None) -> DataConfig:
         from sgpipe.training.recipe import shards_options
         from sgpipe.utils.config_file import changed
 
-        train: list[dict[str, object]] | None = None
-        if self.data or self.judgements:
-            train = [shards.model_dump() for shards in data.train]
-            if self.data:
-                train = shards_options(self.data, self.images)
-            for shards in shards_options(self.judgements or (), self.images):
-                train.append(shards | {"judged": True})
         settings = changed(
             data,
-            train=train,
+            train=self._train_shards(data),
             val=shards_options(self.val, self.images) if self.val else None,
             calibration=self.calibration,
             precision=self.precision,

@@ -444,7 +444,9 @@ def _cell(value: object) -> str:
         return "–" if math.isnan(value) else f"{value:.4f}"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else single_line(str(value), _LONGEST)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return single_line(str(value), _LONGEST)
 
 
 def _without_nan(value: Any) -> Any:

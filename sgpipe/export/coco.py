@@ -110,16 +110,17 @@ def number_categories(
         positive: the format has no ids below 1.
     """
     ids_of_run = {name: number for number, name in sorted(seen)}
-    classes = list(dict.fromkeys([*(names or ()), *ids_of_run]))
+    classes = dict.fromkeys([*names, *ids_of_run] if names else sorted(ids_of_run))
     distinct_ids = set(ids_of_run.values())
     if len(distinct_ids) == len(ids_of_run) == len(seen):
         for ids in (ids_of_run, *map(_official_ids, _OFFICIAL)):
-            is_complete = set(classes) <= ids.keys() and ids_of_run.items() <= ids.items()
+            is_complete = classes.keys() <= ids.keys()
+            agrees = ids_of_run.items() <= ids.items()
             chosen = {name: number for name, number in ids.items() if name in classes}
-            if is_complete and (not positive or min(chosen.values(), default=1) > 0):
+            fits = not positive or min(chosen.values(), default=1) > 0
+            if is_complete and agrees and fits:
                 return chosen
-    ordered = classes if names else sorted(classes)
-    return dict(zip(ordered, count(1), strict=False))
+    return dict(zip(classes, count(1), strict=False))
 
 
 def _official_ids(dataset: str) -> dict[str, int]:

@@ -302,7 +302,7 @@ def stages_sharing_gpus(
     """Return the stages that share this machine's GPUs: none if one asks for GPUs, or `before`
     began on CPUs.
     """
-    if engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
+    if not _can_share(engine):
         return frozenset()
     models = {name: section for name, section in sections.items() if _has_gpu_model(section)}
     if any(section.resources.gpus for section in models.values()):
@@ -310,6 +310,12 @@ def stages_sharing_gpus(
     sharing = frozenset(name for name, section in models.items() if _may_share(section))
     began_on_cpus = any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in sharing)
     return frozenset() if began_on_cpus else sharing
+
+
+def _can_share(engine: EngineConfig) -> bool:
+    """Return whether workers run on this machine, and it has a GPU and CPUs for several."""
+    has_cpus = (os.cpu_count() or 1) >= 2
+    return engine.address is None and has_cpus and bool(usable_gpus())
 
 
 def _has_gpu_model(section: StageConfig) -> bool:

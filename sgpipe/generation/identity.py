@@ -434,13 +434,16 @@ def _changes(
 def _is_same(before: object, now: object) -> bool:
     """Return whether two identities name the same model or file, or it is not here to compare."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return before.keys() == now.keys() and all(
-            _is_same(before[key], now[key]) for key in before
-        )
-    if before == now or not isinstance(before, str):
-        return before == now
-    is_hash = before.startswith("sha256:") and not str(now).startswith("sha256:")
-    return now is None or is_hash or before.startswith(f"{now} ")
+        if before.keys() != now.keys():
+            return False
+        return all(_is_same(before[key], now[key]) for key in before)
+    if before == now:
+        return True
+    if not isinstance(before, str):
+        return False
+    if before.startswith("sha256:") and not str(now).startswith("sha256:"):
+        return True
+    return now is None or before.startswith(f"{now} ")
 
 
 @dataclass(frozen=True)

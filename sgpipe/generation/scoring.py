@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -29,6 +30,7 @@ from sgpipe.storage.header import Identity, RunHeader
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder, copy_run
 from sgpipe.storage.shards import CLIP_SCORE, SCORES, VLM_SCORE, embedded_images, read_file
+from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.hashing import model_sha256
@@ -119,11 +121,14 @@ class RelationRanker:
 
 def _union(image: Image.Image, objects: Sequence[Box]) -> Image.Image | None:
     """Return the smallest crop with both boxes; None if it has no pixels."""
-    boxes = [box.bbox for box in objects if not box.is_nothing]
-    left = max(int(min(x for x, _, _, _ in boxes)), 0)
-    top = max(int(min(y for _, y, _, _ in boxes)), 0)
-    right = min(round(max(x + width for x, _, width, _ in boxes)), image.width)
-    bottom = min(round(max(y + height for _, y, _, height in boxes)), image.height)
+    boxes = np.array([box.bbox for box in objects if not box.is_nothing])
+    corners = xywh_to_xyxy(boxes)
+    left, top = corners[:, :2].min(0).tolist()
+    right, bottom = corners[:, 2:].max(0).tolist()
+    left = max(int(left), 0)
+    top = max(int(top), 0)
+    right = min(round(right), image.width)
+    bottom = min(round(bottom), image.height)
     if right - left < 1 or bottom - top < 1:
         return None
     return image.crop((left, top, right, bottom))

@@ -31,6 +31,7 @@ _KEYWORDS = {  # in the names of other files, and the split that `datasets` take
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+_SPLIT_NAMES = ("train", *_KEYWORDS)  # of folders
 _FOLDERS = ("data", "default")  # that name no subset
 _DEFAULT = "default"
 
@@ -140,15 +141,24 @@ def _subsets_of_names(parquet: Sequence[str]) -> dict[str, FilesBySplit]:
 def _subset_and_split(name: str) -> tuple[str, str]:
     match = _SHARD.fullmatch(name) or _FOLDER.fullmatch(name)
     if match and match["split"] not in _FOLDERS:
-        folder = match["subset"]
+        subset = match["subset"]
         split = match["split"]
     else:
-        words = re.split(r"[^a-z]+", name.removesuffix(".parquet").lower())
-        split = next((_KEYWORDS[word] for word in words if word in _KEYWORDS), "train")
-        folder = PurePosixPath(name).parts[0] if "/" in name else None
-        if folder == "train" or folder in _KEYWORDS:
-            folder = None
-    return (_DEFAULT if folder is None or folder in _FOLDERS else folder), split
+        subset = PurePosixPath(name).parts[0] if "/" in name else _DEFAULT
+        split = _split_in_words(name)
+        if subset in _SPLIT_NAMES:
+            subset = _DEFAULT
+    if subset is None or subset in _FOLDERS:
+        subset = _DEFAULT
+    return subset, split
+
+
+def _split_in_words(name: str) -> str:
+    """Return the split that a word of a name stands for, as `datasets` understands it."""
+    for word in re.split(r"[^a-z]+", name.removesuffix(".parquet").lower()):
+        if word in _KEYWORDS:
+            return _KEYWORDS[word]
+    return "train"
 
 
 @contextmanager

@@ -567,6 +567,26 @@ class GivenBoxes(NamedTuple):
         return boxes
 
 
+def _parse_corners(boxes: Any, where: str) -> NDArray[np.float64]:
+    """Return `[boxes, 4]`.
+
+    Raises:
+        UserError: as `parse_boxes`.
+    """
+    try:
+        corners = np.asarray(boxes, dtype=np.float64)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"boxes={where} are not numbers: {first_line(error)}") from None
+    if not corners.size:
+        return corners.reshape(0, 4)
+    if corners.ndim != 2 or corners.shape[1] != 4:
+        raise UserError(
+            f"boxes={where}: expected x1, y1, x2, y2 in pixels of each box, got shape"
+            f" {corners.shape}"
+        )
+    return corners
+
+
 def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
     """Boxes as x1, y1, x2, y2 in pixels, anything that NumPy makes `[boxes, 4]` of, and their class
     names; or None.
@@ -576,16 +596,7 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
     """
     if boxes is None and classes is None:
         return None
-    try:
-        corners = np.asarray([] if boxes is None else boxes, dtype=np.float64)
-        corners = corners if corners.size else corners.reshape(0, 4)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"boxes={where} are not numbers: {first_line(error)}") from None
-    if corners.ndim != 2 or corners.shape[1] != 4:
-        raise UserError(
-            f"boxes={where}: expected x1, y1, x2, y2 in pixels of each box, got shape"
-            f" {corners.shape}"
-        )
+    corners = _parse_corners([] if boxes is None else boxes, where)
     names = () if classes is None or isinstance(classes, str) else tuple(classes)
     if len(names) != len(corners) or not all(map(_is_class_name, names)):
         raise UserError(

@@ -67,8 +67,10 @@ class LayoutPairStage(PairStage):
             ends = (pair.subject, pair.object)
             known = stated.get(ends) or Pair(*ends, [])
             lemmas = set(map(predicate_lemma, known.predicates))
-            names = [self._model.actions[position] for position in np.flatnonzero(actions).tolist()]
-            known.predicates += [name for name in names if predicate_lemma(name) not in lemmas]
+            for position in np.flatnonzero(actions).tolist():
+                name = self._model.actions[position]
+                if predicate_lemma(name) not in lemmas:
+                    known.predicates.append(name)
             if known.predicates and ends not in stated:
                 record.pairs.append(known)
         if self._extended is not None:

@@ -137,12 +137,17 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         failure = "Ray did not start here"
         if address:
             failure = f"the Ray cluster at {address} cannot be joined"
-        reason = getattr(error, "strerror", None) or first_line(error)
-        if reason.endswith(":"):  # it announces the other lines, as that of unequal versions
-            reason = " ".join(str(error).split())
-        raise EngineError(f"{failure}: {reason}") from None
+        raise EngineError(f"{failure}: {_reason(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line why Ray did not start."""
+    reason: str = getattr(error, "strerror", None) or first_line(error)
+    if reason.endswith(":"):  # it announces the other lines, as that of unequal versions
+        return " ".join(str(error).split())
+    return reason
 
 
 @contextmanager

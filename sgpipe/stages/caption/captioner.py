@@ -218,13 +218,17 @@ class ServedCaptioner(ChatCaptioner):
     def shown(self, source: CaptionInput) -> str:
         """Return the image file as it is, if it shows what is captioned, else the pixels."""
         side = self.config.image_size
-        if source.file is not None and (side is None or max(source.image.size) <= side):
+        is_small = side is None or max(source.image.size) <= side
+        if source.file is not None and is_small:
             with open_header(source.file, "the image to caption") as image:
-                turned = (
-                    image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-                    or image.size != source.image.size
-                )
-                plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
-                if plain and not turned and "transparency" not in image.info:
+                if image.size == source.image.size and _is_plain(image):
                     return file_url(read_bytes(source.file), f"image/{str(image.format).lower()}")
         return image_url(source.image, side)
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Return whether every server shows an image file as sgpipe opens it."""
+    if image.format not in ("JPEG", "PNG") or image.mode not in ("RGB", "L"):
+        return False
+    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return not is_turned and "transparency" not in image.info

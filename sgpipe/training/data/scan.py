@@ -505,12 +505,10 @@ def _choose_rows(
     selected: _Rows = {}
     usable: _Rows = {}
     for number, config in enumerate(configs):
-        limits_itself = config.limit or config.judged
-        folder_limit = config.limit if limits_itself else limit
-        folder_seed = config.limit_seed if limits_itself else limit_seed
-        enough_rows = None  # after which no further shard is fetched
-        if folder_limit and folder_seed is None:
-            enough_rows = folder_limit
+        # after which no further shard is fetched
+        enough_rows = None if limit_seed is not None else limit
+        if config.limit or config.judged:
+            enough_rows = None if config.limit_seed is not None else config.limit
         places = []
         usable_rows = 0
         with closing(ScannedFolder(number, config).row_groups(threshold, None)) as row_groups:

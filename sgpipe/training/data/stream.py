@@ -351,15 +351,19 @@ class StepStream:
             graph = _sample_origins(graph, self.data.origins, rng)
         if self.training_set.closed_labels is None:
             graph = replace(graph, relations=graph.relations[: self.max_relations])
-        chance = rng.random()
         flip = False
-        if self.training and self.data.augment and chance < self.data.augment.flip:
+        if self._draws_flip(rng):
             flipped = graph.with_flipped_texts()
-            if self._has_names(flipped):
-                graph = flipped
-                flip = True
+            flip = self._has_names(flipped)
+            graph = flipped if flip else graph
         image = Record(*(values[name] for name in _IMAGE_FIELDS))
         return TrainingItem(folder, image, values.get(IMAGE_COLUMN), graph, flip, rng)
+
+    def _draws_flip(self, rng: random.Random) -> bool:
+        """Draw whether an image is flipped; the number is drawn even if no image is."""
+        chance = rng.random()
+        augment = self.data.augment
+        return self.training and augment is not None and chance < augment.flip
 
     def _has_names(self, graph: SceneAnnotation) -> bool:
         """Return whether the texts can have all names: a closed list may lack "right of"."""
