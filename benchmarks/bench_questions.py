@@ -13,9 +13,10 @@ each request of `each` in full; of `shared` it computes once what all requests o
 with. A server: with prefix caching in blocks of 16 tokens, as vLLM has it, by which `each` profits,
 too, as its two requests have one picture. No server was measured.
 
-CPU time: the 18 of COCO-MINI's 24 photographs of val2017 that have candidates, the median of rounds.
-"client": drawing and encoding for a server. "model": all of it with a tiny random checkpoint of Qwen2.5-VL's architecture (width 32, two layers), which
-sees as many image tokens as the published one; the larger a model, the more its prefills count.
+CPU time: the 18 of COCO-MINI's 24 photographs of val2017 that have candidates, the median of
+rounds. "client": drawing and encoding for a server. "model": all of it with a tiny random
+checkpoint of Qwen2.5-VL's architecture (width 32, two layers), which sees as many image tokens as
+the published one; the larger a model, the more its prefills count.
 """
 
 from __future__ import annotations
