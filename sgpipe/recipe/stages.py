@@ -31,6 +31,12 @@ _PAIR_STAGES = {
     "layout": "layout pairs",
     "captions+layout": "layout pairs",
 }
+# By the stage that makes pairs: settings that it does not read.
+_OF_OTHER_PAIRS = {
+    "pair": _MARKS_ONLY | {"probability"},
+    "marks": {"probability"},
+    "layout pairs": _MARKS_ONLY,
+}
 _PRIOR_ONLY = {"prior", "prior_power"}
 _RTAGGER_ONLY = {
     "short_side",
@@ -39,6 +45,14 @@ _RTAGGER_ONLY = {
     "chunk",
     "vocabulary",
     "vocabulary_others",
+}
+# By methods that score: settings that they do not read.
+_OF_OTHER_METHODS: Mapping[str, set[str]] = {
+    "auto": _RTAGGER_ONLY,
+    "rtagger": set(),
+    "clip": _RTAGGER_ONLY | {"dtype"},  # it computes in float32
+    "vlm": _RTAGGER_ONLY,
+    "layout": _RTAGGER_ONLY | {"dtype", "compile"},
 }
 # By `tag.method`, once `auto` is decided.
 _TAG_STAGES = {
@@ -324,11 +338,7 @@ class PairConfig(StageConfig):
 
     def _unused(self, facts: IdentityFacts) -> set[str]:
         """Return the settings that are for other candidates than these."""
-        unused: set[str] = set()
-        if not self.marks:
-            unused |= _MARKS_ONLY
-        if not self.layout:
-            unused.add("probability")
+        unused = set(_OF_OTHER_PAIRS[self.stage])
         if not facts.extends:
             unused |= {"equivalents", "known"}
         return unused
@@ -446,19 +456,13 @@ class TagConfig(StageConfig):
 
     def _unused(self) -> set[str]:
         """Return the settings that are for other methods than this one."""
-        unused: set[str] = set()
-        if self.method != "rtagger":
-            unused |= _RTAGGER_ONLY
-        elif self.vocabulary == "dataset":
+        unused = set(_OF_OTHER_METHODS[self.method])
+        if self.vocabulary == "dataset":
             unused.add("vocabulary_others")
         if self.prior is None:
             unused |= _PRIOR_ONLY
         if self.questions == "each":
             unused.add("questions")
-        if self.method == "layout":
-            unused |= {"dtype", "compile"}
-        if self.method == "clip":  # which computes in float32
-            unused.add("dtype")
         if self.calibration is None:
             unused |= {"calibration", "precision"}
         return unused
