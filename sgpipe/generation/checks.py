@@ -3,7 +3,7 @@
 Each check raises UserError, whose message names the setting.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from sgpipe.calibration import choose_threshold
@@ -21,6 +21,7 @@ from sgpipe.recipe import (
     TagConfig,
     models_of,
 )
+from sgpipe.registry import Kind
 from sgpipe.sources.extended_run import check_run
 from sgpipe.sources.hub import check_hub
 from sgpipe.stages.base import Stage
@@ -30,6 +31,12 @@ from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.stages.tag.tagger import Tagger
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
+
+# What a section names that may be code of the user's own.
+_OF_SECTION: Mapping[str, tuple[Kind, type[Captioner | Tagger]]] = {
+    "caption": ("captioner", Captioner),
+    "tag": ("tagger", Tagger),
+}
 
 
 def check_recipe(recipe: Recipe, stages: Collection[str] = STAGES) -> None:
@@ -137,14 +144,15 @@ def check_models(recipe: Recipe, stages: Collection[str]) -> None:
 
 def check_code(recipe: Recipe, stages: Collection[str]) -> None:
     """What is named as a captioner, tagger or stage of the user's own is one."""
-    if recipe.caption.plugin is not None and "caption" in stages:
-        load_class("captioner", recipe.caption.plugin, Captioner)
-    if recipe.tag.plugin is not None and "tag" in stages:
-        load_class("tagger", recipe.tag.plugin, Tagger)
     for name, section in recipe.stages.items():
         if section.then and name in recipe.absent:
             raise UserError(f"{name}.then: the stage {name} does not run for this recipe; omit it")
-        for reference in section.own_stages if name in stages else ():
+        if name not in stages:
+            continue
+        if section.plugin is not None:
+            kind, base = _OF_SECTION[name]
+            load_class(kind, section.plugin, base)
+        for reference in section.own_stages:
             load_class("stage", reference, Stage)
 
 
