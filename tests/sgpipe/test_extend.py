@@ -368,9 +368,8 @@ def test_what_is_wrong_with_code_is_told_in_a_line(tmp_path, monkeypatch, code, 
     (tmp_path / "wrong.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wrong", raising=False)
-    done = CliRunner().invoke(
-        app, ["generate", "--captioner", name, "--limit", "1", "--out", str(tmp_path / "run")]
-    )
+    command = ["generate", "--captioner", name, "--set", "source.miniworld.images=1"]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "run")])
     monkeypatch.delitem(sys.modules, "wrong", raising=False)
     assert done.exit_code == 2
     assert f"captioner {name}" in done.stderr

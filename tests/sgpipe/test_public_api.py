@@ -67,7 +67,7 @@ def test_neither_the_package_nor_the_command_line_loads_anything_heavy(name: str
 
 def test_commands_without_work_for_models_import_no_model_libraries(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    generate = ["generate", "--limit", "1", "--out", run]
+    generate = ["generate", "--set", "source.miniworld.images=1", "--out", run]
     with without_ray():
         done = CliRunner().invoke(app, generate)
     assert done.exit_code == 0, done.stderr

@@ -146,7 +146,8 @@ def test_verbose_shows_the_traceback_of_code_of_ones_own(
 ) -> None:
     (tmp_path / "own_code.py").write_text(CAPTIONER)
     monkeypatch.syspath_prepend(tmp_path)
-    command = ["--verbose", "generate", "--captioner", "own_code:Own", "--limit", "2"]
+    command = ["--verbose", "generate", "--captioner", "own_code:Own"]
+    command += ["--set", "source.miniworld.images=2"]
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
     assert done.exit_code == 2
     assert 'own_code.py", line 5, in setup' in done.stderr

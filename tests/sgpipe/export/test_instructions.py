@@ -9,7 +9,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,23 @@ def write(run: Path, name: str = "out", **options: object) -> list[dict[str, Any
     ]
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A run whose confidences are calibrated, what is true of its images, and its items."""
+
+    world: World
+    run: Path
+    items: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Tests must not change it."""
+    scenes, world = world_of(350)
+    run = labelled(tmp_path_factory.mktemp("exported") / "run", scenes)
+    return Exported(world, run, write(run, calibration=calibrated(run)))
+
+
 def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["export", *map(str, arguments)])
 
@@ -164,16 +181,15 @@ def templates() -> Any:
     return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))["templates"]
 
 
-def test_answers_are_right_as_often_as_promised_by_kind(tmp_path, templates):
+def test_answers_are_right_as_often_as_promised_by_kind(exported, templates):
     """Read from their text by a program that shares no code with the exporter, against the
     truth.
     """
-    scenes, world = world_of(350)
-    run = labelled(tmp_path / "run", scenes)
-    items = write(run, calibration=calibrated(run), precision=0.9)
+    run = exported.run
+    items = write(run, "precise", calibration=calibrated(run), precision=0.9)
     by_kind = defaultdict[str, list[Checked]](list)
     for item in items:
-        by_kind[item["kind"]].append(check(world, templates, item))
+        by_kind[item["kind"]].append(check(exported.world, templates, item))
     assert len(by_kind) == 8
     assert set(values_of(items, "template")) == {
         f"{f}/{n + 1}" for f, listed in templates.items() for n in range(len(listed))
@@ -190,13 +206,12 @@ def test_answers_are_right_as_often_as_promised_by_kind(tmp_path, templates):
     assert sum(denied) / len(denied) <= 0.02
 
 
-def test_the_text_alone_does_not_tell_the_answer(tmp_path):
+def test_the_text_alone_does_not_tell_the_answer(exported):
     """Each text, without coordinates, has each of its answers equally often; of a comparison,
     within one.
     """
-    run = labelled(tmp_path / "run", world_of(350)[0])
     answers = defaultdict[Any, Counter[str]](Counter)
-    for item in write(run, calibration=calibrated(run)):
+    for item in exported.items:
         if item["kind"] != "description":
             text = re.sub(BOX, "[]", item["messages"][0]["content"][-1]["text"])
             answers[item["kind"], text][item["answer"]] += 1
@@ -228,14 +243,13 @@ def overlap(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
     return min(across, down) > 0
 
 
-def test_boxes_of_what_is_denied_are_placed_like_those_of_what_holds(tmp_path):
+def test_boxes_of_what_is_denied_are_placed_like_those_of_what_holds(exported):
     """Each answer is as frequent where they overlap as where not; several boxes to choose from all
     overlap, or none.
     """
-    run = labelled(tmp_path / "run", world_of(350)[0])
     answers = defaultdict[Any, Counter[str]](Counter)
     options = Counter[int]()
-    for item in write(run, calibration=calibrated(run)):
+    for item in exported.items:
         boxes = boxes_in(item)
         if boxes and re.match("verification|choose_predicate", item["template"]):
             text = re.sub(BOX, "[]", item["messages"][0]["content"][-1]["text"])
@@ -250,15 +264,13 @@ def test_boxes_of_what_is_denied_are_placed_like_those_of_what_holds(tmp_path):
     assert options[2] == 0
 
 
-def test_coordinates_are_shown_only_where_classes_do_not_name_the_objects(tmp_path):
+def test_coordinates_are_shown_only_where_classes_do_not_name_the_objects(exported):
     """They could tell the answer to a question that may be denied."""
-    scenes, world = world_of(350)
-    run = labelled(tmp_path / "run", scenes)
     shown = Counter[bool]()
-    for item in write(run, calibration=calibrated(run)):
+    for item in exported.items:
         if re.match("verification|choose_predicate", item["template"]):
             claim = item["relations"][0]
-            objects = world.objects[item["image_ids"][0]]
+            objects = exported.world.objects[item["image_ids"][0]]
             classes = [objects[claim[end]][0] for end in ("subject", "object")]
             names = [name for name, _ in objects.values()]
             is_named = all(names.count(name) == 1 for name in classes)
@@ -268,7 +280,7 @@ def test_coordinates_are_shown_only_where_classes_do_not_name_the_objects(tmp_pa
 
 
 def test_coordinates_are_shown_where_boxes_may_be_missing(tmp_path):
-    scenes, _ = world_of(350)
+    scenes, _ = world_of(120)
     for record in scenes:
         record.objects = [replace(box, origin="detector") for box in record.objects]
     run = labelled(tmp_path / "run", scenes)
