@@ -20,6 +20,7 @@ import typer.testing
 # no test may depend on the load of the machine
 hypothesis.settings.register_profile("sgpipe", deadline=None)
 hypothesis.settings.load_profile("sgpipe")
+gc.disable()  # until everything is imported, which makes no garbage
 
 INTEGRATION = Path(__file__).parent / "integration"
 LONGEST = {"test_documentation", "test_workers", "test_cluster", "test_notebook", "test_wheel"}
@@ -40,6 +41,7 @@ def pytest_collection_finish() -> None:
     """
     gc.freeze()
     gc.set_threshold(20_000)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,8 +25,6 @@ from sgpipe.training.recipe import DataConfig, ShardsConfig, TrainRecipe
 from sgpipe.training.run import _identity
 from tests.sgpipe.stats.runs import judge
 from tests.sgpipe.training.data.runs import data, make_run, plain_record
-from tests.sgpipe.training.trainings import different, steps, training, weights
-from tests.sgpipe.training.trainings import make_run as make_drawn_run
 
 RIGHT = {"judgement": "right"}
 
@@ -157,29 +155,6 @@ def test_a_certificate_is_needed_of_shards_that_are_not_judged(
     )
     options = ShardsOptions(data=["a"], judgements=["b"], certified=True)
     assert options.applied_to(DataConfig(), None).threshold == 0.5
-
-
-def test_a_training_with_judgements_is_another_one_and_resumes(tmp_path: Path) -> None:
-    run = make_drawn_run(tmp_path)
-    judge_all = lambda question: "wrong" if question.predicate < "o" else "right"  # noqa: E731
-    without = training(run, tmp_path / "without", optimisation__steps=2)
-    with pytest.raises(UserError, match="nobody has judged its relations"):
-        training(run, tmp_path / "none", data__train=[{"shards": str(run), "judged": True}])
-    judge(run, 12, judge_all)
-    both = [{"shards": str(run)}, {"shards": str(run), "judged": True}]
-    with_them = training(run, tmp_path / "with", data__train=both, optimisation__steps=2)
-    assert with_them.images > without.images
-    assert different(weights(tmp_path / "without"), weights(tmp_path / "with"))
-    assert all(row["loss"] < float("inf") for row in steps(tmp_path / "with"))
-    # the judgements are there, but not asked for
-    training(run, tmp_path / "again", optimisation__steps=2)
-    assert not different(weights(tmp_path / "without"), weights(tmp_path / "again"))
-    judge(run, 4, judge_all)
-    with pytest.raises(UserError, match="judgements"):
-        training(run, tmp_path / "with", data__train=both, optimisation__steps=2)
-    for changes in ({"kind": "pretrain"}, {"data__val": both}):
-        with pytest.raises(UserError, match="R-Tagger only"):
-            training(run, tmp_path / "refused", **{"data__train": both, **changes})
 
 
 def test_a_training_with_other_judgements_is_another_one(tmp_path: Path) -> None:

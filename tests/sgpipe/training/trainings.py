@@ -12,7 +12,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
+from typer.testing import CliRunner, Result
 
+from sgpipe.cli.main import app
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import visual_genome_source
@@ -101,3 +103,21 @@ def steps(out: Path) -> list[dict[str, Any]]:
 
 def curve(out: Path) -> list[tuple[int, float]]:
     return values_of(steps(out), "step", "loss")
+
+
+def validated(run: Path) -> list[dict[str, str]]:
+    return [{"shards": str(run)}]
+
+
+def invoke(run: Path, out: Path, *more: str, kind: str = "tagger", **changes: object) -> Result:
+    arguments = command(run, out, kind, **changes)
+    return CliRunner().invoke(app, [*arguments[arguments.index("train") :], *more])
+
+
+def refused(result: Result, code: int = 2) -> str:
+    """The only error message of a refused training."""
+    assert not isinstance(result.exception, Exception), result.exception
+    assert result.exit_code == code, result.output
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.output
+    return message
