@@ -83,11 +83,17 @@ def read_file(path: Path) -> tuple[str, ast.Module]:
     return source, ast.parse(source)
 
 
+@cache
+def nodes_of_module(module: ast.Module) -> list[ast.AST]:
+    """All nodes, which several rules look through."""
+    return list(ast.walk(module))
+
+
 def count_file(source: str, tree: ast.Module) -> Counter[str]:
     lines = source.splitlines()
     counts = Counter({"lines": len(lines), "late constants": late_constants(tree)})
     counts["long lines"] = sum(len(line) > WIDTH for line in lines)
-    for node in ast.walk(tree):
+    for node in nodes_of_module(tree):
         if not isinstance(node, COUNTED):
             continue
         for name, has_feature in FEATURES.items():

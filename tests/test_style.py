@@ -17,7 +17,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 import sgpipe
-from tests.density import count_file, density, read_file
+from tests.density import count_file, density, nodes_of_module, read_file
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("rlip_model", "sgpipe", "experiments")
@@ -176,7 +176,7 @@ def too_long(module: ast.Module) -> Iterator[str]:
     lines = max((node.end_lineno or 0 for node in module.body), default=0)
     if lines > LONGEST_FILE:
         yield f"{lines} lines"
-    for node in ast.walk(module):
+    for node in nodes_of_module(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > LONGEST_FUNCTION:
@@ -220,22 +220,34 @@ def test_packed_code_is_counted() -> None:
 
 
 def unsafe_calls(module: ast.Module) -> Iterator[str]:
-    calls = (node for node in ast.walk(module) if isinstance(node, ast.Call))
+    calls = (node for node in nodes_of_module(module) if isinstance(node, ast.Call))
     yield from (f"line {call.lineno}: {ast.unparse(call)}" for call in calls if _is_unsafe(call))
 
 
 def _is_unsafe(call: ast.Call) -> bool:
-    name = ast.unparse(call.func)
-    options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    name = _dotted_name(call.func)
     if name == "torch.load":
-        return options.get("weights_only") != "True"
+        return _option(call, "weights_only") != "True"
     if name in ("np.load", "numpy.load"):
-        return options.get("allow_pickle", "False") != "False"
-    return name in UNSAFE_CALLS or options.get("trust_remote_code", "False") != "False"
+        return _option(call, "allow_pickle") != "False"
+    return name in UNSAFE_CALLS or _option(call, "trust_remote_code") != "False"
+
+
+def _dotted_name(function: ast.expr) -> str:
+    """Return `a.b` of a call; "" of one whose function is computed."""
+    if isinstance(function, ast.Attribute):
+        return f"{_dotted_name(function.value)}.{function.attr}"
+    return function.id if isinstance(function, ast.Name) else ""
+
+
+def _option(call: ast.Call, name: str) -> str:
+    """Return the code of an option of a call; "False" without it."""
+    values = [keyword.value for keyword in call.keywords if keyword.arg == name]
+    return ast.unparse(values[0]) if values else "False"
 
 
 def machine_paths(module: ast.Module) -> Iterator[str]:
-    for node in ast.walk(module):
+    for node in nodes_of_module(module):
         if (
             isinstance(node, ast.Constant)
             and isinstance(node.value, str)

@@ -60,7 +60,7 @@ def records(draw: st.DrawFn, name: str = "0") -> Record:
     return record
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(records(), min_size=1, max_size=4))
 def test_everything_is_there_once(inputs):
     """An object's members are told by their attributes."""
