@@ -12,6 +12,7 @@ import typer
 
 from sgpipe.cli import STARTED, declare
 from sgpipe.cli import options as cli
+from sgpipe.cli.price_options import PriceOptions
 from sgpipe.cli.recipe_options import RecipeOptions, SourceOptions
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -50,6 +51,10 @@ def generate(
     metrics: Annotated[
         Path | None, declare.writes_file("File for a line of JSON each minute: images, errors, …")
     ] = None,
+    prices: PriceOptions,
+    max_cost: Annotated[
+        float | None, declare.option("What tokens of a run may cost; it stops before, resumably.")
+    ] = None,
     json_: cli.Json = False,
 ) -> None:
     """Label the images of a dataset or a folder with relations.
@@ -69,6 +74,7 @@ def generate(
     if out is None and (parent or extend):
         option = "--from" if parent else "--extend"
         raise UserError(f"{option} needs --out, the folder of the new run")
+    spending = prices.spending(max_cost)
     loaded = options.applied_to(recipe, data, parent, extend, store)
     out = out or Path(f"{loaded.name}-relations")
     # Modules that take long to import come as late as possible.
@@ -84,13 +90,16 @@ def generate(
             retry_failed=retry_failed,
             parent=parent,
             metrics=metrics,
+            spending=spending,
         )
     quality = {} if loaded.engine.store else _measure_quality(loaded.tag, summary.root)
     values = summary.as_json()
     if quality:
         values["quality"] = {name: asdict(row.at_threshold) for name, row in quality.items()}
+    if spending.prices is not None:
+        values["cost"] = spending.prices.cost(summary.counts)
     if not cli.printed_json(json_, values):
-        print_summary(summary, console.output())
+        print_summary(summary, console.output(), prices=spending.prices)
         if quality:
             from sgpipe.evaluation.label_quality import print_run_quality
 
@@ -125,9 +134,7 @@ def plan(
     price: Annotated[
         float | None, declare.option("Price of a machine-hour.", "--price-per-hour", min=0, max=1e9)
     ] = None,
-    price_per_token: Annotated[
-        float | None, declare.option("Price of a token of an endpoint.", min=0, max=1e9)
-    ] = None,
+    prices: PriceOptions,
     json_: cli.Json = False,
 ) -> None:
     """Tell how long `generate` will take, and what for, from labelling a sample.
@@ -148,6 +155,6 @@ def plan(
         measured = measure(loaded, console.Progress(), sample, began=STARTED)
     if gpus:
         measured = measured.with_gpus(gpus)
-    values = measured.as_json(machines, price, price_per_token)
+    values = measured.as_json(machines, price, prices.by_token)
     if not cli.printed_json(json_, values):
         print_plan(values, console.output())

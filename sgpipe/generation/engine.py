@@ -137,7 +137,8 @@ class UnitWriter:
         if self.claim:  # or a run that was taken over would replace shards of the later one
             self.claim.check()
         entry = write_shard(self.storage, name, unit.split, unit.start, records, seconds)
-        return LabelledUnit(replace(entry, gpus=usage.gpus), usage.failures)
+        counts = entry.counts | usage.tokens
+        return LabelledUnit(replace(entry, counts=counts, gpus=usage.gpus), usage.failures)
 
 
 def cut_units(

@@ -22,10 +22,18 @@ from sgpipe.errors import os_error_reason
 from sgpipe.records import LEFT_OUT
 from sgpipe.storage.losses import SOURCE_LOSSES, SOURCE_REMARKS
 from sgpipe.storage.manifest import ShardEntry, Summary
+from sgpipe.storage.tokens import CACHED, COMPLETION, PROMPT, TOKENS, Prices, price_text
 from sgpipe.utils.console import Progress, count, duration, listed, print_rows
 
 _SECONDS = 60.0  # between two lines
-_COUNTED = {"images": "images labelled", "errors": "error rows", "relations": "relations found"}
+_COUNTED = {
+    "images": "images labelled",
+    "errors": "error rows",
+    "relations": "relations found",
+    PROMPT: "tokens of requests to served models",
+    CACHED: "those of them that the servers had cached",
+    COMPLETION: "tokens of their answers",
+}
 # What a stage says of a GPU that could not do something.
 _GPU_ERRORS = {"compile_error": "torch.compile", "graph_error": "CUDA graphs"}
 _SHOWN = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
@@ -209,13 +217,19 @@ def _problem_text(name: str) -> str:
     return loss.text if loss else SOURCE_REMARKS.get(name, name.replace("_", " "))
 
 
-def print_summary(summary: Summary, console: Console, *, imported: bool = False) -> None:
-    """Print what a run or an import contains, what was dropped, and what to do about error rows."""
+def print_summary(
+    summary: Summary, console: Console, *, imported: bool = False, prices: Prices | None = None
+) -> None:
+    """Print what a run or an import contains and cost, what was dropped, and what to do about error
+    rows.
+    """
     counts = summary.counts
     planned = max(summary.planned, counts["images"])
     rows = {"images": f"{counts['images']:,} of {planned:,}"}
     for name, number in _contents(summary, imported=imported).items():
         rows[name] = f"{number:,}"
+    if prices is not None:
+        rows["cost of tokens"] = price_text(prices.cost(counts))
     print_rows(str(summary.root), rows, console)
     if summary.parent:
         taken = f"{listed(summary.parent['reused'])} from {summary.parent['run']}"
@@ -246,6 +260,9 @@ def _contents(summary: Summary, *, imported: bool) -> dict[str, int]:
         if counts["grounded"]:
             numbers["boxes of words"] = counts["grounded"]
     numbers["images with relations"] = counts["images_with_relations"]
+    for name in TOKENS:
+        if counts[name]:
+            numbers[name.replace("_", " ")] = counts[name]
     dropped = {f"source: {_problem_text(name)}": n for name, n in summary.problems.items()}
     dropped |= {f"left out: {text}": counts[f"{name}_left_out"] for name, text in LEFT_OUT.items()}
     numbers |= {text: number for text, number in dropped.items() if number}

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,9 +28,9 @@ from sgpipe.generation.resolve import resolve
 from sgpipe.generation.run import LabellingRun, announce_own_code
 from sgpipe.recipe import STAGES, Recipe
 from sgpipe.stages.runner import COMPILATION
-from sgpipe.stages.served.answers import RequestCache
 from sgpipe.storage.manifest import ShardEntry
-from sgpipe.storage.run_folder import REQUESTS, RunFolder
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.tokens import TOKENS, Prices
 from sgpipe.utils.console import Progress, count, duration, print_rows
 
 Workers: TypeAlias = Mapping[tuple[str, ...], int]  # by stages: how many processes run them
@@ -59,7 +59,7 @@ class Plan:
         errors: the number of error rows to expect, with its 95 % interval.
         memory: bytes of the driver and of the largest worker at their peak; None: not known on a
             cluster.
-        tokens: of requests to endpoints and their answers, if these count them.
+        tokens: of requests to endpoints and of their answers, by `TOKENS`, if these count them.
     """
 
     images: int
@@ -72,7 +72,7 @@ class Plan:
     row_bytes: float
     errors: tuple[int, int, int]
     memory: tuple[int, int | None]
-    tokens: int = 0
+    tokens: Mapping[str, int] = field(default_factory=Counter)
 
     def with_gpus(self, gpus: int) -> Plan:
         """Return the plan if this machine had as many GPUs, and cores enough for them; the same if
@@ -139,7 +139,7 @@ class Plan:
         self,
         machines: int = 1,
         price_per_hour: float | None = None,
-        price_per_token: float | None = None,
+        prices: Prices | None = None,
     ) -> dict[str, Any]:
         """Return plain values for JSON."""
         seconds = self.seconds(machines)
@@ -162,11 +162,12 @@ class Plan:
             "driver_memory_bytes": self.memory[0],
             "worker_memory_bytes": self.memory[1],
             "error_rows": dict(zip(("expected", "least", "most"), self.errors, strict=True)),
-            "endpoint_tokens": self.tokens,
+            "endpoint_tokens": {name: self.tokens.get(name, 0) for name in TOKENS},
         }
-        if price_per_hour is not None or price_per_token is not None:
+        if price_per_hour is not None or prices is not None:
             price_of_machines = (price_per_hour or 0) * machines * seconds / 3600
-            values["price"] = price_of_machines + (price_per_token or 0) * self.tokens
+            price_of_tokens = prices.cost(self.tokens) if prices else 0
+            values["price"] = price_of_machines + price_of_tokens
         return values
 
 
@@ -205,12 +206,8 @@ def plan(
             if in_flight:
                 progress.say(f"asking the served model about {count(min(images, total), 'image')}")
             done = list(_label(run.engine, sample, run.reader(), UnitWriter(folder.storage)))
-        tokens = RequestCache(folder.private / REQUESTS).tokens()
         is_local = isinstance(run.engine, LocalEngine)
-        measured = _measured(
-            total, began, done, run.engine.workers, run.engine.gpus, is_local=is_local
-        )
-        return replace(measured, tokens=round(tokens / measured.sampled * total))
+        return _measured(total, began, done, run.engine.workers, run.engine.gpus, is_local=is_local)
 
 
 @dataclass(frozen=True)
@@ -277,7 +274,9 @@ def _measured(
     shards = [labelled.shard for labelled in done]
     steady = shards[number:] or shards
     sampled = sum(shard.rows for shard in shards)
-    errors = sum(shard.counts.get("errors", 0) for shard in shards)
+    counts = Counter[str]()
+    for shard in shards:
+        counts.update(shard.counts)
     seconds: Counter[str] = Counter()
     for shard in steady:
         seconds.update(shard.seconds)
@@ -294,8 +293,9 @@ def _measured(
         utilization=_utilization(stages, steady),
         gpus=gpus,
         row_bytes=sum(shard.bytes for shard in shards) / sampled,
-        errors=_expected_errors(errors, sampled, total),
+        errors=_expected_errors(counts["errors"], sampled, total),
         memory=_peak_memory(is_local=is_local),
+        tokens={name: round(counts[name] / sampled * total) for name in TOKENS},
     )
 
 
@@ -364,8 +364,9 @@ def print_plan(values: Mapping[str, Any], console: Console) -> None:
         rows["balanced actors"] = ", ".join(
             f"{name} {number}" for name, number in values["balanced_actors"].items()
         )
-    if values["endpoint_tokens"]:
-        rows["tokens of the endpoint"] = f"{values['endpoint_tokens']:,}"
+    for name, number in values["endpoint_tokens"].items():
+        if number:
+            rows[name.replace("_", " ")] = f"{number:,}"
     if "price" in values:
         rows["price"] = f"{values['price']:,.2f}"
     print_rows(f"plan, from {count(values['sampled'], 'image')}", rows, console)

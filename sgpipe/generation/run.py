@@ -24,6 +24,7 @@ from sgpipe.generation.identity import source_identity
 from sgpipe.generation.image_roots import check_names, keep_indexes, open_image_roots
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.resolve import RunPlan, resolve
+from sgpipe.generation.spending import RunSpending, check_prices
 from sgpipe.recipe import Recipe
 from sgpipe.sources.extended_run import open_parent
 from sgpipe.sources.opening import open_source, prepare_source
@@ -34,6 +35,7 @@ from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, RunFolder, check_output
 from sgpipe.storage.source_index import SourceIndex
+from sgpipe.storage.tokens import Spending
 from sgpipe.utils.console import Progress, count, listed
 from sgpipe.utils.ray_cluster import prepare_ray
 
@@ -46,6 +48,7 @@ def generate(
     retry_failed: bool = False,
     parent: str | Path | None = None,
     metrics: Path | None = None,
+    spending: Spending | None = None,
 ) -> Summary:
     """Label the recipe's source into the folder `out`; an earlier run of the same recipe there is
     resumed.
@@ -55,6 +58,7 @@ def generate(
         parent: a run, or its object store; what it has up to the first stage with other settings is
             taken over.
         metrics: a file, to which a line of JSON is appended each minute and at the end.
+        spending: what tokens of served models cost, and how much the run may cost.
 
     Raises:
         UserError: something is wrong with the recipe, its files or the folder, and nothing was
@@ -64,12 +68,14 @@ def generate(
     progress = progress or Progress()
     announce_own_code(recipe, progress)
     plan = resolve(recipe, Path(out), None if parent is None else str(parent))
+    spending = spending or Spending()
+    check_prices(spending, plan.stages)
     if plan.reuse is not None:
         progress.say(str(plan.reuse))
     for note in plan.notes:
         progress.say(f"NOTE: {note}")
     folder = RunFolder(Path(out), plan.store)
-    with folder.lock(), closing(LabellingRun(plan, folder, progress)) as run:
+    with folder.lock(), closing(LabellingRun(plan, folder, progress, spending)) as run:
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
             run.open()
@@ -106,16 +112,23 @@ class LabellingRun:
         roots, indexes: the images and annotations of each split.
         rows: how many images of each split are asked for.
         engine: a local one gets ready while annotations are read.
+        spending: the tokens of the run, once it is open.
     """
 
-    def __init__(self, plan: RunPlan, folder: RunFolder, progress: Progress) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        folder: RunFolder,
+        progress: Progress,
+        spending: Spending | None = None,
+    ) -> None:
         self.plan = plan
         self.folder = folder
         self.progress = progress
         self.indexes: dict[str, SourceIndex] = {}
         self.rows: dict[str, int] = {}
         self.engine: Engine | None = None
-        cache = CacheFolder(folder.private.absolute())
+        cache = CacheFolder(folder.private.absolute(), spending=spending or Spending())
         self._stages = StageBuilder(build_stages, plan.stages, {}, {}, cache)
 
     def open(self) -> None:
@@ -139,6 +152,11 @@ class LabellingRun:
             self.indexes[split] = index
         self.manifest = self.folder.open(self._header())
         self.folder.set_ground_truth(ground_truth)
+        answers = RequestCache(self.folder.private / REQUESTS).tokens()
+        cache = self._stages.cache_folder
+        self.spending = RunSpending(cache.spending, self.manifest.shards, answers)
+        cache = replace(cache, spending=self.spending.spending)
+        self._stages = replace(self._stages, cache_folder=cache)
 
     def _header(self) -> RunHeader:
         """Return what the manifest says of the run."""
@@ -281,10 +299,11 @@ class LabellingRun:
         budget = ErrorBudget(self.plan.engine.max_errors, folder.private)
         with (
             mirror.copied(),
-            self.progress.images(meter.queue) as advance,
+            self.progress.images(meter.queue, remark=self.spending.note) as advance,
             closing(budget.shards(self.engine.run(units, self.reader(), writer))) as shards,
         ):
             for shard in shards:
+                shard = self.spending.with_unlisted(shard)
                 written = self._time_of(shard)
                 self.manifest.commit(shard)
                 if shard.split not in described:
@@ -294,6 +313,7 @@ class LabellingRun:
                 advance(shard.rows, shard.counts)
                 for note in meter.add(shard, written):
                     self.progress.say(note)
+                self.spending.check()
         for line in meter.summary():
             self.progress.say(line)
         failed = budget.note()

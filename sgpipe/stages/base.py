@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Self
@@ -76,6 +77,10 @@ class Stage:
         from sgpipe.utils.gpu import gpu_use
 
         return gpu_use(self.device)
+
+    def take_tokens(self) -> Counter[str]:
+        """Return the tokens that were paid for since the last call."""
+        return self.cache_folder.take_tokens() if self.cache_folder else Counter()
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for record in records:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,18 +45,20 @@ _NO_LIMITS = ImageLimits()
 @dataclass
 class Usage:
     """What stages took for some records: seconds (of "compilation" apart) and `gpu_use`, by
-    stage; and the images on which they failed.
+    stage; the images on which they failed; and the tokens of served models.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     gpus: dict[str, dict[str, object]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    tokens: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Usage) -> None:
         for name, seconds in other.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.gpus |= other.gpus
         self.failures += other.failures
+        self.tokens.update(other.tokens)
 
 
 StageOutput = tuple[list[Record], Usage]
@@ -108,7 +111,7 @@ class StageRunner:
             apart = {COMPILATION: compiled} if compiled else {}
             gpus = {stage.name: use} if use else {}
             taken = {stage.name: max(seconds - compiled, 0.0), **apart}
-            usage.add(Usage(taken, gpus, failures))
+            usage.add(Usage(taken, gpus, failures, stage.take_tokens()))
         return records, usage
 
     def _run(self, stage: Stage, records: list[Record], failures: list[Failure]) -> list[Record]:

@@ -22,6 +22,7 @@ from sgpipe.storage.health_rules import RULES, prepare_checks
 from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.losses import Loss
 from sgpipe.storage.manifest import add_up
+from sgpipe.storage.tokens import tokens_of
 from sgpipe.utils.boxes import ClassFinder, class_matrix, match_captions
 
 _EXAMPLES = 5
@@ -420,6 +421,7 @@ class Measures:
             annotated them.
         losses: what the run lacks of what its source had.
         threshold_of: what thresholds are of: confidence, or by a calibration probability.
+        tokens: of requests to served models and of their answers.
     """
 
     run: str
@@ -447,6 +449,7 @@ class Measures:
     origins: dict[str, int] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     threshold_of: str = "confidence"
+    tokens: dict[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -502,7 +505,8 @@ def measure_database(
         _use_probabilities(database, calibration)
     run = database.run
     rows = database.rows
-    losses = list(add_up(database.files.manifest, 0, {}).losses)
+    summary = add_up(database.files.manifest, 0, {})
+    losses = list(summary.losses)
     predicates = _counts(database, "select predicate, relations from predicates")
     [(kinds, of_people)] = rows(
         """select count(*), coalesce(sum(times) filter (list_contains(?, lower(subject_category)))
@@ -543,6 +547,7 @@ def measure_database(
         confidence=Confidence([bins.get(at, 0) for at in range(BINS)], *confidences),
         health=check_health(database, threshold, losses),
         losses=losses,
+        tokens=dict(tokens_of(summary.counts)),
         clip_score=ScoreMeasures(*rows(_CLIP)[0]) if database.scored else None,
         vlm_score=ScoreMeasures(*rows(_VLM)[0]) if database.has_vlm_scores else None,
         assumed=unscored_reason(run),

@@ -90,10 +90,12 @@ def overview(measures: Measures) -> list[tuple[str, str, str]]:
             before = STAGES[STAGES.index(key) - 1].removesuffix("s").replace("_", " ")
             remark = f"{share:.2f} per {before}"
         rows.append((name, f"{measures.totals[key]:,}", remark))
-    return [
-        *rows,
-        ("relations with a person as subject", f"{measures.person_subject_share:.1%}", ""),
-    ]
+    share_of_people = f"{measures.person_subject_share:.1%}"
+    rows.append(("relations with a person as subject", share_of_people, ""))
+    for name, number in measures.tokens.items():
+        if number:
+            rows.append((name.replace("_", " "), f"{number:,}", "of served models"))
+    return rows
 
 
 def _long_tail(measures: Measures) -> str:

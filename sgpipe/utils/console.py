@@ -192,9 +192,21 @@ class Progress:
             yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
     @contextmanager
-    def images(self, total: int | None, work: str = "labelling") -> Iterator[Advance]:
-        """Show progress over `total` images (None: unknown); call the value with (images, counts)
-        as they are done.
+    def images(
+        self,
+        total: int | None,
+        work: str = "labelling",
+        remark: Callable[[], str] = lambda: "",
+    ) -> Iterator[Advance]:
+        """Show progress over images.
+
+        Args:
+            total: how many there are; None: unknown.
+            work: that is done to them.
+            remark: returns what else to show of the work so far; "": nothing.
+
+        Yields:
+            What is called with (images, counts) as they are done.
         """
         with self.bar(work, total) as show:
             done = 0
@@ -211,6 +223,6 @@ class Progress:
                     for noun in ("relation", "error")
                     if tally[noun + "s"]
                 ]
-                show(done, total, ", ".join(notes))
+                show(done, total, ", ".join(filter(None, [*notes, remark()])))
 
             yield advance

@@ -118,7 +118,7 @@ def ray() -> Iterator[Path]:
 
 
 def test_nothing_is_lost_or_paid_twice_when_a_run_is_killed(tmp_path: Path, ray: Path) -> None:
-    faults = at_random(5, share=0.15, lasting=0.05)
+    faults = at_random(6, share=0.15, lasting=0.05)
     with EndpointServer(faults=faults, seconds=0.05, key=KEY) as server:
         values = {
             "caption.endpoint": server.url, "caption.captioner": "tiny-vlm", "caption.samples": SAMPLES,

@@ -8,7 +8,8 @@ import json
 import socket
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -21,25 +22,60 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.stages.served.chat import Check, Choice
 from sgpipe.storage.run_folder import REQUESTS
+from sgpipe.storage.tokens import TOKENS, Spending
 
 _PATIENCE = 60  # seconds to wait for other processes that are writing
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, choices TEXT NOT NULL, usable INTEGER NOT NULL)
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS by_rules (caption BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS usage (asked INTEGER, answered INTEGER);
+CREATE TABLE IF NOT EXISTS spending (
+    command TEXT PRIMARY KEY,
+    prompt_tokens INTEGER NOT NULL DEFAULT 0,
+    cached_tokens INTEGER NOT NULL DEFAULT 0,
+    completion_tokens INTEGER NOT NULL DEFAULT 0,
+    cost REAL NOT NULL DEFAULT 0,
+    dearest REAL NOT NULL DEFAULT 0,
+    under_way INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+"""
+_ADD_SPENDING = """
+INSERT INTO spending VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (command) DO UPDATE SET
+    prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+    cached_tokens = cached_tokens + excluded.cached_tokens,
+    completion_tokens = completion_tokens + excluded.completion_tokens,
+    cost = cost + excluded.cost,
+    dearest = max(dearest, excluded.dearest)
+"""
+# An earlier command tells what a request may cost.
+_BEGIN_SPENDING = """
+INSERT OR IGNORE INTO spending (command, dearest)
+    SELECT ?, coalesce(max(dearest), 0) FROM spending
+"""
+# Each request under way may cost as much as the dearest did; until one has an answer, none is known.
+_RESERVE = """
+UPDATE spending SET under_way = under_way + 1
+    WHERE command = ? AND (dearest > 0 OR under_way = 0) AND cost + (under_way + 1) * dearest < ?
+    RETURNING under_way
 """
 _CHOICES = TypeAdapter(list[Choice])
 
 
 @dataclass(frozen=True)
 class CacheFolder:
-    """The private folder of a run, and the machine that made this object, which is that of the
-    run.
+    """Where the answers of a run are kept.
+
+    Attributes:
+        path: the private folder of the run.
+        host: the machine that made this object, which is that of the run.
+        spending: what requests may cost.
+        tokens: of the requests of this process since they were taken last.
     """
 
     path: Path
     host: str = field(default_factory=socket.gethostname)
+    spending: Spending = field(default_factory=Spending)
+    tokens: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
     def file(self) -> Path:
@@ -48,6 +84,16 @@ class CacheFolder:
         """
         is_local = self.path.is_dir() and self.host == socket.gethostname()
         return (self.path if is_local else cache_folder()) / REQUESTS
+
+    def open(self) -> RequestCache:
+        """Return the cache."""
+        return RequestCache(self.file, self.spending, self.tokens)
+
+    def take_tokens(self) -> Counter[str]:
+        """Return the tokens that this process has paid for since the last call."""
+        tokens = self.tokens.copy()
+        self.tokens.clear()
+        return tokens
 
 
 class RequestCache:
@@ -58,8 +104,22 @@ class RequestCache:
     disk.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(
+        self,
+        file: Path,
+        spending: Spending | None = None,
+        tokens: Counter[str] | None = None,
+    ) -> None:
+        """Opens nothing.
+
+        Args:
+            file: of SQLite.
+            spending: what requests may cost; None: it does not matter.
+            tokens: where those of each answer are added.
+        """
         self.file = file
+        self.spending = spending or Spending()
+        self._tokens = Counter[str]() if tokens is None else tokens
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
@@ -88,21 +148,41 @@ class RequestCache:
     def count_by_rules(self) -> int:
         return sum(number for (number,) in self._execute("SELECT COUNT(*) FROM by_rules"))
 
-    def put_usage(self, completion: Mapping[str, Any]) -> None:
-        """Note the tokens of a completion, if the server counts them."""
-        usage = completion.get("usage")
-        if isinstance(usage, Mapping):
-            numbers = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-            row = [
-                number if isinstance(number, int) and 0 <= number < 2**53 else 0
-                for number in numbers
-            ]
-            self._execute("INSERT INTO usage VALUES (?, ?)", row, create=True)
+    def put_tokens(self, tokens: Counter[str]) -> None:
+        """Note the tokens of an answer, and what they cost."""
+        self._tokens.update(tokens)
+        cost = self.spending.cost(tokens)
+        counts = [tokens[name] for name in TOKENS]
+        self._execute(_ADD_SPENDING, [self.spending.command, *counts, cost, cost], create=True)
 
-    def tokens(self) -> int:
-        return sum(
-            number or 0 for (number,) in self._execute("SELECT SUM(asked + answered) FROM usage")
-        )
+    def tokens(self) -> Counter[str]:
+        """Return the tokens of all answers that came to this machine."""
+        columns = ", ".join(f"coalesce(sum({name}), 0)" for name in TOKENS)
+        [sums] = self._execute(f"SELECT {columns} FROM spending") or [(0, 0, 0)]
+        return Counter(dict(zip(TOKENS, sums, strict=True)))
+
+    def reserve_request(self) -> bool:
+        """Return whether one more request may be sent, which then counts as under way."""
+        command = self.spending.command
+        self._execute(_BEGIN_SPENDING, [command], create=True)
+        return bool(self._execute(_RESERVE, [command, self.spending.left]))
+
+    def end_request(self) -> None:
+        """A request that was reserved is no longer under way."""
+        statement = "UPDATE spending SET under_way = under_way - 1 WHERE command = ?"
+        self._execute(statement, [self.spending.command])
+
+    def requests_under_way(self) -> int:
+        """Return the requests of this command, on this machine."""
+        return int(self._of_command("under_way"))
+
+    def cost(self) -> float:
+        """Return what the run has cost, as far as this machine knows."""
+        return self.spending.paid_before + self._of_command("cost")
+
+    def _of_command(self, column: str) -> float:
+        statement = f"SELECT {column} FROM spending WHERE command = ?"
+        return sum(number for (number,) in self._execute(statement, [self.spending.command]))
 
     def forget_refusals(self) -> None:
         """Forget what was refused or answered unusably, so that it is requested again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from sgpipe.sources.fields import clean
+from sgpipe.storage.tokens import CACHED, COMPLETION, PROMPT
 
 MAX_TOKENS = "max_tokens"
 MAX_COMPLETION_TOKENS = "max_completion_tokens"
@@ -17,6 +19,7 @@ TOP_LOGPROBS = 20  # the most that OpenAI and, unless started otherwise, vLLM re
 _SEED_BITS = 31  # llama.cpp and PyTorch take 32 bits
 _LONGEST_QUOTE = 200  # characters
 _LONGEST_ANSWER = 4000  # characters of an answer that is sent back
+_LARGEST_COUNT = 2**53  # of tokens
 
 Check = Callable[[str], str | None]
 
@@ -142,6 +145,23 @@ def _read(choice: Mapping[str, Any], message: Mapping[str, Any], logprobs: bool)
         cause = ": max_tokens are used up" if reason == "length" else ""
         return Choice("", f"the answer is empty{cause}")
     return Choice(clean(text))  # `max_tokens` may cut a character into halves
+
+
+def read_tokens(completion: Mapping[str, Any]) -> Counter[str] | None:
+    """Return the tokens of a completion; None: the server does not count them."""
+    usage = completion.get("usage")
+    if not isinstance(usage, Mapping):
+        return None
+    details = usage.get("prompt_tokens_details")
+    cached = details.get(CACHED) if isinstance(details, Mapping) else 0
+    numbers = {PROMPT: usage.get(PROMPT), CACHED: cached, COMPLETION: usage.get(COMPLETION)}
+    tokens = Counter({name: number for name, number in numbers.items() if _is_count(number)})
+    tokens[CACHED] = min(tokens[CACHED], tokens[PROMPT])
+    return tokens
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and 0 <= number < _LARGEST_COUNT
 
 
 def _first_logprobs(choice: Mapping[str, Any]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Requests
 from sgpipe.stages.served.answers import CacheFolder, RequestCache
+from sgpipe.stages.served.budget import within_budget
 from sgpipe.stages.served.chat import (
     MAX_COMPLETION_TOKENS,
     MAX_TOKENS,
@@ -30,6 +31,7 @@ from sgpipe.stages.served.chat import (
     Refusal,
     quote,
     read_choices,
+    read_tokens,
 )
 from sgpipe.utils.prefetch import start_early
 
@@ -86,7 +88,7 @@ class ChatEndpoint:
         self.url = endpoint_url(url)
         self.model = model
         self.requests = requests
-        self.cache = RequestCache(cache.file) if cache else None
+        self.cache = cache.open() if cache else None
         self._key = os.environ.get(requests.key, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(
@@ -208,7 +210,8 @@ class ChatEndpoint:
         body = json.dumps(request.fields(self.model), sort_keys=True).encode()
         choices = self.cache.get(body)
         if choices is None:
-            choices = await self._completion(request, self.requests.retries)
+            async with within_budget(self.cache, self.requests.timeout):
+                choices = await self._completion(request, self.requests.retries)
             self.cache.put(body, choices, request.check)
         return choices
 
@@ -246,8 +249,19 @@ class ChatEndpoint:
             self._limit = MAX_COMPLETION_TOKENS  # newer models of OpenAI require this name
             return await self._attempt(request, retries)
         if self.cache:
-            self.cache.put_usage(completion)
+            self._count_tokens(self.cache, completion)
         return choices
+
+    def _count_tokens(self, cache: RequestCache, completion: Mapping[str, Any]) -> None:
+        """Raises UserError: there are prices, but no tokens."""
+        tokens = read_tokens(completion)
+        if tokens is not None:
+            cache.put_tokens(tokens)
+        elif cache.spending.prices is not None:
+            raise UserError(
+                f"{self.url} does not count tokens, so that their cost is unknown: omit"
+                " --prompt-price, --completion-price and --max-cost"
+            )
 
     async def _send(self, path: str, fields: Mapping[str, Any] | None, retries: int) -> Any:
         """Return the JSON of an answer to POST with `fields`, or to GET. Raises as `_completion`,

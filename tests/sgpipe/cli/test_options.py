@@ -135,3 +135,19 @@ def test_repeated_options_are_counted_by_any_name() -> None:
         "generate", "--images", "s3://key:secret@b", "--images", "https://a:secret@c/d"
     )
     assert CliRunner().invoke(app, ["stats", "--json", "--json", "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--max-cost 0 --prompt-price 1 --completion-price 1", "--max-cost 0 pays for no request"),
+        ("--max-cost nan --prompt-price 1 --completion-price 1", "--max-cost nan pays for no"),
+        ("--max-cost 5", "--max-cost needs prices: pass --prompt-price and --completion-price"),
+        ("--max-cost 5 --prompt-price 0 --completion-price 0", "at prices of 0 nothing costs"),
+        ("--prompt-price 1", "pass both, 0 for what is free"),
+        ("--cached-price 1", "pass both, 0 for what is free"),
+        ("--prompt-price -1 --completion-price 1", "greater than or equal to 0"),
+    ],
+)
+def test_prices_that_tell_no_cost_are_refused(options: str, message: str) -> None:
+    assert message in refused("generate", *options.split())

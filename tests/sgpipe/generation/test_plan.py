@@ -19,6 +19,7 @@ from sgpipe.cli.main import app
 from sgpipe.generation.engine import WorkUnit
 from sgpipe.generation.plan import Plan, _Labelled, _measured, _sample, print_plan
 from sgpipe.storage.manifest import ShardEntry
+from sgpipe.storage.tokens import CACHED, COMPLETION, PROMPT, Prices
 from sgpipe.utils.config_file import recipe_folder
 from tests.values import values_of
 
@@ -79,8 +80,9 @@ def test_the_plan_of_simulated_workers_is_right(
     assert plan.as_json()["bottleneck"] == "caption"
     assert plan.seconds(2) - plan.start == pytest.approx((plan.seconds() - plan.start) / 2)
     assert plan.as_json(price_per_hour=3600)["price"] == pytest.approx(plan.seconds())
-    priced = replace(plan, tokens=500).as_json(2, 3600, 0.5)
-    assert priced["price"] == pytest.approx(2 * plan.seconds(2) + 250)
+    tokens = {PROMPT: 500_000, CACHED: 200_000, COMPLETION: 100_000}
+    priced = replace(plan, tokens=tokens).as_json(2, 3600, Prices(2, 8, 1))
+    assert priced["price"] == pytest.approx(2 * plan.seconds(2) + 0.6 + 0.2 + 0.8)
     assert plan.as_json()["disk_bytes"] == 100 * total
     expected, fewest, largest = plan.errors
     assert fewest <= expected <= largest

@@ -5,16 +5,21 @@ ends them.
 from __future__ import annotations
 
 import io
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from sgpipe.errors import EngineError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.generation.plan import plan
 from sgpipe.recipe import Recipe, load_recipe
+from sgpipe.stats.measures import measure
+from sgpipe.storage.manifest import Manifest, add_up
 from sgpipe.storage.run_folder import REQUESTS
+from sgpipe.storage.tokens import CACHED, COMPLETION, PROMPT, Prices, Spending, tokens_of
 from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, Files, make_coco
 from tests.endpoint_server import EndpointServer, scripted
@@ -107,3 +112,59 @@ def test_a_plan_asks_about_no_more_images_than_said(
     assert len(server.requests) == asked + 1  # an example before the work
     limit = asked if patience else images
     assert f"asking the served model about {limit} images\n" in string_io.getvalue()
+
+
+def tokens_in(out: Path) -> Counter[str]:
+    return tokens_of(add_up(Manifest.load(out), 0, {}).counts)
+
+
+def test_tokens_are_in_the_manifest_also_those_of_a_command_that_failed(
+    coco: Files, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    usage = json.dumps({PROMPT: 10, COMPLETION: 2, "prompt_tokens_details": {CACHED: 4}})
+    paid = Counter({PROMPT: 10 * IMAGES, CACHED: 4 * IMAGES, COMPLETION: 2 * IMAGES})
+
+    def faults(body: str, attempt: int) -> str:
+        return "broken" if fails and len(server.requests) > 4 else usage
+
+    fails = True
+    with EndpointServer(caption, faults) as server:
+        with pytest.raises(EngineError, match="does not answer: HTTP 500"):
+            label(captioned(coco, server), out)
+        assert tokens_in(out)[PROMPT] == 20, "of two images; the third has no shard yet"
+        fails = False
+        summary, lines = label(captioned(coco, server, **{"engine.unit_size": 2}), out)
+    assert tokens_in(out) == paid
+    assert summary.as_json()["counts"].items() >= paid.items()  # type: ignore[attr-defined]
+    assert measure(str(out)).tokens == paid
+    assert any("relations, 72 tokens (24 cached)" in line for line in lines), lines
+
+
+def test_a_run_stops_before_its_budget_and_a_larger_one_continues(
+    coco: Files, tmp_path: Path
+) -> None:
+    usage = json.dumps({PROMPT: 1_000_000, COMPLETION: 100_000})  # which cost 1.2
+    prices = Prices(prompt=1, completion=2, cached=1)
+    out = tmp_path / "run"
+    examples = 0
+    with EndpointServer(caption, lambda body, attempt: usage) as server:
+        recipe = captioned(coco, server, **{"engine.unit_size": 2})
+        for max_cost, images in ((3.7, 3), (3.7, 3), (6.1, 5)):
+            with pytest.raises(EngineError, match=f"^--max-cost {max_cost:g} is used up: the run"):
+                label(recipe, out, spending=Spending(prices, max_cost))
+            examples += 1  # before the work
+            assert sum(server.paid.values()) == images + examples
+        assert len(rows(out)) == 4
+        _, lines = label(recipe, out, spending=Spending(prices, 8))
+    assert all(values_of(rows(out), "ok"))
+    assert any(line.endswith("6,600,000 tokens, cost 7.20") for line in lines), lines
+
+
+def test_prices_without_a_served_model_are_refused(coco: Files, tmp_path: Path) -> None:
+    with EndpointServer() as server:
+        split = {"annotations": coco.annotations, "images": coco.images, "captions": coco.captions}
+        settings = {"caption": {"captioner": None}, "source.splits": {"val": split}}
+        recipe = captioned(coco, server, **settings)
+        with pytest.raises(UserError, match="no stage of this run asks an endpoint"):
+            label(recipe, tmp_path / "run", spending=Spending(Prices(1, 1, 1)))

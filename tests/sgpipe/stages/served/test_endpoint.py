@@ -17,6 +17,7 @@ from sgpipe.stages.served import endpoint as served
 from sgpipe.stages.served.answers import CacheFolder, RequestCache
 from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
 from sgpipe.stages.served.endpoint import ChatEndpoint
+from sgpipe.storage.tokens import CACHED, COMPLETION, PROMPT
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 from tests.values import values_of
 
@@ -211,7 +212,8 @@ def test_nothing_is_paid_twice(tmp_path: Path) -> None:
         assert ask_all[:15] == first
         assert set(server.paid.values()) == {1}
         assert len(server.paid) == 40
-    assert RequestCache(CacheFolder(tmp_path).file).tokens() == 20 * (5 + 6) + 20 * (5 + 3)
+    tokens = RequestCache(CacheFolder(tmp_path).file).tokens()
+    assert tokens == {PROMPT: 40 * 5, CACHED: 0, COMPLETION: 20 * (6 + 3)}
     with EndpointServer() as server:
         assert list(connect(server.url, cache=tmp_path).ask_all(requests)) == ask_all
         assert not server.requests
@@ -231,7 +233,8 @@ def test_odd_answers_are_kept(tmp_path: Path, fault: Fault) -> None:
         for _ in range(2):
             assert ask(connect(server.url, cache=tmp_path), question(1)) == [Choice("a dog ?")]
     assert len(server.requests) == 1
-    assert RequestCache(CacheFolder(tmp_path).file).tokens() == (8 if fault == "half" else 0)
+    tokens = RequestCache(CacheFolder(tmp_path).file).tokens()
+    assert tokens.total() == (8 if fault == "half" else 0)
 
 
 def test_a_damaged_answer_is_one_line(tmp_path: Path) -> None:
