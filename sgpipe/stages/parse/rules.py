@@ -237,14 +237,16 @@ def _attribute(tree: Tree, index: int, name: str) -> str:
     word = tree.texts[index]
     if tree.tags[index] == "CD" or word in lexicon.NUMBERS:
         return _number_word(word)
-    if word in lexicon.QUANTIFIERS or word in name.split():
+    is_in_name = word in name.split()
+    if is_in_name or word in lexicon.QUANTIFIERS or not _describes(tree, index):
         return ""
-    [after] = tree.texts[index + 1 : index + 2] or [""]
-    if _is_shaded(word, after) or _names_a_feature(word) or _names_a_feature(after):
+    after = "".join(tree.texts[index + 1 : index + 2])
+    if _names_a_feature(word) or _names_a_feature(after) or _is_shaded(word, after):
         return ""
     before = tree.texts[index - 1]
-    attribute = f"{before} {word}" if _is_shaded(before, word) else word
-    return attribute if _describes(tree, index) else ""
+    if _is_shaded(before, word):
+        return f"{before} {word}"
+    return word
 
 
 def _is_shaded(shade: str, colour: str) -> bool:

@@ -354,16 +354,24 @@ def _of_word(tree: Tree, index: int) -> list[ParsedRelation]:
 
 def _of_adjective(tree: Tree, index: int) -> list[ParsedRelation]:
     """Relations in a noun's adjective: of "snow covered hills", of "a black haired boy"."""
-    word = tree.texts[index]
     noun = tree.heads[index]
     if noun <= index:
         return []
-    if word == "covered" and tree.deps[index] in ("amod", "compound", "nmod"):
-        if index > 0 and tree.is_noun(index - 1) and tree.is_noun(noun):
-            return _stated(tree, [index - 1], ["covering"], [noun])
-    elif word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES and is_entity(tree, noun):
+    if _is_covered(tree, index):
+        return _stated(tree, [index - 1], ["covering"], [noun])
+    last_word = tree.texts[index].rsplit("-", 1)[-1]
+    if last_word in lexicon.HAVING_ADJECTIVES and is_entity(tree, noun):
         return _stated(tree, [noun], ["has"], [index])
     return []
+
+
+def _is_covered(tree: Tree, index: int) -> bool:
+    """Return whether a token is the "covered" between two nouns: "snow covered hills"."""
+    if index == 0 or tree.texts[index] != "covered":
+        return False
+    if tree.deps[index] not in ("amod", "compound", "nmod"):
+        return False
+    return tree.is_noun(index - 1) and tree.is_noun(tree.heads[index])
 
 
 def _stated(
@@ -569,16 +577,23 @@ def _of_noun(tree: Tree, noun: int, things: list[int]) -> list[ParsedRelation]:
 def _of_possessive(tree: Tree, owner: int) -> list[ParsedRelation]:
     """ "the man's hat"; "his head" only after a preposition."""
     thing = tree.heads[owner]
-    pronoun = tree.tags[owner] == "PRP$"
     if not is_entity(tree, thing):
         return []
     if tree.is_noun(owner):
         return _stated(tree, coordinated(tree, owner), ["has"], [thing])
-    if pronoun and head_noun(tree, thing) in lexicon.BODY_PARTS and tree.deps[thing] == "pobj":
+    if tree.tags[owner] == "PRP$":
+        return _of_possessive_pronoun(tree, thing)
+    return []
+
+
+def _of_possessive_pronoun(tree: Tree, thing: int) -> list[ParsedRelation]:
+    """Relations of a thing after "his", "her" or "its"."""
+    if tree.deps[thing] == "pobj" and head_noun(tree, thing) in lexicon.BODY_PARTS:
         owners = sorted(noun for noun in nouns_above(tree, thing) if noun < thing)
         return _stated(tree, owners[:1], ["has"], [thing])
-    if pronoun and tree.deps[thing] == "conj" and tree.is_noun(tree.heads[thing]):
-        return _stated(tree, [tree.heads[thing]], ["with"], [thing], verb=False)
+    companion = tree.heads[thing]
+    if tree.deps[thing] == "conj" and tree.is_noun(companion):  # "a man and his dog"
+        return _stated(tree, [companion], ["with"], [thing], verb=False)
     return []
 
 

@@ -91,22 +91,28 @@ def _free_participle(tree: Tree, index: int) -> None:
     """ "[a white shirt] [playing] [tennis]" parsed as one name: the participle connects two
     phrases.
     """
-    word = tree.texts[index]
-    if not word.endswith("ing") or word in _GERUNDS_IN_NAMES:
+    if not _is_gerund_in_name(tree, index):
         return
-    head = tree.heads[index]
     noun = index - 1
-    if tree.deps[index] not in _NAME_LABELS or noun < 0 or head < index:
+    head = tree.heads[index]
+    if not (tree.is_noun(noun) and tree.is_noun(head)):
         return
-    if tree.deps[noun] not in _MODIFIERS or tree.heads[noun] not in (index, head):
-        return
-    if not (tree.is_noun(head) and tree.is_noun(noun)):
+    is_in_name = tree.heads[noun] in (index, head)
+    if not is_in_name or tree.deps[noun] not in _MODIFIERS:
         return
     tree.replace(head, noun)
     tree.tags[index] = "VBG"
     tree.attach(index, noun, "acl")
     tree.attach(head, index, "dobj")
     _hand_over_premodifiers(tree, head, noun)
+
+
+def _is_gerund_in_name(tree: Tree, index: int) -> bool:
+    """Return whether a token is the "playing" of a name that starts before it and ends after it."""
+    word = tree.texts[index]
+    if not word.endswith("ing") or word in _GERUNDS_IN_NAMES:
+        return False
+    return tree.deps[index] in _NAME_LABELS and 0 < index <= tree.heads[index]
 
 
 def _free_final_participle(tree: Tree, index: int) -> None:
@@ -184,9 +190,10 @@ def _object_before_subject(tree: Tree, verb: int) -> int | None:
 
 def _adopt_subject(tree: Tree, index: int) -> None:
     """A noun before a verb (or a root adverb) without a subject is its subject."""
-    adverb = tree.tags[index] in ("RP", "RB", "IN", "JJ") and tree.is_root(index)
-    verb = tree.is_verb(index) and tree.deps[index] not in ("amod", "compound")
-    if not (adverb or verb) or tree.dependents(index, *_SUBJECTS):
+    is_adverb = tree.tags[index] in ("RP", "RB", "IN", "JJ") and tree.is_root(index)
+    is_verb = tree.is_verb(index) and tree.deps[index] not in ("amod", "compound")
+    has_subject = bool(tree.dependents(index, *_SUBJECTS))
+    if has_subject or not (is_adverb or is_verb):
         return
     for noun in tree.nouns(tree.dependents(index, *_MISTAKEN_FOR_SUBJECT)):
         if noun < index:
@@ -397,13 +404,14 @@ def _owner_of(tree: Tree, noun: int) -> int | None:
     while tree.deps[noun] == "conj" and tree.is_noun(tree.heads[noun]):
         noun = tree.heads[noun]
     link = tree.heads[noun]
+    owner = None
     if tree.deps[noun] == "dobj" and tree.texts[link] in ("wearing", "wears"):
         owner = link
-    elif tree.deps[noun] == "pobj" and tree.texts[link] != "of":
+    if tree.deps[noun] == "pobj" and tree.texts[link] != "of":
         owner = tree.heads[link]
-    else:
+    if owner is None or not (tree.is_noun(owner) or tree.is_verb(owner)):
         return None
-    return owner if tree.is_noun(owner) or tree.is_verb(owner) else None
+    return owner
 
 
 def _acts_better(tree: Tree, actor: int, participle: int) -> bool:

@@ -158,6 +158,14 @@ def tokenise(caption: str) -> list[Token]:
     """
     matches = _SCANNER.finditer(clean(caption))
     tokens = [_token(match) for match in matches if not match["omitted"]]
+    _replace_misread(tokens)
+    while tokens and not tokens[-1].word[-1].isalnum():
+        tokens.pop()
+    return tokens
+
+
+def _replace_misread(tokens: list[Token]) -> None:
+    """Replace, for the parser alone, words that it takes for verbs: the can in "a soda can"."""
     for index, (before, after) in enumerate(pairwise(tokens)):
         if before.text in lexicon.CANS and after.text in _BOX_OF_CAN:
             tokens[index + 1] = Token(_BOX_OF_CAN[after.text], after.text)
@@ -165,9 +173,6 @@ def tokenise(caption: str) -> list[Token]:
             tokens[index] = Token("big", "left")
         elif (before.text, after.text) == ("and", "tie"):  # "a suit and tie"
             tokens[index + 1] = Token("shirt", "tie")
-    while tokens and not tokens[-1].word[-1].isalnum():
-        tokens.pop()
-    return tokens
 
 
 def clean(caption: str) -> str:
