@@ -375,10 +375,14 @@ def _tables(rows: ExportRows, shard: ShardEntry, *, embed: bool) -> Iterator[pa.
         if not has_all:
             table = _with_chosen(table, rows)
         if embed and IMAGE_COLUMN not in columns:
-            records = from_table(table.select(IMAGE_FIELDS))
-            images = [rows.read_image(record) if record.ok else None for record in records]
-            table = with_images(table, images)
+            table = with_images(table, _images_of(table, rows))
         yield table
+
+
+def _images_of(table: pa.Table, rows: ExportRows) -> list[bytes | None]:
+    """Return the image file of each row, but of error rows."""
+    records = from_table(table.select(IMAGE_FIELDS))
+    return [rows.read_image(record) if record.ok else None for record in records]
 
 
 def _with_chosen(table: pa.Table, rows: ExportRows) -> pa.Table:

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.calibration import load_calibration, stored
+from sgpipe.calibration import Calibration, load_calibration, stored
 from sgpipe.errors import ImageError, UserError, add_filename
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import Location, text_sha256
@@ -101,22 +101,28 @@ class ExportRows:
         self.manifest = Manifest.load(root)
         self.left_out = Counter[str]()
         self.note = ""
-        self.measure = "confidence" if calibration is None else "probability"
         self.splits = list(dict.fromkeys(shard.split for shard in self.manifest.shards))
         self.totals = sum((Counter(shard.counts) for shard in self.manifest.shards), Counter[str]())
         # Finding one takes as long as all else of an image.
         self.image_root = cache(lambda split: self.manifest.image_root(split, self.options.images))
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
-        self.calibration = None if calibration is None else load_calibration(calibration)
+        self.measure = "confidence"
+        self.calibration: Calibration | None = None
         # Minimum confidences by predicate; None: of all.
         self.minima: dict[str | None, float] = {None: self.threshold}
-        if self.calibration is not None:
-            self.minima = {None: self.calibration.threshold(threshold)}
         if certificate is not None:
             self.minima = {group.predicate: stored(group.threshold) for group in certificate.sets}
-        if self.calibration is not None and self.census.scored:
-            self.calibration.check_run(self.manifest.run, root)
+        if calibration is not None:
+            self._calibrate(calibration, threshold)
+
+    def _calibrate(self, file: Location, probability: float) -> None:
+        """Let a minimum probability choose the relations."""
+        self.measure = "probability"
+        self.calibration = load_calibration(file)
+        self.minima = {None: self.calibration.threshold(probability)}
+        if self.census.scored:
+            self.calibration.check_run(self.manifest.run, self.root)
 
     @property
     def identity(self) -> dict[str, Any]:

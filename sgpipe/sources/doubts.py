@@ -118,15 +118,17 @@ def doubt_boxes(
     outside = 1 - geometry.share_inside(boxes, sizes, form)
     outside_best = 1 - share
     number = outside * len(boxes)
+    are_many = number >= _ENOUGH and outside >= _MANY
+    is_another_form = number >= _FEW and outside >= _SOME and outside_best <= outside / 10
     if _lie_in_first_pixel(boxes, sizes, form):
         doubt = f"all boxes lie in the first pixel of their images, but {share:.0%} fit as {best}"
         is_certain = len(boxes) >= _ENOUGH
-    elif number >= _FEW and outside >= _SOME and outside_best <= outside / 10:
+    elif is_another_form:
         doubt = (
             f"{outside:.0%} of the boxes leave their images as {form}, {outside_best:.0%} as {best}"
         )
-        is_certain = number >= _ENOUGH and outside >= _MANY and outside_best <= _HARDLY
-    elif number >= _ENOUGH and outside >= _MANY:
+        is_certain = are_many and outside_best <= _HARDLY
+    elif are_many:
         return [
             f"{name}: {outside:.0%} of the boxes leave their images: are width and height those of"
             " the images?"

@@ -340,8 +340,8 @@ def open_shard(
     try:
         with pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
             schema = file.schema_arrow
-            stated = (schema.metadata or {}).get(_VERSION_KEY)
-            version = str(SCHEMA_VERSION) if stated is None else stated.decode()
+            metadata = schema.metadata or {}
+            version = metadata.get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
             if version != str(SCHEMA_VERSION):
                 raise UserError(
                     f"shard {path} has schema version {version}, this sgpipe reads {SCHEMA_VERSION}"
