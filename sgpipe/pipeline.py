@@ -37,14 +37,7 @@ from sgpipe.errors import (
 )
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import from_array, open_row_image, read_size, upright_rgb
-from sgpipe.recipe import (
-    Recipe,
-    StagePlan,
-    load_recipe,
-    models_of,
-    resolved,
-    with_model_folders,
-)
+from sgpipe.recipe import Recipe, StagePlan, load_recipe, models_of, resolved, with_model_folders
 from sgpipe.records import (
     FOLDER_DATASET,
     TRAINING_CONFIDENCE,
@@ -59,13 +52,8 @@ from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.context import StageContext
-from sgpipe.stages.detect import (
-    DetectStage,
-    GivenBoxes,
-    GivenBoxesStage,
-    detector_classes,
-    parse_boxes,
-)
+from sgpipe.stages.detect import DetectStage, detector_classes
+from sgpipe.stages.given_boxes import GivenBoxes, GivenBoxesStage, parse_boxes
 from sgpipe.stages.own_stage import OwnStage, own_stages
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger

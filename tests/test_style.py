@@ -32,15 +32,15 @@ LONGEST_FUNCTION = 96
 # only fall, and behind them the goals (where tests have another one, in brackets).
 DENSE_PACKAGES = ("sgpipe", "rlip_model", "tests", "benchmarks", "experiments")
 BARS = {
-    "branches":                     (0.308, 0.24, 0.38, 0.25, 0.31),  # 0.30 (0.38)
-    "complex functions":            (3, 0, 33, 21, 38),  # 20
-    "comprehensions":               (28.5, 23, 48, 46, 56),  # 30
-    "packed assignments":           (0.5, 0, 1.8, 3, 3),  # 3
+    "branches":                     (0.301, 0.24, 0.38, 0.25, 0.31),  # 0.30 (0.38)
+    "complex functions":            (0, 0, 33, 19, 38),  # 20
+    "comprehensions":               (27.5, 23, 48, 45, 56),  # 30
+    "packed assignments":           (0.5, 0, 1.8, 2.5, 3),  # 3
     "splatted literals":            (0, 0, 0, 0, 0.8),  # 0
     "walrus":                       (0.2, 0.1, 0.6, 0.2, 0.4),  # 0.5
-    "vague names":                  (0.6, 0.1, 0.3, 1, 1.5),  # 1 (2)
+    "vague names":                  (0.4, 0, 0.2, 1, 1.5),  # 1 (2)
     "constants after a definition": (1.4, 0.5, 1.2, 1, 1),  # 2
-    "Any":                          (5.5, 4.1, 9.2, 6, 8),  # 6
+    "Any":                          (5.3, 4.1, 9.2, 5, 8),  # 6
     "long lines":                   (0.3, 0.1, 0.7, 0.5, 1.3),  # 1
 }  # fmt: skip
 PACKED = """

@@ -15,7 +15,7 @@ from spacy.language import Language
 
 from experiments.parser.examples import Annotated
 from experiments.parser.gold import Aligned
-from sgpipe.stages.parse.grammar.relations import head_noun
+from sgpipe.stages.parse.grammar.things import head_noun
 from sgpipe.stages.parse.grammar.tree import tokenise
 from sgpipe.stages.parse.learned.parser import read_sentences
 

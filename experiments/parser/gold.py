@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.relations import head_noun, singular
+from sgpipe.stages.parse.grammar.things import head_noun, singular
 from sgpipe.stages.parse.grammar.tree import NOUN_TAGS, Tree, tokenise
 from sgpipe.stages.parse.learned.parser import before_head
 from sgpipe.utils.lemmas import verb_lemma

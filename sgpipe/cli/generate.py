@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -71,9 +72,8 @@ def generate(
       sgpipe generate --from coco-relations/ --tagger other-tagger/ --out retagged/
       sgpipe generate photos --extend vg/ --tagger tagger/ --out vg-extended/
     """
-    if out is None and (parent or extend):
-        option = "--from" if parent else "--extend"
-        raise UserError(f"{option} needs --out, the folder of the new run")
+    if out is None:
+        _refuse_runs({"--from": parent, "--extend": extend})
     spending = prices.spending(max_cost)
     loaded = options.applied_to(recipe, data, parent, extend, store)
     out = out or Path(f"{loaded.name}-relations")
@@ -107,6 +107,13 @@ def generate(
     cli.say_losses(summary.losses)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(console.EXIT_ALL_FAILED)
+
+
+def _refuse_runs(runs: Mapping[str, str | None]) -> None:
+    """Refuse a run to continue from, by its option, where no folder for the new run is named."""
+    for option, run in runs.items():
+        if run:
+            raise UserError(f"{option} needs --out, the folder of the new run")
 
 
 def _measure_quality(tag: TagConfig, root: Location) -> dict[str, LabelQuality]:

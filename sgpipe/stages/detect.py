@@ -1,6 +1,4 @@
-"""Boxes for images without annotations: from a detector of transformers, a ParSeDA or a ParSeD, or
-from a file.
-"""
+"""Boxes for images without annotations, from a detector of transformers, a ParSeDA or a ParSeD."""
 
 from __future__ import annotations
 
@@ -8,14 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
@@ -26,26 +22,22 @@ from rlip_model.boxes import to_corners
 from rlip_model.image import to_pixel_values
 from rlip_model.model import ParSeD, ParSeDA, TripletDetector
 from rlip_model.text import NO_OBJECTS
-from sgpipe.errors import UserError, existing_folder, first_line
+from sgpipe.errors import UserError, existing_folder
 from sgpipe.files.locations import Location
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import (
     DEFAULT_SIDES,
     DetectConfig,
-    Resources,
     known_settings,
     named_model,
     network_folder,
     trained_sides,
 )
 from sgpipe.records import Box, Record
-from sgpipe.sources.annotated import ProblemCounts, clip_objects, require_format
-from sgpipe.sources.coco import load_coco_instances
+from sgpipe.sources.annotated import clip_objects
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.stages.base import ImageStage, Stage
+from sgpipe.stages.base import ImageStage
 from sgpipe.stages.checkpoint import load_weights, loading
-from sgpipe.utils.boxes import clip_box
-from sgpipe.utils.console import single_line
 
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
 
@@ -477,140 +469,3 @@ class DetectStage(ImageStage):
                     record.objects.append(box)
             clip_objects(record, Counter())
         return records
-
-
-class GivenBoxesStage(Stage):
-    """Fills `objects` and the size of each image from the entry of an instances file with the same
-    file name.
-
-    If several entries share the file name, the one that shares most of the parent folders is used.
-    """
-
-    name = "boxes"
-    resources = Resources()
-
-    def __init__(self, file: Path) -> None:
-        """Read the boxes of an instances file.
-
-        Raises:
-            UserError: not an instances file.
-        """
-        require_format(file, "coco")
-        self._file = file
-        self._instances = load_coco_instances(file)
-        self._ids: dict[str, list[str]] = {}
-        for image_id, row in self._instances.position.items():
-            for suffix in _path_suffixes(self._instances.file_names[row]):
-                self._ids.setdefault(suffix, []).append(image_id)
-        self.classes = {name: number for number, name in sorted(self._instances.categories.items())}
-
-    def fill(self, record: Record) -> None:
-        suffixes = _path_suffixes(record.file_name)
-        known = [suffix for suffix in suffixes if suffix in self._ids]
-        ids = self._ids[known[0]] if known else []
-        if len(ids) != 1:
-            record.fail(self.name, f"{self._file} has {len(ids) or 'no'} images of this name")
-            return
-        annotated = self._instances.record(
-            ids[0], record.dataset, record.split, self._instances.problems
-        )
-        if not annotated.ok:
-            record.fail(self.name, str(annotated.error))
-            return
-        if annotated.width and annotated.height:
-            # Compared with the actual size when the image is opened.
-            record.width = annotated.width
-            record.height = annotated.height
-        record.objects = annotated.objects
-        clip_objects(record, ProblemCounts())
-
-
-class GivenBoxes(NamedTuple):
-    """Boxes of one image from a Python user: `corners` are x1, y1, x2, y2 in pixels, `[boxes, 4]`
-    float64.
-    """
-
-    corners: NDArray[np.float64]
-    classes: tuple[str, ...]
-    where: str  # of messages: " of image 3"
-
-    def objects(self, width: int, height: int) -> list[Box]:
-        """Return the boxes, clipped to the image by at most a pixel.
-
-        Raises:
-            UserError: a box is not finite, has no area or is farther outside, or all are within the
-                first pixel.
-        """
-        size = f"the image, which has {width}x{height} pixels"
-        if len(self.corners) and self.corners.max() <= 1 < max(width, height):
-            raise UserError(
-                f"the boxes{self.where} are within the first pixel of {size}: expected pixels, not"
-                " shares"
-            )
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(self.classes), start=1)}
-        boxes = []
-        for index, (name, corners) in enumerate(
-            zip(self.classes, self.corners.tolist(), strict=True)
-        ):
-            left, top, right, bottom = corners
-            # false of NaN
-            inside = -1 <= left < right <= width + 1 and -1 <= top < bottom <= height + 1
-            bbox = (
-                clip_box((left, top, right - left, bottom - top), width, height) if inside else None
-            )
-            if bbox is None:
-                box = f"box {index}{self.where} ({left:g}, {top:g}, {right:g}, {bottom:g})"
-                raise UserError(
-                    f"{box} is not inside {size}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2"
-                )
-            boxes.append(Box(name, numbers[name], bbox))
-        return boxes
-
-
-def _parse_corners(boxes: Any, where: str) -> NDArray[np.float64]:
-    """Return `[boxes, 4]`.
-
-    Raises:
-        UserError: as `parse_boxes`.
-    """
-    try:
-        corners = np.asarray(boxes, dtype=np.float64)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"boxes={where} are not numbers: {first_line(error)}") from None
-    if not corners.size:
-        return corners.reshape(0, 4)
-    if corners.ndim != 2 or corners.shape[1] != 4:
-        raise UserError(
-            f"boxes={where}: expected x1, y1, x2, y2 in pixels of each box, got shape"
-            f" {corners.shape}"
-        )
-    return corners
-
-
-def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
-    """Boxes as x1, y1, x2, y2 in pixels, anything that NumPy makes `[boxes, 4]` of, and their class
-    names; or None.
-
-    Raises:
-        UserError: they are not of this shape, or there is not a class name for each box.
-    """
-    if boxes is None and classes is None:
-        return None
-    corners = _parse_corners([] if boxes is None else boxes, where)
-    names = () if classes is None or isinstance(classes, str) else tuple(classes)
-    if len(names) != len(corners) or not all(map(_is_class_name, names)):
-        raise UserError(
-            f"classes={where}: expected a class name for each of {len(corners)} boxes, got"
-            f" {classes!r}"
-        )
-    return GivenBoxes(corners, names, where)
-
-
-def _is_class_name(name: object) -> bool:
-    return isinstance(name, str) and single_line(name) == name.strip() != ""
-
-
-def _path_suffixes(name: str) -> list[str]:
-    """Return the path, the path without its first folder, and so on down to the bare file name."""
-    parts = PurePosixPath(name).parts
-    return ["/".join(parts[start:]) for start in range(len(parts))]

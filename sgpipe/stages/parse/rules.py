@@ -17,17 +17,10 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Mention, Triplet
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.relations import (
-    ParsedRelation,
-    content,
-    head_noun,
-    of_kind,
-    phrase,
-    singular,
-    subjects,
-)
+from sgpipe.stages.parse.grammar.relations import ParsedRelation, subjects
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.scope import Unstated, stated_relations, unstated
+from sgpipe.stages.parse.grammar.things import content, head_noun, of_kind, phrase, singular
 from sgpipe.stages.parse.grammar.tree import Token, Tree, tokenise
 from sgpipe.utils.lemmas import verb_lemma
 

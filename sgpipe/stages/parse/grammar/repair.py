@@ -8,7 +8,7 @@ to it but not to a reader.
 from collections.abc import Callable
 
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.relations import is_a, of_kind, singular
+from sgpipe.stages.parse.grammar.things import is_a, of_kind, singular
 from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.utils.lemmas import verb_lemma
 

@@ -14,13 +14,10 @@ from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.relations import (
     SUBJECT_LABELS,
     ParsedRelation,
-    coordinated,
-    is_a,
-    of_kind,
     relations_of,
-    singular,
     subjects,
 )
+from sgpipe.stages.parse.grammar.things import coordinated, is_a, of_kind, singular
 from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.utils.lemmas import verb_lemma
 

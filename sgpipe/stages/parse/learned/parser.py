@@ -28,8 +28,9 @@ from thinc.api import NumpyOps
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.relations import mention_word, person_meant, relations, singular
+from sgpipe.stages.parse.grammar.relations import person_meant, relations
 from sgpipe.stages.parse.grammar.scope import Unstated, stated_relations, unstated
+from sgpipe.stages.parse.grammar.things import mention_word, singular
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.rules import Parsed, Parser, analyse, load_model, mentions, triplet_of

@@ -20,6 +20,7 @@ from sgpipe.stages.detect import (
     detector_classes,
     load,
 )
+from sgpipe.stages.given_boxes import GivenBoxesStage
 from tests.sgpipe.stages.detect.detectors import (
     make_closed,
     make_grounding_dino,
@@ -286,7 +287,7 @@ def test_other_models_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def given_boxes(tmp_path) -> detect.GivenBoxesStage:
+def given_boxes(tmp_path) -> GivenBoxesStage:
     names = ["a/same.jpg", "b/same.jpg", "c/one.jpg", "bare.jpg"]
     images = [
         {"id": n, "file_name": name, "width": 40, "height": 30} for n, name in enumerate(names)
@@ -295,7 +296,7 @@ def given_boxes(tmp_path) -> detect.GivenBoxesStage:
     boxes = [{"id": n, "image_id": n, "category_id": 7, "bbox": [n, 1, 5, 5]} for n in range(4)]
     content = {"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "dog"}]}
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    return detect.GivenBoxesStage(tmp_path / "boxes.json")
+    return GivenBoxesStage(tmp_path / "boxes.json")
 
 
 @pytest.mark.parametrize(("name", "entry"), [

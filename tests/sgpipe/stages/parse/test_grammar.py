@@ -11,8 +11,9 @@ from sgpipe.recipe import ParseConfig
 from sgpipe.records import Mention
 from sgpipe.stages import ground, parse
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.relations import coordinated, phrase, relations, singular
+from sgpipe.stages.parse.grammar.relations import relations
 from sgpipe.stages.parse.grammar.repair import repair
+from sgpipe.stages.parse.grammar.things import coordinated, phrase, singular
 from sgpipe.stages.parse.grammar.tree import Tree, tokenise
 from sgpipe.stages.parse.stage import CaptionParser
 from tests.values import values_of
