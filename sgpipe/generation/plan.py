@@ -274,14 +274,11 @@ def _measured(
     shards = [labelled.shard for labelled in done]
     steady = shards[number:] or shards
     sampled = sum(shard.rows for shard in shards)
-    counts = Counter[str]()
-    for shard in shards:
-        counts.update(shard.counts)
-    seconds: Counter[str] = Counter()
-    for shard in steady:
-        seconds.update(shard.seconds)
+    counts = _sum(shard.counts for shard in shards)
+    seconds = _sum(shard.seconds for shard in steady)
     if is_local:  # each worker runs all stages that took time
-        workers = {tuple(name for name in seconds if name != COMPILATION): number}
+        del seconds[COMPILATION]
+        workers = {tuple(seconds): number}
     rows = sum(shard.rows for shard in steady)
     stages = {name: seconds[name] / rows for name in chain.from_iterable(workers)}
     return Plan(
@@ -297,6 +294,14 @@ def _measured(
         memory=_peak_memory(is_local=is_local),
         tokens={name: round(counts[name] / sampled * total) for name in TOKENS},
     )
+
+
+def _sum(parts: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Return the sum of counts, or of seconds, by name."""
+    total = Counter[str]()
+    for part in parts:
+        total.update(part)
+    return total
 
 
 def _start_seconds(first: Sequence[_Labelled], began: float) -> float:
