@@ -24,7 +24,7 @@ from sgpipe.generation.identity import source_identity
 from sgpipe.generation.image_roots import check_names, keep_indexes, open_image_roots
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.resolve import RunPlan, resolve
-from sgpipe.generation.spending import RunSpending, check_prices
+from sgpipe.generation.spending import RunSpending, asks_endpoint, check_prices
 from sgpipe.recipe import Recipe
 from sgpipe.sources.extended_run import open_parent
 from sgpipe.sources.opening import open_source, prepare_source
@@ -85,7 +85,7 @@ def generate(
             mirror.has_work = bool(units)
         if mirror.is_owner:
             if retry_failed:  # served models are asked again about images that they have refused
-                RequestCache(folder.private / REQUESTS).forget_refusals()
+                run.forget_refusals()
             run.describe(has_work=bool(units))
             mirror.copy()
         meter = run.meter(units)
@@ -128,7 +128,11 @@ class LabellingRun:
         self.indexes: dict[str, SourceIndex] = {}
         self.rows: dict[str, int] = {}
         self.engine: Engine | None = None
-        cache = CacheFolder(folder.private.absolute(), spending=spending or Spending())
+        cache = CacheFolder(
+            folder.private.absolute(),
+            spending=spending or Spending(),
+            store=folder.store if asks_endpoint(plan.stages) else None,
+        )
         self._stages = StageBuilder(build_stages, plan.stages, {}, {}, cache)
 
     def open(self) -> None:
@@ -152,11 +156,15 @@ class LabellingRun:
             self.indexes[split] = index
         self.manifest = self.folder.open(self._header())
         self.folder.set_ground_truth(ground_truth)
-        answers = RequestCache(self.folder.private / REQUESTS).tokens()
         cache = self._stages.cache_folder
+        answers = cache.open().tokens()
         self.spending = RunSpending(cache.spending, self.manifest.shards, answers)
         cache = replace(cache, spending=self.spending.spending)
         self._stages = replace(self._stages, cache_folder=cache)
+
+    def forget_refusals(self) -> None:
+        """Let served models be asked again about what they have refused."""
+        self._stages.cache_folder.open().forget_refusals()
 
     def _header(self) -> RunHeader:
         """Return what the manifest says of the run."""

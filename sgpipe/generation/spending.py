@@ -64,10 +64,14 @@ def spending_text(counts: Mapping[str, int], spending: Spending) -> str:
     return text
 
 
+def asks_endpoint(stages: StagePlan) -> bool:
+    """Return whether a stage asks a served model."""
+    return any(stages.section(name).requests_in_flight for name in stages.names)
+
+
 def check_prices(spending: Spending, stages: StagePlan) -> None:
-    """Raise UserError if there are prices, but no stage asks a server."""
-    asks = any(stages.section(name).requests_in_flight for name in stages.names)
-    if spending.prices is not None and not asks:
+    """Raise UserError if there are prices, but no stage asks a served model."""
+    if spending.prices is not None and not asks_endpoint(stages):
         raise UserError(
             "--prompt-price and --completion-price: no stage of this run asks an endpoint, so"
             " there are no tokens; omit them"

@@ -39,6 +39,7 @@ _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
 RECIPE = "recipe.yaml"
 README = "README.md"
 REQUESTS = "requests.sqlite"  # the answers of served models
+ANSWERS = f"{PRIVATE}/answers"  # the same in a store
 # Another command may be writing a file of its own next to these, such as a report: its temporary
 # files are left alone.
 _ROOT_FILES = (MANIFEST, RECIPE, README)

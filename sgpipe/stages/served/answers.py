@@ -9,8 +9,8 @@ import socket
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -19,15 +19,18 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from sgpipe.errors import EngineError, UserError
+from sgpipe.files.locations import StorePath
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.stages.served.chat import Check, Choice
-from sgpipe.storage.run_folder import REQUESTS
+from sgpipe.stages.served.segments import AnswerStore, StoredAnswer
+from sgpipe.storage.run_folder import ANSWERS, REQUESTS
 from sgpipe.storage.tokens import TOKENS, Spending
 
 _PATIENCE = 60  # seconds to wait for other processes that are writing
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, choices TEXT NOT NULL, usable INTEGER NOT NULL)
     WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS by_rules (caption BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spending (
     command TEXT PRIMARY KEY,
@@ -39,6 +42,7 @@ CREATE TABLE IF NOT EXISTS spending (
     under_way INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 """
+_ADD_ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)"
 _ADD_SPENDING = """
 INSERT INTO spending VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (command) DO UPDATE SET
     prompt_tokens = prompt_tokens + excluded.prompt_tokens,
@@ -70,12 +74,14 @@ class CacheFolder:
         host: the machine that made this object, which is that of the run.
         spending: what requests may cost.
         tokens: of the requests of this process since they were taken last.
+        store: the store of the run; None: it is in a folder.
     """
 
     path: Path
     host: str = field(default_factory=socket.gethostname)
     spending: Spending = field(default_factory=Spending)
     tokens: Counter[str] = field(default_factory=Counter, compare=False)
+    store: StorePath | None = None
 
     @property
     def file(self) -> Path:
@@ -87,7 +93,7 @@ class CacheFolder:
 
     def open(self) -> RequestCache:
         """Return the cache."""
-        return RequestCache(self.file, self.spending, self.tokens)
+        return RequestCache(self.file, self.spending, self.tokens, self.store)
 
     def take_tokens(self) -> Counter[str]:
         """Return the tokens that this process has paid for since the last call."""
@@ -109,6 +115,7 @@ class RequestCache:
         file: Path,
         spending: Spending | None = None,
         tokens: Counter[str] | None = None,
+        store: StorePath | None = None,
     ) -> None:
         """Opens nothing.
 
@@ -116,14 +123,19 @@ class RequestCache:
             file: of SQLite.
             spending: what requests may cost; None: it does not matter.
             tokens: where those of each answer are added.
+            store: of the run, which has the answers that came to other machines; None: there is none.
         """
         self.file = file
         self.spending = spending or Spending()
         self._tokens = Counter[str]() if tokens is None else tokens
+        self._stored = AnswerStore(store / ANSWERS, self._note_segment) if store else None
+        self._is_complete = store is None
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
     def get(self, body: bytes) -> list[Choice] | None:
+        """Return the answer to a request; None: there is none. Raises StoreError, too."""
+        self._complete()
         rows = self._execute(
             "SELECT choices FROM answers WHERE request = ?", [sha256(body).digest()]
         )
@@ -137,7 +149,36 @@ class RequestCache:
             choice.fault is None and not (check and check(choice.text)) for choice in choices
         )
         row = (sha256(body).digest(), json.dumps(choices), usable)
-        self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", row, create=True)
+        self._execute(_ADD_ANSWER, row, create=True)
+        if self._stored:
+            request, text, _ = row
+            answer = StoredAnswer(request=request.hex(), choices=text, usable=usable)
+            self._stored.add(answer)
+
+    def _complete(self) -> None:
+        """Take in, once, the answers that came to other machines."""
+        if self._stored is None or self._is_complete:
+            return
+        self._is_complete = True
+        known = {name for (name,) in self._execute("SELECT name FROM segments", create=True)}
+        for name, segment in self._stored.segments(known):
+            rows = [
+                (bytes.fromhex(answer.request), answer.choices, answer.usable)
+                for answer in segment.answers
+            ]
+            self._execute_all(_ADD_ANSWER, rows)
+            counts = [segment.tokens[token] for token in TOKENS]
+            self._execute(_ADD_SPENDING, [name, *counts, 0, 0])
+            self._note_segment(name)
+
+    def _note_segment(self, name: str) -> None:
+        """Note that this file has the answers and tokens of a segment."""
+        self._execute("INSERT OR IGNORE INTO segments VALUES (?)", [name], create=True)
+
+    def flush(self) -> None:
+        """Write into the store what is not in it. Raises StoreError."""
+        if self._stored:
+            self._stored.flush()
 
     def put_by_rules(self, caption: bytes) -> None:
         """Note that the rules parsed a caption because the model's answer was unusable."""
@@ -151,12 +192,15 @@ class RequestCache:
     def put_tokens(self, tokens: Counter[str]) -> None:
         """Note the tokens of an answer, and what they cost."""
         self._tokens.update(tokens)
+        if self._stored:
+            self._stored.add_tokens(tokens)
         cost = self.spending.cost(tokens)
         counts = [tokens[name] for name in TOKENS]
         self._execute(_ADD_SPENDING, [self.spending.command, *counts, cost, cost], create=True)
 
     def tokens(self) -> Counter[str]:
-        """Return the tokens of all answers that came to this machine."""
+        """Return the tokens of all answers that came to this machine, or to the store."""
+        self._complete()
         columns = ", ".join(f"coalesce(sum({name}), 0)" for name in TOKENS)
         [sums] = self._execute(f"SELECT {columns} FROM spending") or [(0, 0, 0)]
         return Counter(dict(zip(TOKENS, sums, strict=True)))
@@ -186,31 +230,49 @@ class RequestCache:
 
     def forget_refusals(self) -> None:
         """Forget what was refused or answered unusably, so that it is requested again."""
+        self._complete()
+        if self._stored:
+            self._stored.forget_refusals()
         self._execute("DELETE FROM answers WHERE NOT usable")
 
     def _execute(
         self, statement: str, values: Sequence[object] = (), create: bool = False
     ) -> list[Any]:
+        with self._opened(create) as connection:
+            return connection.execute(statement, values).fetchall() if connection else []
+
+    def _execute_all(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
+        """Execute a statement with each row, in one transaction."""
+        with self._opened(create=True) as connection:
+            assert connection is not None
+            connection.execute("BEGIN")
+            connection.executemany(statement, rows)
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def _opened(self, create: bool) -> Iterator[sqlite3.Connection | None]:
+        """Yield the connection; None: there is no file, and it is not to be created."""
         try:
             with self._lock:
-                if self._connection is None:
-                    if not (create or self.file.exists()):
-                        return []
-                    self.file.parent.mkdir(parents=True, exist_ok=True)
-                    # Without isolation level each statement is a transaction.
-                    opened = sqlite3.connect(
-                        self.file, _PATIENCE, isolation_level=None, check_same_thread=False
-                    )
-                    # Some network folders cannot; the cache is slower there.
-                    with suppress(sqlite3.OperationalError):
-                        opened.execute("PRAGMA journal_mode = WAL")
-                    opened.execute("PRAGMA synchronous = NORMAL")
-                    opened.executescript(_TABLES)
-                    self._connection = opened
-                return self._connection.execute(statement, values).fetchall()
+                if self._connection is None and (create or self.file.exists()):
+                    self._connection = self._connect()
+                yield self._connection
         except sqlite3.OperationalError as error:
             raise EngineError(f"the request cache {self.file} cannot be used: {error}") from None
         except sqlite3.DatabaseError as error:
             raise UserError(
                 f"the request cache {self.file} is damaged; delete it ({error})"
             ) from None
+
+    def _connect(self) -> sqlite3.Connection:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        # Without isolation level each statement is a transaction.
+        opened = sqlite3.connect(
+            self.file, _PATIENCE, isolation_level=None, check_same_thread=False
+        )
+        # Some network folders cannot; the cache is slower there.
+        with suppress(sqlite3.OperationalError):
+            opened.execute("PRAGMA journal_mode = WAL")
+        opened.execute("PRAGMA synchronous = NORMAL")
+        opened.executescript(_TABLES)
+        return opened

@@ -133,6 +133,10 @@ class ChatEndpoint:
             for future in started:
                 try:
                     yield future.result()
+                except EngineError:
+                    if self.cache:  # what is paid for outlives this machine
+                        self.cache.flush()
+                    raise
                 finally:
                     future.cancel()  # no effect once there is an answer
 
