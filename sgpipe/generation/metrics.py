@@ -35,7 +35,11 @@ _COUNTED = {
     COMPLETION: "tokens of their answers",
 }
 # What a stage says of a GPU that could not do something.
-_GPU_ERRORS = {"compile_error": "torch.compile", "graph_error": "CUDA graphs"}
+_GPU_ERRORS = {
+    "compile_error": "torch.compile",
+    "graph_error": "CUDA graphs",
+    "batch_error": "batches of images",
+}
 _SHOWN = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
 
 

@@ -32,7 +32,11 @@ class MemoryFullError(ComputationError):
 
 
 def gpu_use(
-    device: torch.device | None, *compiled: Compiled, attention: str = "", graph_error: str = ""
+    device: torch.device | None,
+    *compiled: Compiled,
+    attention: str = "",
+    graph_error: str = "",
+    batch_error: str = "",
 ) -> dict[str, object]:
     """Return what a stage uses of a GPU, as plain values for a manifest; nothing on a CPU or a
     server.
@@ -51,6 +55,7 @@ def gpu_use(
         "compilation": sum(function.seconds for function in compiled),
         "compile_error": next((function.failure for function in compiled if function.failure), ""),
         "graph_error": graph_error,
+        "batch_error": batch_error,
     }
     return use | {name: value for name, value in rare.items() if value}
 

@@ -358,6 +358,13 @@ def _submit_simulated(
     return _submit(pool, run)
 
 
+def _read_numbers(values: Any) -> Any:
+    """As `torch.tensor` of a list with tensors of a GPU: the host waits for each of these."""
+    if isinstance(values, GpuTensor) and not values.dim():
+        return values.item()
+    return list(map(_read_numbers, values)) if isinstance(values, list | tuple) else values
+
+
 def _no_grad(mode: bool = True) -> torch.no_grad:
     return torch.no_grad()
 
@@ -367,6 +374,7 @@ def simulated() -> Iterator[Counts]:
     """Simulate one GPU in this thread and in those of pools that get work meanwhile."""
     future = torch.__future__
     tolist = Tensor.tolist
+    tensor_of = torch.tensor
     device: dict[str, Any] = {
         "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "utilization": 0,
         "get_device_capability": (9, 0), "get_device_name": "simulated", "is_bf16_supported": True,
@@ -377,6 +385,7 @@ def simulated() -> Iterator[Counts]:
     patches = [
         *(mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value) for name, value in device.items()),
         mock.patch.object(Tensor, "pin_memory", _pin), mock.patch.object(Tensor, "is_pinned", is_pinned),
+        mock.patch.object(torch, "tensor", lambda values, **options: tensor_of(_read_numbers(values), **options)),
         mock.patch.object(Tensor, "tolist", lambda tensor: tolist(tensor.cpu())),
         mock.patch.object(F, "scaled_dot_product_attention", _fused(F.scaled_dot_product_attention)),
         mock.patch.object(ThreadPoolExecutor, "submit", _submit_simulated),

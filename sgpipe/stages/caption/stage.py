@@ -69,7 +69,10 @@ class CaptionStage(ImageStage):
         self.captioner.setup()
 
     def gpu_use(self) -> dict[str, Any]:
-        return gpu_use(self.device, graph_error=getattr(self.captioner, "graph_error", ""))
+        errors = {
+            name: getattr(self.captioner, name, "") for name in ("graph_error", "batch_error")
+        }
+        return gpu_use(self.device, **errors)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         open_: deque[tuple[Record, Region]] = deque()

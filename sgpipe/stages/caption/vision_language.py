@@ -1,9 +1,9 @@
 """Any image-text-to-text checkpoint of transformers as a captioner, or asked what an endpoint can
 be asked.
 
-An image is computed alone on every device: its vision features and the prompt once, then all
-samples together. As with BLIP, scores differ in their last digits across devices, number formats,
-library versions and thread counts.
+The vision features of an image and the prompt are computed once, then all samples together: on a
+CPU for each image alone, on a GPU for a group of them (`batches`). As with BLIP, scores differ in
+their last digits across devices, number formats, library versions and thread counts.
 """
 
 import copy
@@ -11,8 +11,10 @@ import inspect
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,15 +26,21 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
 )
-from transformers.generation import utils
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from sgpipe.errors import ComputationError, UserError, first_line
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
+from sgpipe.stages.caption.batches import (
+    FIRST_WIDTH,
+    first_scores,
+    merge_inputs,
+    sample_nucleus,
+    send_inputs,
+)
+from sgpipe.stages.caption.blip import GPU_GROUP
 from sgpipe.stages.caption.captioner import EXAMPLE, CaptionInput, ChatCaptioner
-from sgpipe.stages.caption.nucleus import check_finite, draw, process
 from sgpipe.stages.caption.shared_prefix import (
     ROWS,
     SharedPrompts,
@@ -56,12 +64,12 @@ _VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")  # in which an answer may begin
 # of log-odds, by rounding
 _MOST_DIFFERENCE = 0.01
 _MOST_DIFFERENCE_IN_HALF = 0.5
+_WIDE_EXAMPLE = Image.linear_gradient("L").resize((160, 64)).convert("RGB")
+_MORE_TEXT = "Name the largest thing first."
+_WIDER = 4  # times as many tokens are looked at, where the nucleus has more
 
-# Inputs that only the prefix needs; text that follows must not repeat them.
-_PREFIX_ONLY = (
-    *getattr(utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)),
-    "inputs_embeds",
-)
+# a question, and its prompt and image as the model reads them
+_Prepared: TypeAlias = tuple[ChatRequest, Any]
 
 
 class VisionLanguageCaptioner(ChatCaptioner):
@@ -71,6 +79,8 @@ class VisionLanguageCaptioner(ChatCaptioner):
         """`config`: see `captioner.settings_of`."""
         super().__init__(config)
         self.source = str(config.captioner)
+        self.batch_error = ""  # why a GPU computes each image alone
+        self.width: int | None = None  # of the likeliest tokens that a GPU looks at
 
     @property
     def name(self) -> str:
@@ -142,6 +152,7 @@ class VisionLanguageCaptioner(ChatCaptioner):
         self.device = pick_device(config.device, config.resources.gpus)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.memory = GpuMemory(self.device, _REMEDY, threads=1, batch_size=ROWS)
+        self.width = None if self.device.type == "cpu" else FIRST_WIDTH
         self.check()
         with enough_memory(self.device, _REMEDY):
             model = checkpoint.load_weights(
@@ -167,7 +178,37 @@ class VisionLanguageCaptioner(ChatCaptioner):
             short = copy.deepcopy(self.generation)
             short.update(max_new_tokens=2, min_new_tokens=2)
             with checkpoint.loading(f"{self.name} cannot process an example image"):
-                self._decode(self.inputs(EXAMPLE), 0, short)
+                self._decode([self.inputs(EXAMPLE)], [0], short)
+            if self.device.type == "cuda":
+                self.batch_error = self._why_not_together()
+        group = GPU_GROUP if self.device.type == "cuda" and not self.batch_error else 1
+        self.image_memory = GpuMemory(self.device, _REMEDY, threads=1, batch_size=group)
+
+    def _why_not_together(self) -> str:
+        """Return why images are not computed in groups: scores are not those of each alone; ""
+        if they are.
+        """
+        long_text = self.request(CaptionInput(_WIDE_EXAMPLE, key=0))
+        if self.is_chat:
+            long_text = replace(long_text, text=f"{long_text.text} {_MORE_TEXT}")
+        examples = [self.inputs(EXAMPLE), self.inputs(_WIDE_EXAMPLE, self.chat(long_text))]
+        try:
+            alone = torch.cat([self._first_scores([example]) for example in examples])
+            together = self._first_scores(examples)
+        except checkpoint.MISFITS as reason:
+            if is_gpu_failure(reason):
+                raise
+            return first_line(reason)
+        spread = alone.std(dim=1)
+        difference = ((together - alone).std(dim=1) / spread).max()
+        if bool(difference <= torch.finfo(self.dtype).eps ** 0.5):
+            return ""
+        return "scores of several images are not those of each"
+
+    def _first_scores(self, inputs: Sequence[Any]) -> Tensor:
+        """Return the scores of the first token, [images, vocabulary]."""
+        scores: Tensor = self._generate(inputs, self.generation, first_scores)
+        return scores
 
     def _load_prompt(self) -> None:
         """Load the processor, and check what it makes of the prompt and an image.
@@ -278,13 +319,18 @@ class VisionLanguageCaptioner(ChatCaptioner):
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
         """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced.
 
-        Logarithms are those of "yes" and "no". A thread prepares the next request meanwhile.
+        Logarithms are those of "yes" and "no". A thread prepares the next requests meanwhile.
         """
         threads = min(image_threads(self.config.resources, elsewhere=self.device.type != "cpu"), 1)
+        ahead = self.image_memory.batch_size + 1
         read = partial(self._attempt, lambda request: (request, self._read(request)))
-        with prefetch(read, requests, threads, 2) as prepared:
-            for each in prepared:
-                yield each if isinstance(each, Refusal) else self._attempt(self._answer, each)
+        with prefetch(read, requests, threads, ahead) as prepared:
+            groups = iter(lambda: list(islice(prepared, self.image_memory.batch_size)), [])
+            for group in groups:
+                readable = [item for item in group if not isinstance(item, Refusal)]
+                answers = iter(self._answer_all(readable))
+                for item in group:
+                    yield item if isinstance(item, Refusal) else next(answers)
 
     def _attempt(self, function: Callable[[Any], Any], item: Any) -> Any:
         try:
@@ -293,27 +339,66 @@ class VisionLanguageCaptioner(ChatCaptioner):
         except checkpoint.MISFITS as reason:  # as of Qwen's processor for a strip of 1 x 201 pixels
             if is_gpu_failure(reason):  # then no image can be processed
                 raise
-            return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
+            return self._refusal(reason)
+
+    def _answer_all(self, prepared: Sequence[_Prepared]) -> list[list[Choice] | Refusal]:
+        """Answer together; if a request cannot be answered, each alone."""
+        if not prepared:
+            return []
+        try:
+            return self.image_memory.compute(self._answers, prepared)
+        except checkpoint.MISFITS as reason:
+            if is_gpu_failure(reason):  # then no image can be processed
+                raise
+            if len(prepared) == 1:
+                return [self._refusal(reason)]
+        return [self._answer_all([item])[0] for item in prepared]
+
+    def _refusal(self, reason: Exception) -> Refusal:
+        return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
 
     def _read(self, request: ChatRequest) -> Any:
         assert isinstance(request.image, Image.Image)
         return self.inputs(request.image, self.chat(request))
 
+    def _answers(self, prepared: Sequence[_Prepared]) -> list[list[Choice] | Refusal]:
+        if prepared[0][0].logprobs:
+            return [self._answer(item) for item in prepared]
+        inputs = [single for _, single in prepared]
+        keys = [request.seed for request, _ in prepared]
+        samples = max(request.n for request, _ in prepared)
+        written = self._decode(inputs, keys, self.generation, samples)
+        texts = [
+            of_request[: request.n]
+            for (request, _), of_request in zip(prepared, written, strict=True)
+        ]
+        self._correct([request for request, _ in prepared], texts)
+        return [list(map(Choice, of_request)) for of_request in texts]
+
+    def _correct(self, requests: Sequence[ChatRequest], texts: Sequence[list[str]]) -> None:
+        """Replace texts by what the model answers when it is told what is wrong with them."""
+        wrong: list[tuple[int, int, ChatRequest]] = []  # request, number of its text, what follows
+        for index, request in enumerate(requests):
+            for number, text in enumerate(texts[index]):
+                fault = request.check(text) if request.check else None
+                if fault:
+                    wrong.append((index, number, request.once_more(number, text, fault)))
+        size = self.image_memory.batch_size
+        for start in range(0, len(wrong), size):
+            group = wrong[start : start + size]
+            inputs = [self._read(more) for *_, more in group]
+            keys = [more.seed ^ more.first for *_, more in group]
+            corrected = self._decode(inputs, keys, self.generation, 1)
+            for (index, number, _), [text] in zip(group, corrected, strict=True):
+                texts[index][number] = text
+
     @torch.inference_mode()
-    def _answer(self, given: tuple[ChatRequest, Any]) -> list[Choice]:
-        request, inputs = given
-        if request.logprobs:
-            logits = self.model(**inputs.to(self.device, self.dtype)).logits[:, -1]
-            [shares] = self._yes_and_no(logits)
-            return [Choice("", None, shares)]
-        texts = self._decode(inputs, request.seed, self.generation, request.n)
-        for number, text in enumerate(texts):
-            if request.check and (wrong := request.check(text)):
-                more = request.once_more(number, text, wrong)
-                [texts[number]] = self._decode(
-                    self._read(more), more.seed ^ more.first, self.generation, 1
-                )
-        return [Choice(text) for text in texts]
+    def _answer(self, prepared: _Prepared) -> list[Choice]:
+        """Return the log-probabilities of one question."""
+        _, inputs = prepared
+        logits = self.model(**inputs.to(self.device, self.dtype)).logits[:, -1]
+        [shares] = self._yes_and_no(logits)
+        return [Choice("", None, shares)]
 
     def ask_together(self, requests: Sequence[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
         """See `ChatCaptioner.ask_together`; for requests of `logprobs`."""
@@ -380,100 +465,60 @@ class VisionLanguageCaptioner(ChatCaptioner):
             raise ComputationError(f"{self.name} returns NaN: its weights are damaged")
         return [dict(zip(("yes", "no"), row, strict=True)) for row in shares.tolist()]
 
-    @torch.inference_mode()
     def _decode(
-        self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0
-    ) -> list[str]:
-        """Return the text of each sample, without special tokens.
+        self,
+        inputs: Sequence[Any],
+        keys: Sequence[int],
+        generation: GenerationConfig,
+        samples: int = 0,
+    ) -> list[list[str]]:
+        """Return the text of each sample of each image, without special tokens.
 
         Raises:
             ComputationError: the scores are not finite.
         """
-        inputs = inputs.to(self.device, self.dtype)
+        samples = samples or self.config.samples
         if self.config.decoding == "beam":
-            sequences = self.model.generate(**inputs, generation_config=generation)
-            prompt = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+            samples = 1
+            sequences = self._generate(inputs, generation)
+            lengths = [single["input_ids"].shape[1] for single in inputs]
+            prompt = 1 if self.model.config.is_encoder_decoder else max(lengths)
             rows = sequences[:, prompt:].tolist()
         else:
-            sample = partial(sample_nucleus, key, self.config, samples or self.config.samples)
-            rows = self.model.generate(
-                **inputs, generation_config=generation, custom_generate=sample
-            )
-        return [self.decode(row) for row in rows]
+            rows = self._sample(inputs, keys, generation, samples)
+        texts = list(map(self.decode, rows))
+        return [texts[first : first + samples] for first in range(0, len(texts), samples)]
+
+    def _sample(
+        self,
+        inputs: Sequence[Any],
+        keys: Sequence[int],
+        generation: GenerationConfig,
+        samples: int,
+    ) -> list[list[int]]:
+        """Return the tokens of each sample, those of one image after those of another."""
+        while True:
+            sample = partial(sample_nucleus, keys, self.config, samples, self.width)
+            rows: list[list[int]] | None = self._generate(inputs, generation, sample)
+            if rows is not None:
+                return rows
+            assert self.width is not None
+            self.width *= _WIDER  # from now on
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        inputs: Sequence[Any],
+        generation: GenerationConfig,
+        decode: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Return what `decode`, or else transformers, makes of the images."""
+        padding = self.tokenizer.pad_token_id
+        single = inputs[0] if len(inputs) == 1 else merge_inputs(inputs, padding or 0)
+        sent = send_inputs(single, self.device, self.dtype)
+        return self.model.generate(**sent, generation_config=generation, custom_generate=decode)
 
 
 def _log_odds(answer: Sequence[Choice]) -> float:
     shares = answer[0].logprobs or {}
     return shares["yes"] - shares["no"]
-
-
-def sample_nucleus(
-    key: int,
-    sampling: CaptionConfig,
-    samples: int,
-    model: Any,
-    input_ids: Tensor,
-    logits_processor: Any,
-    stopping_criteria: Any,
-    generation_config: Any,
-    **inputs: Any,
-) -> list[list[int]]:
-    """Return the tokens of nucleus samples of one image, without the end token; for
-    `generate(custom_generate=...)`.
-
-    The end and both lengths are those of `generation_config`; the repetition penalty counts the
-    tokens of the caption, not those of the prompt.
-
-    Args:
-        key: 63 bits that select the noise of the image.
-        input_ids: [1, prompt].
-
-    Raises:
-        ComputationError: scores are not finite.
-    """
-    prompt = input_ids.shape[1]
-    max_new_tokens = generation_config.max_new_tokens
-    scores, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
-    has_encoder = model.config.is_encoder_decoder
-    input_ids, inputs = model._expand_inputs_for_generation(
-        samples, has_encoder, input_ids, **inputs
-    )
-    if samples > 1:
-        cache: Any = inputs.get("cache", inputs.get("past_key_values"))
-        cache.batch_repeat_interleave(samples)
-    scores = scores.expand(samples, -1)
-    ends = generation_config.eos_token_id
-    ends = torch.as_tensor(
-        [] if ends is None else ends, device=scores.device, dtype=input_ids.dtype
-    ).reshape(-1)
-    numbers = torch.arange(samples, device=scores.device)
-    keys = torch.full_like(numbers, key)
-    lengths = torch.full_like(numbers, max_new_tokens)
-    for step in range(max_new_tokens):
-        scores = process(logits_processor(input_ids, scores), input_ids[:, prompt:], sampling)
-        tokens, finite, _ = draw(scores, sampling.top_p, keys, numbers, step)
-        check_finite(bool(finite), sampling)
-        input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
-        ended = torch.isin(tokens, ends) & (lengths > step)
-        lengths = lengths.where(~ended, step)
-        if step + 1 == max_new_tokens or bool((lengths <= step).all()):
-            break
-        scores, inputs = _forward(model, input_ids, inputs, next_sequence_length=1)
-    rows = zip(input_ids[:, prompt:].tolist(), lengths.tolist(), strict=True)
-    return [tokens[:length] for tokens, length in rows]
-
-
-def _forward(
-    model: Any, input_ids: Tensor, inputs: dict[str, Any], **step: Any
-) -> tuple[Tensor, dict[str, Any]]:
-    """Return the scores of the next token, float32 [rows, vocabulary], and the inputs of the step
-    that follows.
-    """
-    output = model(
-        **model.prepare_inputs_for_generation(input_ids, **step, **inputs), return_dict=True
-    )
-    later = {name: value for name, value in inputs.items() if name not in _PREFIX_ONLY}
-    later = model._update_model_kwargs_for_generation(
-        output, later, is_encoder_decoder=model.config.is_encoder_decoder
-    )
-    return output.logits[:, -1].to(copy=True, dtype=torch.float32), later

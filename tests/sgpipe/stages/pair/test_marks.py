@@ -290,10 +290,13 @@ def test_a_local_model_is_asked_in_its_chat_template(
     prompts = []
     decode = VisionLanguageCaptioner._decode
 
-    def scripted(self: Any, inputs: Any, key: int, generation: Any, samples: int = 0) -> list[str]:
-        assert len(decode(self, inputs, key, generation, samples)) == samples
-        prompts.append(self.tokenizer.decode(inputs["input_ids"][0]))
-        return texts[len(prompts) - 1]
+    def scripted(
+        self: Any, inputs: Any, keys: Any, generation: Any, samples: int = 0
+    ) -> list[list[str]]:
+        [written] = decode(self, inputs, keys, generation, samples)
+        assert len(written) == samples
+        prompts.append(self.tokenizer.decode(inputs[0]["input_ids"][0]))
+        return [texts[len(prompts) - 1]]
 
     monkeypatch.setattr(VisionLanguageCaptioner, "_decode", scripted)
     [record] = stage([one_image(tmp_path)])
