@@ -84,6 +84,7 @@ class EndpointServer:
         paid: how often each of them (by hash) was answered completely.
         most_choices: the most choices of an answer, whatever is asked for.
         redirect: where all requests are sent on to.
+        away: it restarts.
         released: while it is not set, no request is answered; see `pause`.
     """
 
@@ -109,6 +110,7 @@ class EndpointServer:
         self.most_choices: int | None = None
         self.rejection = "The prompt is longer than the maximum model length"
         self.redirect: str | None = None
+        self.away = False
         self.lock = threading.Lock()
         self.released = threading.Event()
         self.ended = threading.Event()
@@ -308,6 +310,9 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.endpoint
         if server.redirect is not None:
             self._send(307, b"", {"Location": f"{server.redirect}/models"})
+            return True
+        if server.away:
+            self._send(503, {"error": {"message": "restarting"}})
             return True
         if server.key is None or self.headers.get("Authorization") == f"Bearer {server.key}":
             return False

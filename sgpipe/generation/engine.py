@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -40,6 +41,7 @@ from sgpipe.records import Record, from_table
 from sgpipe.stages.base import Stage
 from sgpipe.stages.failures import Failure, FailuresInARowError, ImageLimits
 from sgpipe.stages.runner import IsolatedRunner, StageRunner, Usage
+from sgpipe.stages.served import waiting
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.storage.manifest import ShardEntry, WriterClaim
 from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
@@ -55,7 +57,9 @@ _UNSET = Resources()
 _LOCAL_IMAGES = 2000
 _IMAGES_PER_WORKER = 64  # the packaged models label this many while a worker imports them
 _PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
+_MOST_OPEN_UNITS = 32
 _TRIES = 3  # of a unit whose worker crashes, and of each worker while a store does not answer
+_BUILDING = threading.Lock()  # stages, of which a worker has one set
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -94,6 +98,16 @@ class PostponedUnit:
 
     unit: WorkUnit
     reason: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a worker says while it labels."""
+
+    line: str
+
+
+_Answer = LabelledUnit | PostponedUnit | UserError | EngineError
 
 
 @dataclass(frozen=True)
@@ -159,6 +173,20 @@ def cut_units(
             starts = range(unit.start, unit.stop, size)
             cut += [WorkUnit(unit.split, start, min(start + size, unit.stop)) for start in starts]
     return cut
+
+
+def open_units_of(units: Sequence[WorkUnit], requests: int) -> int:
+    """Return how many units a worker labels at once so that, while the last images of one are
+    answered, there are requests about others.
+
+    Args:
+        requests: of a worker that are under way at once; 0: it asks no server.
+    """
+    if not requests or not units:
+        return 1
+    rows = max(unit.rows for unit in units)
+    others = -(-2 * requests // rows)
+    return min(2 + others, _MOST_OPEN_UNITS)
 
 
 @dataclass(frozen=True)
@@ -359,20 +387,24 @@ class Labeller:
 
     Attributes:
         runner: runs the stages, which are built for the first unit.
+        open_units: how many units it labels at once, in threads.
     """
 
     stages: StageBuilder
     reader: UnitReader
     writer: UnitWriter
     runner: Callable[[Sequence[Stage]], StageRunner | IsolatedRunner]
+    open_units: int = 1
 
     @cached_property
     def _run(self) -> StageRunner | IsolatedRunner:
         return self.runner(self.stages())
 
-    def label(self, unit: WorkUnit) -> LabelledUnit | PostponedUnit | UserError | EngineError:
+    def label(self, unit: WorkUnit) -> _Answer:
         try:
-            records, usage = self._run(self.reader(unit))
+            with _BUILDING:
+                run = self._run
+            records, usage = run(self.reader(unit))
             return self.writer(unit, records, usage)
         except Exception as error:  # noqa: BLE001 - not swallowed but passed on
             return unlabelled(unit, error)
@@ -400,15 +432,36 @@ class WorkerProcess:
         )
         other.close()
         os.close(life)
-        self.unit: WorkUnit | None = None  # in progress
+        self.open_units = 1  # at most
+        self.units: list[WorkUnit] = []  # in progress
 
     def send(self, message: Any) -> None:
         """Send a message, such as the next unit; a worker that has died is noticed when its reply
         is read.
         """
-        self.unit = message if isinstance(message, WorkUnit) else None
+        if isinstance(message, WorkUnit):
+            self.units.append(message)
+        if isinstance(message, Labeller):
+            self.open_units = message.open_units
         with suppress(OSError):
             self.pipe.send(message)
+
+    def receive(self) -> LabelledUnit | PostponedUnit | Notice:
+        """Return the answer to a unit, which is no longer in progress; or what the worker says.
+
+        Raises:
+            UserError, EngineError: what the worker raised.
+            EOFError, OSError: it has crashed.
+        """
+        answer: _Answer | Notice = self.pipe.recv()
+        if isinstance(answer, Notice):
+            return answer
+        if isinstance(answer, UserError | EngineError):
+            raise answer
+        done = answer.unit if isinstance(answer, PostponedUnit) else answer.shard
+        place = (done.split, done.start)
+        self.units = [unit for unit in self.units if (unit.split, unit.start) != place]
+        return answer
 
     def end(self, patience: float = 0) -> int:
         """Kill the process, unless it ends within `patience` seconds, and what it started; returns
@@ -447,8 +500,9 @@ class LocalEngine(Engine):
             )
         self.max_workers = min([*actors, self._gpus or int(cpus // share)])
         self.gpus = self.max_workers if self._gpus else 0
+        self._streamed_requests = stages.streamed_requests
         self._processes: list[WorkerProcess] = []
-        self._crashes = Counter[WorkUnit | None]()
+        self._crashes = Counter[WorkUnit]()
 
     def warm_up(self, build: Callable[[], object]) -> None:
         """Start the first worker, which imports what the stages need while the driver plans."""
@@ -461,6 +515,7 @@ class LocalEngine(Engine):
         names = stages.plan.names
         # A worker runs all stages: those that have asked for no GPU compute on the CPU.
         self._stages = replace(stages, plan=stages.plan.computing_on_cpus())
+        self._progress = progress
         self._first = min(self.max_workers, max(1, rows // _IMAGES_PER_WORKER))
         self.workers = {names: self.max_workers}
         progress.say(
@@ -473,8 +528,9 @@ class LocalEngine(Engine):
     ) -> Generator[LabelledUnit]:
         runner = partial(StageRunner, limits=self._limits)
         isolated_runner = partial(IsolatedRunner, limits=self._limits)
-        self._work = Labeller(self._stages, reader, writer, runner)
-        self._isolated_work = replace(self._work, runner=isolated_runner)
+        open_units = open_units_of(units, self._streamed_requests)
+        self._work = Labeller(self._stages, reader, writer, runner, open_units)
+        self._isolated_work = replace(self._work, runner=isolated_runner, open_units=1)
         self._crashes.clear()
         queue = deque(units)
         patience = Patience(self.max_workers)
@@ -497,16 +553,23 @@ class LocalEngine(Engine):
                 patience_ends = time.monotonic() + _PATIENCE
 
     def _busy(self) -> list[WorkerProcess]:
-        return [process for process in self._processes if process.unit]
+        return [process for process in self._processes if process.units]
 
     def _hand_out(self, queue: deque[WorkUnit], target: int) -> None:
-        """Give a unit to every idle worker; at most `target` workers are started."""
+        """Give units to workers that have room, one each at a time; at most `target` workers are
+        started.
+        """
         needed = min(target, len(queue) + len(self._busy()))
         while len(self._processes) < needed:
             self._add().send(self._work)
         for process in self._processes:
-            if process.unit is None and queue:
-                process.send(queue.popleft())
+            if not process.units and process.open_units < self._work.open_units:
+                process.send(self._work)  # it has isolated the images of a crash
+        for number in range(self._work.open_units):
+            for process in self._processes:
+                has_room = len(process.units) == number < process.open_units
+                if has_room and queue:
+                    process.send(queue.popleft())
 
     def _answers(self) -> Iterator[LabelledUnit | PostponedUnit]:
         """Yield what workers answer within a second; a unit whose worker has crashed begins again.
@@ -518,29 +581,31 @@ class LocalEngine(Engine):
         for pipe in wait(list(pipes), timeout=1.0):
             process = pipes[pipe]  # type: ignore[index]
             try:
-                answer = process.pipe.recv()
+                answer = process.receive()
             except (EOFError, OSError):
                 self._replace(process)
                 continue
-            process.unit = None
-            if isinstance(answer, Exception):
-                raise answer
+            if isinstance(answer, Notice):
+                self._progress.say(f"NOTE: {answer.line}")
+                continue
             yield answer
 
     def _replace(self, crashed: WorkerProcess) -> None:
-        """Start a worker for the unit of a crashed one that isolates each image.
+        """Start a worker for the units of a crashed one that isolates each image.
 
-        It labels the units after that one, too, as it has loaded the models by then.
+        Unless units are streamed, it labels those after these, too, as it has loaded the models by
+        then.
         """
         self._processes.remove(crashed)
         exit_code = crashed.end(_PATIENCE)
-        self._crashes[crashed.unit] += 1
-        if self._crashes[crashed.unit] == _TRIES:
+        self._crashes.update(crashed.units)
+        if any(self._crashes[unit] == _TRIES for unit in crashed.units):
             message = f"a worker crashed {_TRIES} times (exit code {exit_code})"
             raise EngineError(message) from None
         process = self._add()
         process.send(self._isolated_work)
-        process.send(crashed.unit)
+        for unit in crashed.units:
+            process.send(unit)
 
     def close(self) -> None:
         while self._processes:
@@ -564,7 +629,19 @@ def serve(pipe: int, lifeline: int) -> None:
     """The main function of a worker. Its arguments are file descriptors."""
     threading.Thread(target=_end_with_driver, args=(lifeline,), daemon=True).start()
     connection = Connection(pipe)
+    sending = threading.Lock()
     labeller: Labeller
+    threads: ThreadPoolExecutor
+
+    def send(answer: _Answer | Notice) -> None:
+        with sending:
+            connection.send(answer)
+
+    def label(labeller: Labeller, unit: WorkUnit) -> None:
+        send(labeller.label(unit))
+
+    waiting.listen(lambda line: send(Notice(line)))
+
     while True:
         try:
             message = connection.recv()
@@ -572,8 +649,11 @@ def serve(pipe: int, lifeline: int) -> None:
             return
         if isinstance(message, Labeller):
             labeller = message
+            threads = ThreadPoolExecutor(labeller.open_units, "unit")
+        elif isinstance(message, WorkUnit) and labeller.open_units == 1:
+            label(labeller, message)
         elif isinstance(message, WorkUnit):
-            connection.send(labeller.label(message))
+            threads.submit(label, labeller, message)
         else:
             # to import what stages need; they are built again, when it matters
             with suppress(Exception):

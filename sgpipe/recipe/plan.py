@@ -74,6 +74,14 @@ class StagePlan:
         """What each actor of the stages that run takes, in their order."""
         return [self.section(name).resources for name in self.names]
 
+    @property
+    def streamed_requests(self) -> int:
+        """How many requests of an actor are under way at once, about images of several units."""
+        sections = [self.section(name) for name in self.names]
+        return max(
+            (section.requests_in_flight for section in sections if section.streams), default=0
+        )
+
     def section(self, stage: str) -> StageConfig:
         """Return the settings of a stage."""
         section: StageConfig = getattr(self, stage)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -42,13 +42,22 @@ class Resources(Config):
     )
 
 
+# URLs of servers of one model
+Endpoints: TypeAlias = str | Annotated[list[str], Field(min_length=1)]
+
+
 class Requests(Config):
     """How an endpoint is asked. Nothing here changes an answer."""
 
-    in_flight: int = Field(16, ge=1, description="requests of one actor that are under way at once")
+    in_flight: int = Field(
+        256, ge=1, description="the most requests of one actor that are under way at once"
+    )
     timeout: float = Field(120, gt=0, description="seconds to wait for an answer")
     retries: int = Field(
         6, ge=0, description="further attempts after a cut connection, a 429 or a 5xx"
+    )
+    patience: float = Field(
+        3600, ge=0, description="seconds to wait while no server answers at all"
     )
     key: str = Field(
         "OPENAI_API_KEY",
@@ -142,10 +151,15 @@ class StageConfig(Config):
         return None
 
     @property
-    def served_at(self) -> str | None:
-        """The URL of the endpoint that is asked instead of a model here."""
-        endpoint: str | None = getattr(self, "endpoint", None)
+    def served_at(self) -> Endpoints | None:
+        """The URLs of the servers that are asked instead of a model here."""
+        endpoint: Endpoints | None = getattr(self, "endpoint", None)
         return endpoint
+
+    @property
+    def streams(self) -> bool:
+        """Whether a server is asked about the images of several units at once."""
+        return False
 
     @property
     def requests_in_flight(self) -> int:

@@ -10,6 +10,7 @@ from sgpipe.plugins import code_identity, own_reference
 from sgpipe.recipe.models import PACKAGED_LAYOUT, ModelName
 from sgpipe.recipe.source import StoredPath
 from sgpipe.recipe.stage import (
+    Endpoints,
     IdentityFacts,
     Requests,
     Resources,
@@ -111,8 +112,9 @@ class CaptionConfig(StageConfig):
     captioner: ModelName | None = Field(
         None, description="BLIP or other: hub id, folder, name at the endpoint, or miniworld"
     )
-    endpoint: str | None = Field(
-        None, description="URL of a server with the OpenAI chat API; null: runs here"
+    endpoint: Endpoints | None = Field(
+        None,
+        description="URL of a server with the OpenAI chat API, or a list of them; null: runs here",
     )
     requests: Requests = Requests()
     decoding: Literal["nucleus", "beam"] = Field(
@@ -162,6 +164,10 @@ class CaptionConfig(StageConfig):
         return "load" if self.captioner is None else "caption"
 
     @property
+    def streams(self) -> bool:
+        return self.served_at is not None
+
+    @property
     def plugin(self) -> str | None:
         """`package.module:Class` of a captioner of the user's own; None: another one."""
         if self.captioner is None or self.endpoint is not None:
@@ -187,7 +193,9 @@ class ParseConfig(StageConfig):
     model: str | None = Field(
         None, description="spaCy's (null: the best one); seq2seq: hub id or folder; llm: name"
     )
-    endpoint: str | None = Field(None, description="llm: URL of a server with the OpenAI chat API")
+    endpoint: Endpoints | None = Field(
+        None, description="llm: URL of a server with the OpenAI chat API, or a list of them"
+    )
     requests: Requests = Requests()
     device: str = Field("auto", description="of seq2seq: auto, cpu, cuda or cuda:N")
     attributes: bool = Field(
@@ -259,8 +267,8 @@ class PairConfig(StageConfig):
     probability: float = Field(
         0.01, gt=0, lt=1, description="layout: candidates are more probable than this"
     )
-    endpoint: str | None = Field(
-        None, description="marks: URL of a server with the OpenAI chat API; null: none"
+    endpoint: Endpoints | None = Field(
+        None, description="marks: URL of a server with the OpenAI chat API, or a list; null: none"
     )
     requests: Requests = Requests()
     max_marks: int = Field(
@@ -300,6 +308,10 @@ class PairConfig(StageConfig):
     @property
     def stage(self) -> str:
         return _PAIR_STAGES.get(self.candidates, "pair")
+
+    @property
+    def streams(self) -> bool:
+        return self.served_at is not None
 
     @property
     def marks(self) -> bool:
@@ -356,8 +368,8 @@ class TagConfig(StageConfig):
 
     method: Literal["auto", "rtagger", "all", "overlap", "clip", "vlm", "layout"] = "rtagger"
     tagger: ModelName | None = None
-    endpoint: str | None = Field(
-        None, description="vlm: URL of a server with the OpenAI chat API; null: it runs here"
+    endpoint: Endpoints | None = Field(
+        None, description="vlm: URL of a server with the OpenAI chat API, or a list; null: none"
     )
     requests: Requests = Requests()
     questions: Literal["each", "shared"] = Field(

@@ -30,13 +30,15 @@ class Stage:
     an exception, when it gets no other (see `stages.runner`).
 
     `cache_folder`: where the answers of a served model are kept; None: nowhere. `device`: of its
-    model, if it has one; "meta" if that is behind an endpoint.
+    model, if it has one; "meta" if that is behind an endpoint. `streams`: it waits for a server, and
+    may be called by several threads at once, each with records of its own.
     """
 
     name: str
     resources: Resources
     cache_folder: CacheFolder | None = None
     device: torch.device | None = None
+    streams: bool = False
 
     def __init__(self, config: StageConfig) -> None:
         """`config`: the section of the stage; one of the user's own gets that of the stage before

@@ -3,6 +3,7 @@ relates their numbers.
 """
 
 import json
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -66,6 +67,7 @@ class MarksStage(PairStage, ImageStage):
         super().__init__(config, dataset, categories, known)
         self.roots = roots
         self.seed = seed
+        self.streams = config.streams
 
     @classmethod
     def of(cls, context: StageContext) -> Self:
@@ -106,9 +108,11 @@ class MarksStage(PairStage, ImageStage):
         self.set_up_device(here=self.config.endpoint is None)
         self._model = self._load_model()
         self._model.setup()
+        self._matching = threading.Lock()
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        super().__call__(records)
+        with self._matching:
+            super().__call__(records)
         open_: deque[tuple[Record, list[int]]] = deque()
         for answer in self._model.ask_all(self._requests(records, open_)):
             self._add(*open_.popleft(), answer)

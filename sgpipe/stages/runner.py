@@ -12,11 +12,12 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -79,6 +80,12 @@ class StageRunner:
         self._streaks = {stage.name: FailureStreak(limits) for stage in stages}
         self._ready = False
         self._compiled: dict[str, float] = {}
+        self._setting_up = threading.Lock()
+        self._computing = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[StageRunner], tuple[Sequence[Stage], ImageLimits]]:
+        """A runner that is sent to another process begins anew there."""
+        return StageRunner, (self.stages, self.limits)
 
     def set_up(self) -> None:
         """Set up all stages, once.
@@ -86,39 +93,54 @@ class StageRunner:
         Raises:
             UserError: a stage cannot be set up.
         """
-        if not self._ready:
+        with self._setting_up:
+            if self._ready:
+                return
             for stage in self.stages:
                 stage.setup()
             self._ready = True
 
     def __call__(self, records: list[Record]) -> StageOutput:
-        """Raises FailuresInARowError, and what concerns more than an image."""
+        """Run all stages. Several threads may do so at once: they wait for servers together, and
+        compute one after the other.
+
+        Raises:
+            FailuresInARowError: every image fails.
+            Exception: what concerns more than an image.
+        """
         self.set_up()
         usage = Usage()
         for stage in self.stages:
-            began = time.perf_counter()
-            failures: list[Failure] = []
-            with GpuUtilization(stage.device) as gpu:
-                records = self._run(stage, records, failures)
-            seconds = time.perf_counter() - began
-            use = stage.gpu_use()
-            share = gpu.read()
-            if share is not None:
-                use["utilization"] = round(share, 3)
-            total = use.pop("compilation", 0.0)
-            compiled = total - self._compiled.get(stage.name, 0.0)
-            self._compiled[stage.name] = total
-            apart = {COMPILATION: compiled} if compiled else {}
-            gpus = {stage.name: use} if use else {}
-            taken = {stage.name: max(seconds - compiled, 0.0), **apart}
-            usage.add(Usage(taken, gpus, failures, stage.take_tokens()))
+            turn = nullcontext() if stage.streams else self._computing
+            with turn:
+                records, of_stage = self._run_measured(stage, records)
+            usage.add(of_stage)
         return records, usage
+
+    def _run_measured(self, stage: Stage, records: list[Record]) -> StageOutput:
+        began = time.perf_counter()
+        failures: list[Failure] = []
+        with GpuUtilization(stage.device) as gpu:
+            records = self._run(stage, records, failures)
+        seconds = time.perf_counter() - began
+        use = stage.gpu_use()
+        share = gpu.read()
+        if share is not None:
+            use["utilization"] = round(share, 3)
+        total = use.pop("compilation", 0.0)
+        compiled = total - self._compiled.get(stage.name, 0.0)
+        self._compiled[stage.name] = total
+        apart = {COMPILATION: compiled} if compiled else {}
+        gpus = {stage.name: use} if use else {}
+        taken = {stage.name: max(seconds - compiled, 0.0), **apart}
+        return records, Usage(taken, gpus, failures, stage.take_tokens())
 
     def _run(self, stage: Stage, records: list[Record], failures: list[Failure]) -> list[Record]:
         """Run a stage, in halves if it fails; adds the images on which it fails alone."""
         untouched = [record.copy() for record in records]
         try:
-            with self._time_limit(len(records)):
+            # Requests have a time limit of their own; the process has one timer.
+            with nullcontext() if stage.streams else self._time_limit(len(records)):
                 filled = stage(records)
         except Exception as error:
             cause = cause_of(error)

@@ -35,5 +35,5 @@ def trained_tagger(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again at once, and without a key unless a test sets one."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("sgpipe.stages.served.endpoint._FIRST_PAUSE", 0.001)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)

@@ -5,7 +5,6 @@ captioner.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from PIL import ExifTags, Image
 
@@ -192,6 +191,9 @@ class ServedCaptioner(ChatCaptioner):
                 " lower"
             )
 
+    def setup(self) -> None:
+        _ = self._endpoint  # there is one for all threads that will ask
+
     @cached_property
     def _endpoint(self) -> ChatEndpoint:
         """Return the endpoint that is asked.
@@ -201,7 +203,7 @@ class ServedCaptioner(ChatCaptioner):
         """
         config = self.config
         return ChatEndpoint(
-            str(config.endpoint), str(config.captioner), config.requests, self.cache_folder
+            config.endpoint or (), str(config.captioner), config.requests, self.cache_folder
         )
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:

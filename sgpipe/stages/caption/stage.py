@@ -55,6 +55,7 @@ class CaptionStage(ImageStage):
     def __init__(self, config: CaptionConfig, roots: Mapping[str, ImagePlace], seed: int) -> None:
         super().__init__(config, roots)
         self.seed = seed
+        self.streams = config.streams
 
     @classmethod
     def of(cls, context: StageContext) -> Self:

@@ -97,8 +97,8 @@ class CacheFolder:
 
     def take_tokens(self) -> Counter[str]:
         """Return the tokens that this process has paid for since the last call."""
-        tokens = self.tokens.copy()
-        self.tokens.clear()
+        tokens = +self.tokens
+        self.tokens.subtract(tokens)  # others may have been added meanwhile
         return tokens
 
 

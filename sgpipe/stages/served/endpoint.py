@@ -1,4 +1,4 @@
-"""Ask one model of a server with the OpenAI chat API: many requests at once.
+"""Ask one model, of one or several servers with the OpenAI chat API: many requests at once.
 
 The key is read from the environment and is in no message.
 """
@@ -8,19 +8,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 import threading
+import time
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import replace
-from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Requests
+from sgpipe.stages.served import waiting
 from sgpipe.stages.served.answers import CacheFolder, RequestCache
 from sgpipe.stages.served.budget import within_budget
 from sgpipe.stages.served.chat import (
@@ -33,71 +36,79 @@ from sgpipe.stages.served.chat import (
     read_choices,
     read_tokens,
 )
+from sgpipe.stages.served.server import MODELS, ChatServer, RequestError, ServerGroup, new_session
+from sgpipe.stages.served.slots import Slots
 from sgpipe.utils.prefetch import start_early
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from aiohttp import ClientSession
 
 _CHAT = "/chat/completions"
-_MODELS = "/models"
-_CONNECT_SECONDS = 15
 _RETRIES_OF_CHECK = 2
-_AHEAD = 4  # requests that are prepared, or answered out of order, per request under way
-_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+_AHEAD = 4  # answers that wait for an earlier one, per request under way
+_MOST_PREPARED = 64  # requests, which hold an image in memory, besides those under way
+_FIRST_PAUSE = 0.5  # seconds before a request is sent again; then twice as long, and so on
+_LONGEST_PAUSE = 8.0
+_CLOSING_SECONDS = 1.0
+_TOO_MANY = (429, 503)
 _REJECTED = (400, 413, 422)
 _LIMITED = (402, 429)
 _NOT_FOUND = 404
-_IS_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*[{"]')  # proxies send such with HTTP 200
 _NAMES_N = re.compile(r"\bn\b")
-# some servers refuse a key with HTTP 400
-_NAMES_KEY = re.compile(r"\bAPI[ _]?key\b", re.IGNORECASE)
 _CONTROL = ChatRequest("Say yes.", max_tokens=8)
 
 Result = TypeVar("Result")
 
 
-class RequestError(Exception):
-    """A request without an answer. `status`: of HTTP, or 0 if there is none or the answer cannot be
-    read.
-    """
-
-    def __init__(self, reason: str, status: int = 0) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
 class ChatEndpoint:
-    """One model behind an endpoint.
+    """One model behind an endpoint, or behind several that serve the same.
 
     A `Refusal` concerns one request. Everything else ends the run: UserError if the user has to
     change something, such as the key; EngineError if the same command can continue later.
     """
 
     def __init__(
-        self, url: str, model: str, requests: Requests, cache: CacheFolder | None = None
+        self,
+        urls: str | Sequence[str],
+        model: str,
+        requests: Requests,
+        cache: CacheFolder | None = None,
     ) -> None:
         """Sends nothing.
 
         Args:
-            model: its name, as the server lists it.
-            cache: where answers are kept, or None.
+            urls: of the servers.
+            model: its name, as the servers list it.
+            cache: where answers are kept; None: nowhere.
 
         Raises:
-            UserError: if this is not a URL, it contains a password, or the key cannot be sent.
+            UserError: this is not a URL, it contains a password, or the key cannot be sent.
         """
-        self.url = endpoint_url(url)
         self.model = model
         self.requests = requests
         self.cache = cache.open() if cache else None
-        self._key = os.environ.get(requests.key, "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
+        key = os.environ.get(requests.key, "").strip()
+        if not (key.isascii() and key.isprintable()):
             raise UserError(
                 f"{requests.key} contains characters that are not allowed in an API key"
             )
+        servers = []
+        for url in [urls] if isinstance(urls, str) else urls:
+            servers.append(ChatServer(endpoint_url(url), key, requests.key, requests.timeout))
+        self._servers = ServerGroup(servers, requests.patience, self._check_models, waiting.say)
+        # Servers append a date, a revision or a tag.
+        self._served_name = re.compile(rf"{re.escape(model)}(-\d{{4}}-?\d\d-?\d\d|[@:].+)?")
+        self._names_model = False  # answers name the model as the recipe does
         self._one_by_one = False
         self._limit = MAX_TOKENS
+        self._session: ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._slots = asyncio.Semaphore(requests.in_flight)
+        self._slots = Slots(requests.in_flight)
+        self._streams = count()
+        self._room = threading.Semaphore(
+            requests.in_flight + min((_AHEAD - 1) * requests.in_flight, _MOST_PREPARED)
+        )
+        self._starting = threading.Lock()
 
     def check(self, example: ChatRequest | None = None) -> None:
         """Raise UserError if the server does not answer, does not serve the model, or refuses the
@@ -106,28 +117,35 @@ class ChatEndpoint:
         Args:
             example: a request like those that will follow, sent for one answer, which is not kept.
         """
+        retries = min(self.requests.retries, _RETRIES_OF_CHECK)
         try:
-            self._start(self._check_models()).result()
+            for server in self._servers.servers:
+                self._start(self._check_models(server, _RETRIES_OF_CHECK)).result()
             if example is not None:
-                retries = min(self.requests.retries, _RETRIES_OF_CHECK)
                 self._start(self._completion(replace(example, n=1), retries)).result()
         except RequestError as error:
             raise UserError(
-                f"{self.model!r} at {self.url} refuses such requests ({error})"
+                f"{self.model!r} at {self._servers.servers[0].url} refuses such requests ({error})"
             ) from None
         except EngineError as error:
             raise UserError(str(error)) from None
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
-        """Yield the usable answers to each request, in order; `requests.in_flight` requests are
-        under way at once.
+        """Yield the usable answers to each request, in order; up to `requests.in_flight` requests
+        are under way at once, of all threads that ask; the thread that asked first has priority.
 
-        Requests are taken as they are needed. Raises UserError or EngineError, which cut what is
-        under way.
+        Requests are taken as they are needed.
+
+        Raises:
+            UserError, EngineError: no request can be answered; what is under way is cut.
         """
         most = _AHEAD * self.requests.in_flight
+        stream = next(self._streams)
         started = start_early(
-            lambda each: self._start(self._answer(each)), requests, most, cancel=Future.cancel
+            lambda request: self._start_answer(request, stream),
+            self._prepared(requests),
+            most,
+            cancel=Future.cancel,
         )
         with closing(started):
             for future in started:
@@ -140,36 +158,56 @@ class ChatEndpoint:
                 finally:
                     future.cancel()  # no effect once there is an answer
 
+    def _prepared(self, requests: Iterable[ChatRequest]) -> Iterator[ChatRequest]:
+        """Yield requests while there is room: those of all threads hold images in memory."""
+        remaining = iter(requests)
+        while True:
+            self._room.acquire()
+            try:
+                request = next(remaining)
+            except BaseException as end:
+                self._room.release()
+                if isinstance(end, StopIteration):
+                    return
+                raise
+            yield request
+
+    def _start_answer(self, request: ChatRequest, stream: int) -> Future[list[Choice] | Refusal]:
+        answer = self._start(self._answer(request, stream))
+        answer.add_done_callback(lambda _: self._room.release())
+        return answer
+
     def _start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
         """Run in the event loop of a thread, because the caller may be in another loop, such as a
         notebook's.
         """
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True).start()
-            weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+        with self._starting:
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                threading.Thread(target=loop.run_forever, name="endpoint", daemon=True).start()
+                self._loop = loop
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _check_models(self) -> None:
+    async def _check_models(self, server: ChatServer, retries: int = 0) -> None:
         """Raise UserError if the server does not answer, or does not list the model."""
         try:
-            answer = await self._send(_MODELS, None, _RETRIES_OF_CHECK)
-            names = [str(model["id"]) for model in answer["data"]]
+            answer = await self._send(MODELS, None, retries, server)
         except RequestError as error:
-            raise UserError(f"the endpoint {self.url} does not answer: {error}") from None
-        except (KeyError, TypeError, ValueError, RecursionError):
+            raise UserError(f"the endpoint {server.url} does not answer: {error}") from None
+        except (ValueError, RecursionError):
+            answer = None
+        names = _listed_models(answer)
+        if names is None:
             raise UserError(
-                f"{self.url} does not answer like the OpenAI chat API: it lists no models"
-            ) from None
-        # Servers append a date, a revision or a tag.
-        served = re.compile(rf"{re.escape(self.model)}(-\d{{4}}-?\d\d-?\d\d|[@:].+)?")
-        if names and not any(map(served.fullmatch, names)):
+                f"{server.url} does not answer like the OpenAI chat API: it lists no models"
+            )
+        if names and not any(map(self._served_name.fullmatch, names)):
             raise UserError(
-                f"{self.url} does not serve {self.model!r}, but {quote(', '.join(names))}"
+                f"{server.url} does not serve {self.model!r}, but {quote(', '.join(names))}"
             )
 
-    async def _answer(self, request: ChatRequest) -> list[Choice] | Refusal:
-        async with self._slots:
+    async def _answer(self, request: ChatRequest, stream: int) -> list[Choice] | Refusal:
+        async with self._slots.place(stream):
             try:
                 answered = await self._choices(request)
             except RequestError as error:
@@ -230,15 +268,17 @@ class ChatEndpoint:
         except RequestError as error:
             failed = error
         if failed.status == _NOT_FOUND:
-            await self._check_models()
-            raise UserError(f"{self.url} has no chat API ({failed}); the URL often ends in /v1")
+            for server in self._servers.servers:
+                await self._check_models(server)
+            url = self._servers.servers[0].url
+            raise UserError(f"{url} has no chat API ({failed}); the URL often ends in /v1")
         answers_others = failed.status in _REJECTED
         if not answers_others and failed.status not in _LIMITED:
             with suppress(RequestError, EngineError):
                 answers_others = bool(await self._attempt(_CONTROL))
         if answers_others:
             raise failed
-        raise EngineError(f"the endpoint {self.url} does not answer: {failed}")
+        raise EngineError(f"{self._servers.described()} does not answer: {failed}")
 
     async def _attempt(self, request: ChatRequest, retries: int = 0) -> list[Choice]:
         limit = self._limit
@@ -246,7 +286,7 @@ class ChatEndpoint:
             completion = await self._send(_CHAT, request.fields(self.model, limit), retries)
             choices = read_choices(completion, request.logprobs)
         except (ValueError, RecursionError) as error:
-            raise RequestError(self._hidden(str(error))) from None
+            raise RequestError(self._servers.servers[0].without_key(str(error))) from None
         except RequestError as error:
             if limit == MAX_COMPLETION_TOKENS or MAX_COMPLETION_TOKENS not in str(error):
                 raise
@@ -256,98 +296,93 @@ class ChatEndpoint:
             self._count_tokens(self.cache, completion)
         return choices
 
-    def _count_tokens(self, cache: RequestCache, completion: Mapping[str, Any]) -> None:
+    def _count_tokens(self, cache: RequestCache, completion: object) -> None:
         """Raises UserError: there are prices, but no tokens."""
+        assert isinstance(completion, Mapping)  # it has choices
         tokens = read_tokens(completion)
         if tokens is not None:
             cache.put_tokens(tokens)
         elif cache.spending.prices is not None:
             raise UserError(
-                f"{self.url} does not count tokens, so that their cost is unknown: omit"
+                f"{self._servers.described()} does not count tokens, so that their cost is unknown: omit"
                 " --prompt-price, --completion-price and --max-cost"
             )
 
-    async def _send(self, path: str, fields: Mapping[str, Any] | None, retries: int) -> Any:
-        """Return the JSON of an answer to POST with `fields`, or to GET. Raises as `_completion`,
-        or ValueError.
+    async def _send(
+        self,
+        path: str,
+        fields: Mapping[str, object] | None,
+        retries: int,
+        only: ChatServer | None = None,
+    ) -> object:
+        """Return the JSON of an answer to POST with `fields`, or to GET.
+
+        Args:
+            only: the server to ask; None: any.
+
+        Raises:
+            UserError, EngineError, RequestError: as `_completion`.
+            RecursionError: the JSON is too deep.
         """
-        import openai
-
-        # Of OPENAI_… variables, which may be meant for another server, nothing but the key is sent.
-        headers: dict[str, str | openai.Omit] = {
-            "Authorization": f"Bearer {self._key}" if self._key else openai.Omit(),
-            "OpenAI-Organization": openai.Omit(),
-            "OpenAI-Project": openai.Omit(),
-        }
-        options: openai.RequestOptions = {"max_retries": retries, "headers": headers}
-        try:
-            if fields is None:
-                answer = await self._client.get(path, cast_to=object, options=options)
+        if self._session is None:
+            self._session = new_session()
+            weakref.finalize(self, _close, asyncio.get_running_loop(), self._session)
+        pause = _FIRST_PAUSE
+        for retry in count():
+            server = only or await self._servers.choose()
+            began = time.monotonic()
+            try:
+                answer = await server.send(self._session, path, fields)
+                self._check_name(server, answer)
+            except RequestError as error:
+                if error.status in _TOO_MANY:
+                    self._slots.refused(began)
+                if not error.is_passing or retry == retries:
+                    raise
+                await asyncio.sleep(error.pause or pause * random.uniform(0.75, 1.0))
+                pause = min(2 * pause, _LONGEST_PAUSE)
             else:
-                answer = await self._client.post(path, cast_to=object, body=fields, options=options)
-        except openai.APITimeoutError:
-            raise RequestError(f"no answer within {self.requests.timeout:g} seconds") from None
-        except openai.APIConnectionError as error:
-            cause = self._hidden(str(error.__cause__ or error))
-            raise RequestError(f"it cannot be reached ({cause})") from None
-        except openai.APIStatusError as error:
-            raise self._explained(error) from None
-        if isinstance(answer, str):
-            with suppress(ValueError):  # JSON of another content type
-                return json.loads(answer)
-        return answer
-
-    def _explained(self, error: APIStatusError) -> Exception:
-        """Return what a status means for the user, or else for this request."""
-        status = error.status_code
-        message = error.body
-        if isinstance(message, Mapping):
-            message = message.get("message") or message.get("detail")
-        answer = f"HTTP {status}"
-        if message:
-            answer += f": {self._hidden(str(message))}"
-        if status in (401, 403) or (status == 400 and _NAMES_KEY.search(answer)):
-            reason = "refuses the key in" if self._key else "requires an API key; set"
-            return UserError(f"{self.url} {reason} {self.requests.key} ({answer})")
-        location = error.response.headers.get("location")
-        if location:
-            target = self._hidden(location)
-            return UserError(f"{self.url} redirects to {target}; set the final URL")
-        return RequestError(answer, status)
-
-    @cached_property
-    def _client(self) -> AsyncOpenAI:
-        import httpx2
-        import openai
-
-        timeout = self.requests.timeout
-        parts = urlsplit(self.url)
-
-        class Client(openai.DefaultAsyncHttpxClient):
-            async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-                try:
-                    # openai's limits each read, not all of them
-                    async with asyncio.timeout(timeout):
-                        answer = await super().send(request, **options)
-                except TimeoutError:
-                    # which openai tries again
-                    raise httpx2.ReadTimeout("", request=request) from None
-                if answer.is_success and _IS_ERROR.match(answer.content):
-                    answer.status_code = 500  # which openai tries again, too
+                self._slots.answered(began)
                 return answer
+        raise AssertionError
 
-        # none to this machine
-        proxies = parts.hostname not in _THIS_MACHINE or parts.scheme == "https"
-        # redirects could carry the key to another host
-        client = Client(follow_redirects=False, trust_env=proxies)
-        limits = openai.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
-        return openai.AsyncOpenAI(
-            base_url=self.url, api_key=self._key or "none", timeout=limits, http_client=client
-        )
+    def _check_name(self, server: ChatServer, answer: object) -> None:
+        """Raise RequestError, and put the server away, if its answer is that of another model, as
+        no other server's is.
+        """
+        name = answer.get("model") if isinstance(answer, Mapping) else None
+        if not isinstance(name, str):
+            return
+        if self._served_name.fullmatch(name):
+            self._names_model = True
+        elif self._names_model:
+            reason = f"it answers for the model {quote(name)!r}"
+            server.put_away(reason)
+            raise RequestError(reason, is_passing=True)
 
-    def _hidden(self, text: str) -> str:
-        """Return a text of the server without the key, if it repeats it."""
-        return quote(text.replace(self._key, "…") if self._key else text)
+
+def _close(loop: asyncio.AbstractEventLoop, session: ClientSession) -> None:
+    """Cut all connections, and end the thread of an event loop."""
+
+    async def end() -> None:
+        for task in asyncio.all_tasks():
+            if task is not asyncio.current_task():
+                task.cancel()
+        await session.close()
+
+    closing = asyncio.run_coroutine_threadsafe(end(), loop)
+    with suppress(TimeoutError):
+        closing.result(_CLOSING_SECONDS)
+    loop.call_soon_threadsafe(loop.stop)
+
+
+def _listed_models(answer: object) -> list[str] | None:
+    """Return the names that a server lists; None: it lists none."""
+    models = answer.get("data") if isinstance(answer, Mapping) else None
+    if not isinstance(models, list):
+        return None
+    names = [model.get("id") for model in models if isinstance(model, Mapping)]
+    return [str(name) for name in names] if len(names) == len(models) else None
 
 
 def endpoint_url(url: str) -> str:

@@ -1,0 +1,313 @@
+"""Servers of one model: each gets as many requests as the others, and none while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from sgpipe.errors import EngineError, UserError
+from sgpipe.stages.served.chat import quote
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+
+MODELS = "/models"
+_CONNECT_SECONDS = 15
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+_IS_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*[{"]')  # proxies send such with HTTP 200
+# some servers refuse a key with HTTP 400
+_NAMES_KEY = re.compile(r"\bAPI[ _]?key\b", re.IGNORECASE)
+# after these the same request may be answered
+_PASSING = (408, 409, 429)
+_SERVER_ERROR = 500
+_AWAY = (502, 503, 504)
+_FAILURES = 3  # in a row: then a server is away
+_HEALTH_SECONDS = 10
+_FIRST_PAUSE = 1.0  # seconds; before a server that is away is asked whether it is back
+_LONGEST_PAUSE = 30.0
+
+
+class RequestError(Exception):
+    """A request without an answer.
+
+    Attributes:
+        status: of HTTP; 0: there is none, or the answer cannot be read.
+        is_passing: the same request may be answered later, or by another server.
+        pause: seconds after which the server wants to be asked again; None: it does not say.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        status: int = 0,
+        *,
+        is_passing: bool = False,
+        pause: float | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.is_passing = is_passing
+        self.pause = pause
+
+
+class ChatServer:
+    """One server, and whether it answers.
+
+    Attributes:
+        url: without the path of a request.
+        under_way: how many requests it is answering.
+        away: why it gets no requests; None: it gets some.
+    """
+
+    def __init__(self, url: str, key: str, key_name: str, timeout: float) -> None:
+        """`key`: sent with each request, and in no message; "": none. `key_name`: the variable it is
+        read from. `timeout`: seconds to wait for an answer.
+        """
+        self.url = url
+        self.under_way = 0
+        self.away: str | None = None
+        self._key = key
+        self._key_name = key_name
+        self._timeout = timeout
+        self._proxy = _proxy_of(url)
+        self._failures = 0
+
+    async def send(
+        self, session: ClientSession, path: str, fields: Mapping[str, object] | None = None
+    ) -> object:
+        """Return the JSON of an answer to POST with `fields`, or to GET; text that is none is
+        returned as it is.
+
+        Raises:
+            UserError: the server refuses the key, or redirects.
+            RequestError: there is no answer to this request.
+        """
+        self.under_way += 1
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._exchange(session, path, fields)
+        except RequestError as error:
+            if error.status in _AWAY:
+                self._fail(str(error))
+            raise
+        except TimeoutError:
+            reason = f"no answer within {self._timeout:g} seconds"
+            self._fail(reason)
+            raise RequestError(reason, is_passing=True) from None
+        except OSError as error:
+            reason = f"it cannot be reached ({self.without_key(str(error))})"
+            self._fail(reason)
+            raise RequestError(reason, is_passing=True) from None
+        finally:
+            self.under_way -= 1
+
+    async def _exchange(
+        self, session: ClientSession, path: str, fields: Mapping[str, object] | None
+    ) -> object:
+        """Raises as `send`; also OSError."""
+        import aiohttp
+
+        headers = {"Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        body = None
+        if fields is not None:
+            headers["Content-Type"] = "application/json"
+            body = json.dumps(fields).encode()
+        method = "GET" if fields is None else "POST"
+        url = self.url + path
+        try:
+            # a redirect could carry the key to another host
+            async with session.request(
+                method, url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False
+            ) as answer:
+                content = await answer.read()
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+            raise ConnectionError(str(error) or "the connection was cut") from None
+        except (aiohttp.ClientError, ValueError) as error:
+            raise ConnectionError(f"its answer is not HTTP: {error}") from None
+        self._check_status(answer, content)
+        self._failures = 0
+        text = content.decode(errors="replace")
+        with suppress(ValueError):
+            return json.loads(text)
+        return text
+
+    def _check_status(self, answer: ClientResponse, content: bytes) -> None:
+        """Raises as `send`: the status of an answer is that of an error."""
+        status = answer.status
+        if answer.ok and _IS_ERROR.match(content):
+            status = _SERVER_ERROR
+        if answer.ok and status == answer.status and "location" not in answer.headers:
+            return
+        reason = f"HTTP {status}"
+        message = _message_of(content)
+        if message:
+            reason += f": {self.without_key(message)}"
+        if status in (401, 403) or (status == 400 and _NAMES_KEY.search(reason)):
+            refusal = "refuses the key in" if self._key else "requires an API key; set"
+            raise UserError(f"{self.url} {refusal} {self._key_name} ({reason})")
+        location = answer.headers.get("location")
+        if location:
+            target = self.without_key(location)
+            raise UserError(f"{self.url} redirects to {target}; set the final URL")
+        is_passing = status in _PASSING or status >= _SERVER_ERROR
+        raise RequestError(reason, status, is_passing=is_passing, pause=_pause_of(answer))
+
+    def put_away(self, reason: str) -> None:
+        """Send it nothing until it is back."""
+        self.away = reason
+
+    def put_back(self) -> None:
+        """Try it: it is away again after one more failure."""
+        self.away = None
+        self._failures = _FAILURES - 1
+
+    def _fail(self, reason: str) -> None:
+        self._failures += 1
+        if self._failures >= _FAILURES:
+            self.put_away(reason)
+
+    def without_key(self, text: str) -> str:
+        """Return a text of the server for a message, without the key, if it repeats it."""
+        return quote(text.replace(self._key, "…") if self._key else text)
+
+
+class ServerGroup:
+    """All servers of a model. To be used in one event loop.
+
+    Attributes:
+        servers: in the order of the recipe.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[ChatServer],
+        patience: float,
+        is_back: Callable[[ChatServer], object],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """
+        Args:
+            patience: seconds to wait while all servers are away.
+            is_back: an async function that raises an exception if a server is still away.
+            say: gets a line when all servers are away, and when one is back.
+        """
+        self.servers = servers
+        self._patience = patience
+        self._is_back = is_back
+        self._say = say
+        self._watches: dict[ChatServer, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self._all_away = False
+
+    async def choose(self) -> ChatServer:
+        """Return the server with the fewest requests, once there is one that is not away.
+
+        Raises:
+            EngineError: all were away for longer than the patience.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._patience
+        while True:
+            for server in self.servers:
+                if server.away is not None:
+                    self._watch(server)
+            present = [server for server in self.servers if server.away is None]
+            if present:
+                self._tell(all_away=False)
+                return min(present, key=lambda server: server.under_way)
+            self._tell(all_away=True)
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(ends):
+                    await self._changed.wait()
+            except TimeoutError:
+                reason = self.servers[0].away
+                raise EngineError(f"{self.described()} does not answer: {reason}") from None
+
+    def described(self) -> str:
+        """Return what messages call the servers."""
+        others = len(self.servers) - 1
+        more = f" or any of {others} more" if others else ""
+        return f"the endpoint {self.servers[0].url}{more}"
+
+    def _tell(self, *, all_away: bool) -> None:
+        if all_away == self._all_away:
+            return
+        self._all_away = all_away
+        if all_away:
+            reason = self.servers[0].away
+            self._say(
+                f"waiting for {self.described()}, for at most {self._patience:,.0f} seconds: {reason}"
+            )
+        else:
+            self._say(f"{self.described()} answers again")
+
+    def _watch(self, server: ChatServer) -> None:
+        """Ask a server that is away again and again whether it is back."""
+        if server not in self._watches:
+            self._watches[server] = asyncio.create_task(self._wait_for(server))
+
+    async def _wait_for(self, server: ChatServer) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            try:
+                async with asyncio.timeout(_HEALTH_SECONDS):
+                    await self._is_back(server)  # type: ignore[misc]
+            except (RequestError, UserError, TimeoutError):
+                continue
+            server.put_back()
+            del self._watches[server]
+            self._changed.set()
+            return
+
+
+def new_session() -> ClientSession:
+    """Return what holds the connections; to be called in the event loop that uses them."""
+    import aiohttp
+    import certifi
+
+    trusted = ssl.create_default_context()
+    trusted.load_verify_locations(certifi.where())
+    connector = aiohttp.TCPConnector(limit=0, ssl=trusted)
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
+    return aiohttp.ClientSession(connector=connector, timeout=limits)
+
+
+def _message_of(content: bytes) -> str:
+    """Return what the body of an error says; "": nothing."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return ""
+    error = body.get("error", body) if isinstance(body, Mapping) else body
+    if isinstance(error, Mapping):
+        error = error.get("message") or error.get("detail")
+    return str(error) if error else ""
+
+
+def _pause_of(answer: ClientResponse) -> float | None:
+    """Return the seconds that a server wants to have peace."""
+    with suppress(ValueError):
+        return min(float(answer.headers.get("retry-after", "")), 60.0)
+    return None
+
+
+def _proxy_of(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL; none to this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if (host in _THIS_MACHINE and parts.scheme != "https") or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")

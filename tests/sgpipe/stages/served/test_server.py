@@ -1,0 +1,125 @@
+"""Several servers of one model: one that is away, hangs or lies is not asked; if all are away, the
+run waits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import pytest
+
+from sgpipe.errors import EngineError, UserError
+from sgpipe.recipe import Requests
+from sgpipe.stages.served import server as servers
+from sgpipe.stages.served import waiting
+from sgpipe.stages.served.chat import ChatRequest, Choice
+from sgpipe.stages.served.endpoint import ChatEndpoint
+from tests.endpoint_server import EndpointServer, wait_until
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
+
+@pytest.fixture(autouse=True)
+def quick_health_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(servers, "_LONGEST_PAUSE", 0.01)
+
+
+def connect(
+    *urls: str, in_flight: int = 8, timeout: float = 20, patience: float = 60
+) -> ChatEndpoint:
+    requests = Requests(in_flight=in_flight, timeout=timeout, patience=patience)
+    return ChatEndpoint(urls, "tiny-vlm", requests)
+
+
+def questions(number: int) -> list[ChatRequest]:
+    return [ChatRequest(f"What is in image {seed}?", seed=seed) for seed in range(number)]
+
+
+def texts(endpoint: ChatEndpoint, number: int) -> list[str]:
+    answers = []
+    for answer in endpoint.ask_all(questions(number)):
+        assert isinstance(answer, list)
+        answers.append(answer[0].text)
+    return answers
+
+
+def test_all_servers_get_requests_and_the_answers_are_those_of_one() -> None:
+    with EndpointServer(seconds=0.01) as one, EndpointServer(seconds=0.01) as other:
+        answers = texts(connect(one.url, other.url), 40)
+        assert min(len(one.requests), len(other.requests)) >= 10
+        assert answers == texts(connect(one.url), 40)
+
+
+def test_a_server_that_is_not_there_is_no_longer_asked() -> None:
+    with EndpointServer() as gone:
+        pass
+    with EndpointServer() as server:
+        assert len(texts(connect(gone.url, server.url), 40)) == 40
+        assert len(server.requests) == 40
+
+
+def test_a_server_that_hangs_costs_a_few_requests_their_time_and_the_rest_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(servers, "_FIRST_PAUSE", 60.0)
+    with (
+        EndpointServer(faults=lambda body, attempt: "silent") as hanging,
+        EndpointServer() as server,
+    ):
+        assert len(texts(connect(hanging.url, server.url, timeout=0.5), 40)) == 40
+        assert len(hanging.requests) < 20
+
+
+def test_a_server_that_answers_for_another_model_is_not_believed() -> None:
+    def lie(completion: dict[str, object]) -> dict[str, object]:
+        return completion | {"model": "another"}
+
+    with EndpointServer() as liar, EndpointServer(lambda body: ["the truth"]) as server:
+        endpoint = connect(server.url, liar.url)
+        assert texts(endpoint, 1) == ["the truth"]
+        complete = liar.completion
+        liar.completion = lambda body, fault: lie(complete(body, fault))  # type: ignore[method-assign]
+        assert Counter(texts(endpoint, 30)) == {"the truth": 30}
+
+
+def test_each_server_of_a_list_is_checked() -> None:
+    with EndpointServer() as server, EndpointServer(models=["llava"]) as other:
+        with pytest.raises(UserError, match=f"^{other.url} does not serve 'tiny-vlm', but llava$"):
+            connect(server.url, other.url).check()
+        with pytest.raises(UserError, match="is not a URL"):
+            connect(server.url, "localhost")
+
+
+def test_while_all_servers_are_away_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(waiting, "_LISTENERS", [said.append])
+    answers: list[list[Choice]] = []
+    with EndpointServer() as server:
+        server.away = True
+        endpoint = connect(server.url)
+
+        def ask() -> None:
+            answers.extend(endpoint.ask_all(questions(20)))  # type: ignore[arg-type]
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_until(lambda: len(said) == 1)
+        assert not answers
+        server.away = False
+        asking.join(60)
+    assert len(answers) == 20
+    assert len(server.requests) == 20
+    assert said == [
+        f"waiting for the endpoint {server.url}, for at most 60 seconds: HTTP 503: restarting",
+        f"the endpoint {server.url} answers again",
+    ]
+
+
+def test_patience_has_an_end() -> None:
+    with EndpointServer() as server:
+        server.away = True
+        endpoint = connect(server.url, patience=0.05)
+        with pytest.raises(EngineError, match="does not answer: HTTP 503: restarting"):
+            texts(endpoint, 4)
