@@ -46,6 +46,7 @@ from sgpipe.generation.engine import (
     WorkUnit,
     cut_units,
     limits_of,
+    open_units_of,
     unlabelled,
 )
 from sgpipe.recipe import EngineConfig, Resources
@@ -186,6 +187,12 @@ class Pool:
         return " + ".join(stage.name for stage in self.stages)
 
     @property
+    def streamed_requests(self) -> int:
+        """How many requests of an actor are under way at once, about images of several units."""
+        streaming = [stage for stage in self.stages if stage.streams]
+        return max((stage.config.requests_in_flight for stage in streaming), default=0)
+
+    @property
     def needs(self) -> dict[str, float]:
         """What each actor takes, by Ray's names of resources."""
         amounts = {
@@ -264,10 +271,14 @@ class RayEngine(Engine):
         entering = _enter(units)  # by a task, for which `reserve` leaves no CPU
         pools, placed = reserve(plan_pools(self._stages, len(units)))
         name = f"sgpipe {uuid4().hex} "
-        limit = _start_limit(pools)
+        open_units = [
+            1 if kind is IsolatedRunner else open_units_of(units, pool.streamed_requests)
+            for pool in pools
+        ]
+        limit = _start_limit(pools, max(open_units))
         graph = _mapped(entering, Entrance, (limit,), {}, name, [on_driver_node()])
         first_bundle = 0
-        for pool in pools:
+        for pool, at_once in zip(pools, open_units, strict=True):
             arguments = (
                 kind(pool.stages, limits_of(self._config)),
                 reader if pool is pools[0] else None,
@@ -277,7 +288,7 @@ class RayEngine(Engine):
             )
             places = _bundles(placed, first_bundle, pool.actors)
             first_bundle += pool.actors
-            graph = _mapped(graph, Worker, arguments, pool.needs, name, places)
+            graph = _mapped(graph, Worker, arguments, pool.needs, name, places, at_once)
         try:
             with _watch(name, placed, self._losses) as advanced:
                 yield from _answers(graph, limit, advanced)
@@ -307,9 +318,14 @@ def _enter(units: Sequence[WorkUnit]) -> Dataset:
     return from_arrow(blocks)
 
 
-def _start_limit(pools: Sequence[Pool]) -> Any:
-    """Start the `UnitLimit` of a graph, on the driver's machine."""
+def _start_limit(pools: Sequence[Pool], open_units: int) -> Any:
+    """Start the `UnitLimit` of a graph, on the driver's machine.
+
+    Args:
+        open_units: the most that an actor labels at once.
+    """
     per_actor = _UNITS_PER_ONLY_ACTOR if len(pools) == 1 else _UNITS_PER_ACTOR
+    per_actor = max(per_actor, open_units + _UNITS_PER_ACTOR)
     units = per_actor * sum(pool.actors for pool in pools)
     actor = ray.remote(UnitLimit).options(scheduling_strategy=on_driver_node(), **_LIMIT_OPTIONS)
     return actor.remote(units)
@@ -403,11 +419,16 @@ def _mapped(
     needs: Mapping[str, float],
     name: str,
     places: list[Any],
+    at_once: int = 1,
 ) -> Dataset:
     """Return the units, mapped by actors at these places. If a machine is lost, Ray places its
     actors elsewhere.
+
+    Args:
+        at_once: how many units an actor maps at once, in threads.
     """
     at = cycle(places)
+    threads: dict[str, Any] = {"max_concurrency": at_once} if at_once > 1 else {}
 
     def options() -> dict[str, Any]:
         return {"name": name + uuid4().hex, "scheduling_strategy": next(at), **_WORKER_OPTIONS}
@@ -425,6 +446,7 @@ def _mapped(
             num_gpus=needs.get("GPU"),
             memory=needs.get("memory"),
             ray_remote_args_fn=options,
+            **threads,
         )
 
 

@@ -5,6 +5,7 @@ captioner.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from PIL import ExifTags, Image
 

@@ -1,0 +1,61 @@
+"""Requests about images of several units are under way at once, on both engines, and the rows are
+those of one unit after the other.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgpipe.generation.run import generate
+from sgpipe.recipe import load_recipe
+from sgpipe.storage.shards import iter_records
+from tests.detections import CAPTIONS, make_coco
+from tests.endpoint_server import EndpointServer, wait_until
+
+pytestmark = pytest.mark.integration
+
+IMAGES = 120
+IN_FLIGHT = 24
+UNIT = 6
+
+
+def caption(body: dict[str, Any]) -> list[str]:
+    return [CAPTIONS[body["seed"] % 4]]
+
+
+def hold_back(server: EndpointServer) -> None:
+    """Answer the example, and then no request before there are some of three units."""
+    wait_until(lambda: bool(server.requests), 300)
+    server.pause()
+    with suppress(TimeoutError):
+        wait_until(lambda: server.at_once > 2 * UNIT, 300)
+    server.released.set()
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_requests_stream_across_units(tmp_path: Path, kind: str) -> None:
+    coco = make_coco(tmp_path / "coco", images=IMAGES)
+    rows = {}
+    for name, in_flight in (("alone", 1), ("streamed", IN_FLIGHT)):
+        with EndpointServer(caption) as server:
+            if name == "streamed":
+                threading.Thread(target=hold_back, args=(server,), daemon=True).start()
+            values = {
+                "source.format": "coco",
+                "source.splits": {"val": {"annotations": coco.annotations, "images": coco.images}},
+                "caption": {"captioner": "tiny-vlm", "endpoint": server.url, "samples": 1},
+                "caption.requests": {"in_flight": in_flight},
+                "caption.resources.actors": 1,
+                "tag.method": "all",
+                "engine": {"kind": kind if name == "streamed" else "local", "unit_size": UNIT},
+            }
+            generate(load_recipe("folder", values), tmp_path / name)
+        assert max(server.paid.values()) <= 2  # the example, before the work and by workers
+        rows[name] = list(iter_records(tmp_path / name))
+    assert 2 * UNIT < server.most_at_once <= IN_FLIGHT
+    assert rows["streamed"] == rows["alone"]
