@@ -93,6 +93,6 @@ def test_a_failed_request_is_not_under_way(tmp_path: Path) -> None:
 def test_a_price_without_tokens_is_one_line(tmp_path: Path) -> None:
     with EndpointServer(faults=lambda body, attempt: "[1]") as server:
         list(connect(server, CacheFolder(tmp_path / "unpriced")).ask_all(questions(1)))
-        message = f"^{server.url} does not count tokens, so that their cost is unknown: omit --pr"
+        message = f"^the endpoint {server.url} does not count tokens, so that their cost is unknown"
         with pytest.raises(UserError, match=message):
             list(connect(server, folder(tmp_path)).ask_all(questions(1)))
