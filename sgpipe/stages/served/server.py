@@ -142,15 +142,12 @@ class ChatServer:
 
     def _check_status(self, answer: ClientResponse, content: bytes) -> None:
         """Raises as `send`: the status of an answer is that of an error."""
-        status = answer.status
-        if answer.ok and _IS_ERROR.match(content):
-            status = _SERVER_ERROR
-        if answer.ok and status == answer.status and "location" not in answer.headers:
+        is_error = _IS_ERROR.match(content) is not None
+        if 200 <= answer.status < 300 and not is_error:
             return
-        reason = f"HTTP {status}"
+        status = _SERVER_ERROR if answer.ok and is_error else answer.status
         message = _message_of(content)
-        if message:
-            reason += f": {self.without_key(message)}"
+        reason = f"HTTP {status}: {self.without_key(message)}" if message else f"HTTP {status}"
         if status in (401, 403) or (status == 400 and _NAMES_KEY.search(reason)):
             refusal = "refuses the key in" if self._key else "requires an API key; set"
             raise UserError(f"{self.url} {refusal} {self._key_name} ({reason})")

@@ -93,8 +93,8 @@ def test_each_server_of_a_list_is_checked() -> None:
 
 
 def test_while_all_servers_are_away_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(waiting, "_LISTENERS", [said.append])
+    notices: list[str] = []
+    monkeypatch.setattr(waiting, "_LISTENERS", [notices.append])
     answers: list[list[Choice]] = []
     with EndpointServer() as server:
         server.away = True
@@ -105,13 +105,13 @@ def test_while_all_servers_are_away_requests_wait(monkeypatch: pytest.MonkeyPatc
 
         asking = threading.Thread(target=ask)
         asking.start()
-        wait_until(lambda: len(said) == 1)
+        wait_until(lambda: len(notices) == 1)
         assert not answers
         server.away = False
         asking.join(60)
     assert len(answers) == 20
     assert len(server.requests) == 20
-    assert said == [
+    assert notices == [
         f"waiting for the endpoint {server.url}, for at most 60 seconds: HTTP 503: restarting",
         f"the endpoint {server.url} answers again",
     ]
