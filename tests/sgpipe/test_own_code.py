@@ -104,7 +104,7 @@ def refusal(*words: object) -> str:
 )  # fmt: skip
 def test_a_captioner_is_told_what_it_must_yield(own: Own, body: str, expected: str) -> None:
     name = own(CAPTIONER.replace("{}", body, 1))
-    captioner = OwnCaptioner(CaptionConfig(captioner=name), name)
+    captioner = OwnCaptioner(CaptionConfig(captioner=name), name, None)
     inputs = (CaptionInput(Image.new("RGB", (9, 9)), number) for number in range(2))
     with pytest.raises(UserError) as error:
         list(captioner.caption(inputs))
