@@ -50,7 +50,7 @@ class Requests(Config):
     """How an endpoint is asked. Nothing here changes an answer."""
 
     in_flight: int = Field(
-        256, ge=1, description="the most requests of one actor that are under way at once"
+        512, ge=1, description="the most requests of one actor that are under way at once"
     )
     timeout: float = Field(120, gt=0, description="seconds to wait for an answer")
     retries: int = Field(

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from heapq import heappop, heappush
 from itertools import count
 
-_FIRST = 32  # slots before anything is known of the servers
+_FIRST = 64  # slots before anything is known of the servers
 _SLOWER = 1.5  # times the earlier latency: then further requests only wait in the server
 _MARGIN = 1.2  # requests that wait in a server, so that it never idles
 _GROWTH = 16  # once the servers are busy, a sixteenth is added

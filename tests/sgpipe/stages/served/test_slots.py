@@ -62,7 +62,7 @@ async def use(fleet: Fleet, slots: Slots, requests: int) -> float:
 @pytest.mark.parametrize("seed", range(3))
 def test_servers_are_kept_busy(capacity: int, seed: int) -> None:
     async def share() -> float:
-        return await use(Fleet(capacity, seed), Slots(1024, virtual_time.now), 80 * capacity)
+        return await use(Fleet(capacity, seed), Slots(512, virtual_time.now), 80 * capacity)
 
     assert virtual_time.run(share()) > 0.9
 
@@ -101,7 +101,7 @@ def test_few_requests_change_nothing() -> None:
             await use(Fleet(8, seed=0), slots, 4)
         return slots.limit
 
-    assert virtual_time.run(limit()) == 32
+    assert virtual_time.run(limit()) == 64
 
 
 def test_the_oldest_stream_is_first_and_a_cancelled_one_takes_no_place() -> None:
