@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,18 @@ def caption(body: dict[str, Any]) -> list[str]:
 
 
 def hold_back(server: EndpointServer) -> None:
-    """Answer the example, and then no request before there are some of three units."""
-    wait_until(lambda: bool(server.requests), 300)
-    server.pause()
-    with suppress(TimeoutError):
-        wait_until(lambda: server.at_once > 2 * UNIT, 300)
-    server.released.set()
+    """Have it answer the example, and then no request before there are some of three units."""
+    calls = count()
+    enough = threading.Event()
+
+    def answer(body: dict[str, Any]) -> list[str]:
+        if next(calls) > 0 and not enough.is_set():
+            with suppress(TimeoutError):
+                wait_until(lambda: enough.is_set() or server.at_once > 2 * UNIT, 300)
+            enough.set()
+        return caption(body)
+
+    server.answer = answer
 
 
 @pytest.mark.parametrize("kind", ["local", "ray"])
@@ -44,7 +51,7 @@ def test_requests_stream_across_units(tmp_path: Path, kind: str) -> None:
     for name, in_flight in (("alone", 1), ("streamed", IN_FLIGHT)):
         with EndpointServer(caption) as server:
             if name == "streamed":
-                threading.Thread(target=hold_back, args=(server,), daemon=True).start()
+                hold_back(server)
             values = {
                 "source.format": "coco",
                 "source.splits": {"val": {"annotations": coco.annotations, "images": coco.images}},
