@@ -441,7 +441,7 @@ def _mapped(
             fn_constructor_args=arguments,
             batch_size=1,  # one unit; Ray requires a number where there are GPUs
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=len(places)),
+            compute=ActorPoolStrategy(size=len(places), enable_true_multi_threading=at_once > 1),
             num_cpus=needs.get("CPU", 0),
             num_gpus=needs.get("GPU"),
             memory=needs.get("memory"),
