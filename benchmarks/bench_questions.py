@@ -1,17 +1,17 @@
-"""One picture for all questions: requests, prefills and CPU time of `tag.questions`.
+"""One image for all questions: requests, prefills and CPU time of `tag.questions`.
 
     python -m benchmarks.bench_questions [--rounds 3] [--data FOLDER] [--lines FILE]
 
 Candidates are what five human captions name between COCO's boxes (recipe coco, rules): of 79 images
 of val2017 with all boxes (COCO-MINI), and of 262 with the boxes of people and of what they use
-(V-COCO). These are all of COCO's images with both that were at hand. Pictures are counted by the
-sizes of the images, with blank pixels.
+(V-COCO). These are all of COCO's images with both that were at hand. Images are counted by their
+sizes, with blank pixels.
 
 Prefill tokens are those of prompts. Of an image they are counted by Qwen2.5-VL's rule, a token for
 28x28 pixels; of text a token is a word or a mark, and 12 are the template's. A local model computes
-each request of `each` in full; of `shared` it computes once what all requests of a picture begin
+each request of `each` in full; of `shared` it computes once what all requests of an image begin
 with. A server: with prefix caching in blocks of 16 tokens, as vLLM has it, by which `each` profits,
-too, as its two requests have one picture. No server was measured.
+too, as its two requests share one image. No server was measured.
 
 CPU time: the 18 of COCO-MINI's 24 photographs of val2017 that have candidates, the median of
 rounds. "client": drawing and encoding for a server. "model": all of it with a tiny random

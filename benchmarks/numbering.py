@@ -2,11 +2,11 @@
 
     python -m benchmarks.numbering [--images 300] [--seed 0] [--data FOLDER] [--lines FILE]
 
-No vision-language model was asked: the judge is a script. It gets the pictures and questions of
+No vision-language model was asked: the judge is a script. It gets the images and questions of
 `tag.questions`, but no boxes. Of the objects of a scene with the name in the question it takes the
 one whose outline has most pixels in the colour of the mark. Of the pair that it found it knows
 whether the relation holds, but it is unsure: its log-odds are 2 or -2, times the share of both
-boxes that marks do not hide, plus normal noise, which is the same for both pictures. So the rows
+boxes that marks do not hide, plus normal noise, which is the same for both images. So the rows
 differ by what marks hide, and by boxes that are mistaken for others. It reads no digits: the colour
 of a number is told.
 
@@ -52,7 +52,7 @@ from sgpipe.generation.scoring import Scorer, score_run
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Box, Record, Relation
 from sgpipe.stages.matching import normalise_predicate
-from sgpipe.stages.score.numbered import draw_numbers, numbered_pictures
+from sgpipe.stages.score.numbered import draw_numbers, numbered_images
 from sgpipe.stages.score.scorer import (
     LONGEST_SIDE,
     OBJECT_COLOUR,
@@ -84,13 +84,13 @@ Fact = tuple[int, str, int]
 
 
 def frame_of(box: Box, scale: float, size: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the rows and columns of a box in a picture."""
+    """Return the rows and columns of a box in an image."""
     left, top, right, bottom = corners(box.bbox, scale, size)
     return slice(int(top), round(bottom) + 1), slice(int(left), round(right) + 1)
 
 
 def outline_share(pixels: Array, colour: RGB, width: int) -> float:
-    """Return the share of the outline of a part of a picture that has a colour."""
+    """Return the share of the outline of a part of an image that has a colour."""
     is_near = (np.abs(pixels.astype(int) - colour) < NEAR).all(axis=2)
     inside = np.zeros_like(is_near)
     inside[width:-width, width:-width] = True
@@ -101,10 +101,10 @@ def unmarked(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
 
 
-def visible_share(plain: Image.Image, picture: Image.Image, place: tuple[slice, slice]) -> float:
+def visible_share(plain: Image.Image, marked: Image.Image, place: tuple[slice, slice]) -> float:
     """Return the share of a box that marks do not hide."""
     before = np.asarray(plain, int)[place]
-    after = np.asarray(picture, int)[place]
+    after = np.asarray(marked, int)[place]
     is_changed = (np.abs(before - after) > CHANGED).any(axis=2)
     return 1.0 - float(is_changed.mean()) if is_changed.size else 0.0
 
@@ -142,24 +142,24 @@ class Judge:
         noise = random.Random(f"{self.record.image_id} {subject} {lemma} {object_}").gauss(0, 1)
         return 1 / (1 + math.exp(-evidence - noise))
 
-    def _find(self, picture: Image.Image, name: str, mark: str) -> int:
+    def _find(self, marked: Image.Image, name: str, mark: str) -> int:
         """Return the object with this name whose outline is most like the mark."""
         colours = {"red box": SUBJECT_COLOUR, "blue box": OBJECT_COLOUR}
         colour = colours.get(mark) or ImageColor.getrgb(colour_of(int(mark) - 1))[:3]
         shares = {}
         for index, box in enumerate(self.record.objects):
             if box.category == name:
-                place = self._place(picture, index)
-                shares[index] = outline_share(np.asarray(picture)[place], colour, 2)
+                place = self._place(marked, index)
+                shares[index] = outline_share(np.asarray(marked)[place], colour, 2)
         return max(shares, key=shares.__getitem__)
 
-    def _place(self, picture: Image.Image, index: int) -> tuple[slice, slice]:
-        scale = picture.width / self.image.width
-        return frame_of(self.record.objects[index], scale, picture.size)
+    def _place(self, marked: Image.Image, index: int) -> tuple[slice, slice]:
+        scale = marked.width / self.image.width
+        return frame_of(self.record.objects[index], scale, marked.size)
 
-    def _visible(self, picture: Image.Image, index: int) -> float:
-        plain = unmarked(self.image, picture.size)
-        return visible_share(plain, picture, self._place(picture, index))
+    def _visible(self, marked: Image.Image, index: int) -> float:
+        plain = unmarked(self.image, marked.size)
+        return visible_share(plain, marked, self._place(marked, index))
 
 
 def scorer_by(judge: Judge, way: Way) -> Scorer:
@@ -221,17 +221,17 @@ def judged(images: int, seed: int) -> Iterator[Line]:
 
 
 def shown(record: Record, image: Image.Image, way: Way) -> Iterator[tuple[Image.Image, Relation]]:
-    """Yield each candidate with the picture that shows it."""
+    """Yield each candidate with the image that shows it."""
     relations = relations_of(record)
     if way == "each":
         yield from zip(
             marked_images(image, record.objects, relations, LONGEST_SIDE), relations, strict=True
         )
         return
-    for numbered in numbered_pictures(record.objects, relations):
-        picture = draw_numbers(image, [record.objects[index] for index in numbered.boxes])
+    for numbered in numbered_images(record.objects, relations):
+        marked = draw_numbers(image, [record.objects[index] for index in numbered.boxes])
         for index in numbered.relations:
-            yield picture, relations[index]
+            yield marked, relations[index]
 
 
 def hidden(data: Path) -> Iterator[Line]:
@@ -240,12 +240,12 @@ def hidden(data: Path) -> Iterator[Line]:
     for way in WAYS:
         shares = []
         for record, image in images:
-            for picture, relation in shown(record, image, way):
-                plain = unmarked(image, picture.size)
+            for marked, relation in shown(record, image, way):
+                plain = unmarked(image, marked.size)
                 for index in (relation.subject, relation.object):
-                    scale = picture.width / image.width
-                    place = frame_of(record.objects[index], scale, picture.size)
-                    shares.append(1 - visible_share(plain, picture, place))
+                    scale = marked.width / image.width
+                    place = frame_of(record.objects[index], scale, marked.size)
+                    shares.append(1 - visible_share(plain, marked, place))
         line: Line = {"page": "numbering", "table": "photographs", "way": way}
         yield line | {"photographs": len(images), "hidden": round(float(np.mean(shares)), 4)}
 
@@ -266,7 +266,7 @@ def main() -> None:
             NAMES[str(line["way"])], f"{line['relations']:,}", *shares, f"{line['AP']:.3f}"
         )
     photographed = list(hidden(options.data))
-    hides = Table("picture", "photographs", "hidden of boxes")
+    hides = Table("image", "photographs", "hidden of boxes")
     for line in photographed:
         hides.add_row(NAMES[str(line["way"])], str(line["photographs"]), f"{line['hidden']:.1%}")
     if options.lines:

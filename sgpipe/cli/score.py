@@ -52,7 +52,9 @@ def score(
     ] = None,
     questions: Annotated[
         Literal["each", "shared"] | None,
-        declare.option("vlm: a picture for each relation (each), or numbered boxes for all."),
+        declare.option(
+            "vlm: an outlined image for each relation (each), or numbered boxes for all."
+        ),
     ] = None,
     images: cli.MovedImages = None,
     device: cli.Device = "auto",

@@ -23,7 +23,8 @@ from rich.text import Text
 from scipy.stats import binomtest
 
 from sgpipe.errors import UserError
-from sgpipe.generation.engine import Engine, LocalEngine, UnitReader, UnitWriter, WorkUnit
+from sgpipe.generation.engine import Engine, UnitReader, UnitWriter, WorkUnit
+from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.resolve import resolve
 from sgpipe.generation.run import LabellingRun, announce_own_code
 from sgpipe.recipe import STAGES, Recipe

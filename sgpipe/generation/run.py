@@ -13,7 +13,6 @@ from sgpipe.files.hub import fetch_models
 from sgpipe.generation.budget import ErrorBudget
 from sgpipe.generation.engine import (
     Engine,
-    LocalEngine,
     StageBuilder,
     UnitReader,
     UnitWriter,
@@ -22,6 +21,7 @@ from sgpipe.generation.engine import (
 )
 from sgpipe.generation.identity import source_identity
 from sgpipe.generation.image_roots import check_names, keep_indexes, open_image_roots
+from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.resolve import RunPlan, resolve
 from sgpipe.generation.spending import RunSpending, asks_endpoint, check_prices

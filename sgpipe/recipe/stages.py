@@ -373,7 +373,8 @@ class TagConfig(StageConfig):
     )
     requests: Requests = Requests()
     questions: Literal["each", "shared"] = Field(
-        "each", description="vlm: a picture for each relation, or shared, with numbered boxes"
+        "each",
+        description="vlm: an outlined image for each relation, or shared, with numbered boxes",
     )
     prior: Literal["layout"] | None = None
     prior_power: float = Field(

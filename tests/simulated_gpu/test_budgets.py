@@ -125,7 +125,7 @@ def test_a_token_of_captions(
 def test_twelve_candidates_of_an_image(
     tmp_path: Path, questions: Literal["each", "shared"], launches: int, waits: int
 ) -> None:
-    """Two questions about each: in pictures of their own, or in one with numbers."""
+    """Two questions about each: on images of their own, or on one with numbers."""
     model = make_vlm(tmp_path / "vlm", "smolvlm")
     config = TagConfig(method="vlm", tagger=str(model), questions=questions, device="cuda")
     scorer = VlmScorer(config)

@@ -1,4 +1,6 @@
-"""One picture for many questions: boxes are numbered on it, and questions name their numbers."""
+"""One image for many questions: its boxes are outlined and numbered, and questions name their
+numbers.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,8 +11,8 @@ from sgpipe.records import Box, Relation
 from sgpipe.utils.console import single_line
 from sgpipe.viz import TextPlacer, colour_of, corners, font, middle
 
-MOST_MARKS = 30  # on a picture, so that numbers can be read; more boxes are on further pictures
-# pixels of the longer side of a picture
+MOST_MARKS = 30  # on an image, so that numbers can be read; further boxes are on further copies
+# pixels of the longer side of a numbered image
 _SHORTEST = 640
 _LONGEST = 1024
 # parts of the longer side
@@ -20,8 +22,8 @@ _FIRST_LINE = "Things in this image are outlined and numbered."
 
 
 @dataclass
-class NumberedPicture:
-    """Boxes of an image that are numbered on one picture, and what is asked about them.
+class NumberedImage:
+    """The boxes that are numbered on one copy of an image, and the relations asked about.
 
     Attributes:
         boxes: indices of objects; the first has number 1.
@@ -58,12 +60,12 @@ def draw_numbers(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     longer = max(image.size)
     scale = min(max(longer, _SHORTEST), _LONGEST) / longer
     width, height = (max(round(side * scale), 1) for side in image.size)
-    picture = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)
-    pen = ImageDraw.Draw(picture)
-    line = round(_LINE * max(picture.size))
-    text_height = round(_NUMBER * max(picture.size))
+    marked = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)
+    pen = ImageDraw.Draw(marked)
+    line = round(_LINE * max(marked.size))
+    text_height = round(_NUMBER * max(marked.size))
     letters = font(text_height)
-    rectangles = [corners(box.bbox, scale, picture.size) for box in boxes]
+    rectangles = [corners(box.bbox, scale, marked.size) for box in boxes]
     for index, rectangle in enumerate(rectangles):
         pen.rectangle(rectangle, outline=colour_of(index), width=line)
     placer = TextPlacer(width, height, rectangles)
@@ -77,28 +79,27 @@ def draw_numbers(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         pen.line(((x, y), nearest), fill=colour_of(index), width=line)
         pen.rectangle(place, fill=colour_of(index))
         pen.text((x, y), number, fill="white", font=letters, anchor="mm")
-    return picture
+    return marked
 
 
-def numbered_pictures(
-    objects: Sequence[Box], relations: Sequence[Relation]
-) -> list[NumberedPicture]:
-    """Share relations out over as few pictures as their boxes need, pairs of large boxes first.
+def numbered_images(objects: Sequence[Box], relations: Sequence[Relation]) -> list[NumberedImage]:
+    """Distribute relations over as few copies of the image as their boxes need, pairs of large boxes
+    first.
 
-    The largest box of a picture has number 1.
+    The largest box of a copy has number 1.
     """
     ranks = [box.rank for box in objects]
     ranks_of_pairs = [(ranks[relation.subject], ranks[relation.object]) for relation in relations]
 
-    pictures: list[NumberedPicture] = []
+    copies: list[NumberedImage] = []
     numbered: set[int] = set()
     for index in sorted(range(len(relations)), key=ranks_of_pairs.__getitem__):
         ends = {relations[index].subject, relations[index].object}
         ends = {end for end in ends if not objects[end].is_nothing}
-        if not pictures or len(numbered | ends) > MOST_MARKS:
-            pictures.append(NumberedPicture())
+        if not copies or len(numbered | ends) > MOST_MARKS:
+            copies.append(NumberedImage())
             numbered = set()
         numbered |= ends
-        pictures[-1].boxes = sorted(numbered, key=ranks.__getitem__)
-        pictures[-1].relations.append(index)
-    return pictures
+        copies[-1].boxes = sorted(numbered, key=ranks.__getitem__)
+        copies[-1].relations.append(index)
+    return copies

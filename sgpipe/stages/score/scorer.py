@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from sgpipe.recipe import CaptionConfig, TagConfig
 from sgpipe.records import Box, Relation
 from sgpipe.stages.caption.stage import load_captioner
-from sgpipe.stages.score.numbered import NumberedPicture, draw_numbers, numbered_pictures
+from sgpipe.stages.score.numbered import NumberedImage, draw_numbers, numbered_images
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
 from sgpipe.stages.served.images import image_url
@@ -173,7 +173,7 @@ class VlmScorer:
     """Asks a model, local or served, whether a relation is correct, in two requests of one token
     each.
 
-    With `tag.questions: each` a picture shows the boxes of one relation, and no answer depends on
+    With `tag.questions: each` an image shows the boxes of one relation, and no answer depends on
     another question; with `shared` it shows numbered boxes, and all questions about it begin alike.
     A server must return log-probabilities.
     """
@@ -213,8 +213,8 @@ class VlmScorer:
         objects = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
         relations = [Relation(0, 1, "next to"), Relation(1, 0, "sitting on the back of")]
         if self._is_shared:
-            [picture] = numbered_pictures(objects, relations)
-            return self._ask_together(picture, image, objects, relations)
+            [numbered] = numbered_images(objects, relations)
+            return self._ask_together(numbered, image, objects, relations)
         return list(self._ask(image, objects, relations))
 
     def load(self) -> None:
@@ -247,10 +247,10 @@ class VlmScorer:
         self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
     ) -> Iterator[Score]:
         scores: dict[int, Score] = {}
-        for picture in numbered_pictures(objects, relations):
-            requests = self._ask_together(picture, image, objects, relations)
+        for numbered in numbered_images(objects, relations):
+            requests = self._ask_together(numbered, image, objects, relations)
             shares = map(_share, self._model.ask_together(requests))
-            scores |= zip(picture.relations, map(mean_of_orders, shares, shares), strict=True)
+            scores |= zip(numbered.relations, map(mean_of_orders, shares, shares), strict=True)
         return map(scores.__getitem__, range(len(relations)))
 
     def _ask(
@@ -266,20 +266,20 @@ class VlmScorer:
 
     def _ask_together(
         self,
-        picture: NumberedPicture,
+        numbered: NumberedImage,
         image: Image.Image,
         objects: Sequence[Box],
         relations: Sequence[Relation],
     ) -> list[ChatRequest]:
-        """Return both questions about each relation of a picture; all begin with the same image
+        """Return both questions about each relation of a numbered image; all begin with the same image
         and text.
         """
-        marked = draw_numbers(image, [objects[index] for index in picture.boxes])
+        marked = draw_numbers(image, [objects[index] for index in numbered.boxes])
         shown = image_url(marked) if self._served else marked
-        prompt = picture.prompt(objects)
+        prompt = numbered.prompt(objects)
         requests = []
-        for index in picture.relations:
-            for question in in_both_orders(picture.question(objects, relations[index])):
+        for index in numbered.relations:
+            for question in in_both_orders(numbered.question(objects, relations[index])):
                 text = f"{prompt}\n{question}"
                 requests.append(ChatRequest(text, shown, max_tokens=1, logprobs=True))
         return requests

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import EngineError, UserError
 from sgpipe.generation.engine import (
-    LocalEngine,
     StageBuilder,
     UnitReader,
     UnitWriter,
     WorkUnit,
 )
+from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.recipe import EngineConfig, StagePlan, load_recipe
 from sgpipe.records import Record
 from sgpipe.stages.served.answers import CacheFolder
@@ -115,7 +115,7 @@ class Counting(Stub):
 def test_after_a_crash_the_models_are_loaded_once_for_each_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sgpipe.generation.engine._IMAGES_PER_WORKER", 1)
+    monkeypatch.setattr("sgpipe.generation.local_engine._IMAGES_PER_WORKER", 1)
     monkeypatch.setenv("LOADED", str(tmp_path))
     errors = label(
         tmp_path,

@@ -75,7 +75,9 @@ def test_answers_of_a_run_without_a_shard_are_kept(coco: Files, tmp_path: Path) 
         assert sorted(server.paid.values()) == [1] * IMAGES + [2]
 
 
-def test_candidates_of_an_image_are_asked_about_one_picture(coco: Files, tmp_path: Path) -> None:
+def test_candidates_of_an_image_are_asked_about_one_numbered_image(
+    coco: Files, tmp_path: Path
+) -> None:
     vlm = {"tag": {"method": "vlm", "tagger": "tiny-vlm", "questions": "shared"}}
     with EndpointServer(lambda body: ["Yes"] if body.get("logprobs") else caption(body)) as server:
         settings = {**vlm, "tag.endpoint": server.url, "pair.candidates": "image"}

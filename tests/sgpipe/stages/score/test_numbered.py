@@ -1,4 +1,4 @@
-"""Questions about one picture with numbered boxes: what is shown and asked, and that answers are
+"""Questions about one image with numbered boxes: what is shown and asked, and that answers are
 those of single questions.
 """
 
@@ -18,7 +18,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import Requests, TagConfig
 from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.stages.caption import shared_prefix
-from sgpipe.stages.score.numbered import MOST_MARKS, draw_numbers, numbered_pictures
+from sgpipe.stages.score.numbered import MOST_MARKS, draw_numbers, numbered_images
 from sgpipe.stages.score.scorer import NO_AREA, VlmScorer
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import ChatRequest, Refusal
@@ -78,8 +78,8 @@ def served(server: EndpointServer, cache_folder: CacheFolder | None = None) -> V
 
 
 def requests_of(scorer: VlmScorer, image: Image.Image) -> list[ChatRequest]:
-    [picture] = numbered_pictures(OBJECTS, VISIBLE)
-    return scorer._ask_together(picture, image, OBJECTS, VISIBLE)
+    [numbered_image] = numbered_images(OBJECTS, VISIBLE)
+    return scorer._ask_together(numbered_image, image, OBJECTS, VISIBLE)
 
 
 def content(body: Mapping[str, Any]) -> tuple[str, str]:
@@ -213,15 +213,17 @@ def test_boxes_have_outlines_and_numbers_in_their_colours(
         Box("person", 0, (60 / scale, 80 / scale, 200 / scale, 250 / scale)),
         Box("dog", 1, (300 / scale, 90 / scale, 150 / scale, 100 / scale)),
     ]
-    picture = draw_numbers(image, boxes)
-    assert picture.size == shown
+    numbered_image = draw_numbers(image, boxes)
+    assert numbered_image.size == shown
     assert image.getcolors(1) == [(size[0] * size[1], GREY)], "the image itself is not drawn on"
     for index, places in enumerate([((61, 200), (258, 200)), ((301, 140), (448, 140))]):
         colour = ImageColor.getrgb(colour_of(index))
-        assert [picture.getpixel(place) for place in places] == [colour, colour]
-    assert picture.getpixel((160, 200)) == picture.getpixel((375, 140)) == GREY, "not hidden"
+        assert [numbered_image.getpixel(place) for place in places] == [colour, colour]
+    assert numbered_image.getpixel((160, 200)) == numbered_image.getpixel((375, 140)) == GREY, (
+        "not hidden"
+    )
     only_outlines = {GREY, *(ImageColor.getrgb(colour_of(index)) for index in range(2))}
-    number = picture.crop((55, 55, 95, 84)).getcolors(1 << 16)
+    number = numbered_image.crop((55, 55, 95, 84)).getcolors(1 << 16)
     assert {colour for _, colour in number} - only_outlines, "white letters"
 
 
@@ -250,14 +252,14 @@ def test_one_box_has_number_1(image: Image.Image) -> None:
 
 
 def test_names_with_line_breaks_stay_on_their_line() -> None:
-    [picture] = numbered_pictures(OBJECTS, [Relation(4, 0, "next\nto")])
-    assert picture.prompt(OBJECTS).splitlines()[1:] == ["1: person", "2: cup of coffee"]
-    question = picture.question(OBJECTS, Relation(4, 0, "next\nto"))
+    [numbered_image] = numbered_images(OBJECTS, [Relation(4, 0, "next\nto")])
+    assert numbered_image.prompt(OBJECTS).splitlines()[1:] == ["1: person", "2: cup of coffee"]
+    question = numbered_image.question(OBJECTS, Relation(4, 0, "next\nto"))
     assert question == "Is the cup of coffee (2) next to the person (1)?"
 
 
 @pytest.mark.parametrize("ends", ["a chain", "one subject", "any pairs"])
-def test_ten_thousand_boxes_are_on_pictures_that_can_be_read(ends: str) -> None:
+def test_ten_thousand_boxes_are_on_images_that_can_be_read(ends: str) -> None:
     noise = random.Random(0)
     number = 10_000
     objects = []
@@ -271,15 +273,15 @@ def test_ten_thousand_boxes_are_on_pictures_that_can_be_read(ends: str) -> None:
     elif ends == "any pairs":
         pairs = [(noise.randrange(number), noise.randrange(number)) for _ in range(number)]
     relations = [Relation(*pair, "next to") for pair in pairs]
-    pictures = numbered_pictures(objects, relations)
-    asked = [index for picture in pictures for index in picture.relations]
+    copies = numbered_images(objects, relations)
+    asked = [index for numbered_image in copies for index in numbered_image.relations]
     assert sorted(asked) == list(range(len(relations)))
-    for picture in pictures:
-        assert len(picture.boxes) == len({*picture.boxes}) <= MOST_MARKS
-        numbered = {*picture.boxes}
-        for index in picture.relations:
+    for numbered_image in copies:
+        assert len(numbered_image.boxes) == len({*numbered_image.boxes}) <= MOST_MARKS
+        numbered = {*numbered_image.boxes}
+        for index in numbered_image.relations:
             assert {relations[index].subject, relations[index].object} <= numbered
-    ranks = [objects[index].rank for index in pictures[0].boxes]
+    ranks = [objects[index].rank for index in copies[0].boxes]
     assert ranks == sorted(ranks)
 
 
