@@ -47,7 +47,7 @@ def own_reference(kind: Kind, name: str) -> str | None:
 
 
 def reference_of(kind: Kind, name: str) -> str | None:
-    """Return the reference of a name, also of one of sgpipe's; None: there is none."""
+    """Return the reference of a name, also of one of sgpipe's; None: the name is not known."""
     return BUILT_IN[kind].get(name) or own_reference(kind, name)
 
 

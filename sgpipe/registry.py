@@ -1,7 +1,7 @@
 """What sgpipe ships for its open kinds, by name, as an installed package states what it adds.
 
 A row is what an entry point is: a name, and the `package.module:attribute` that it stands for, which
-is imported when it is asked for. They are no entry points, since these are read from files of all
+is imported when it is asked for. They are not entry points, since these are read from files of all
 installed packages, which takes longer than the command line needs to start, and since sgpipe also
 runs from a folder that is not installed, as on the workers of a cluster.
 """

@@ -29,7 +29,8 @@ PASSING: tuple[Fault, ...] = ("limited", "broken", "cut")
 LASTING: tuple[Fault, ...] = ("refusal", "filtered", "empty", "rejected")
 _ERRORS: dict[Fault | None, tuple[int, str]] = {
     "limited": (429, "Rate limit reached"), "broken": (500, "worker lost; request had {key}"),
-    "rejected": (400, "{rejection}"), "unpaid": (402, "Insufficient credits"), "error": (200, "Rate limit reached"),
+    "rejected": (400, "{rejection}"), "unpaid": (402, "Insufficient credits"),
+    "away": (503, "restarting"), "error": (200, "Rate limit reached"),
 }  # fmt: skip
 
 Answerer = Callable[[dict[str, Any]], Sequence[str]]

@@ -173,6 +173,8 @@ class StageBuilder:
         classes: the id of every class that a box can have; None: those of the detector, which runs
             first.
         cache_folder: where answers of served models are kept.
+        checks: refuse what cannot be used, such as a server that does not answer; not necessary
+            once a worker has labelled a unit.
     """
 
     build: Callable[[StagePlan, Mapping[str, ImageRoot], Mapping[str, int]], Sequence[Stage]]
@@ -180,6 +182,7 @@ class StageBuilder:
     roots: Mapping[str, ImageRoot]
     classes: Mapping[str, int] | None
     cache_folder: CacheFolder
+    checks: bool = True
 
     def __call__(self) -> list[Stage]:
         """Raises UserError: there is no such model, or one of another kind, as far as its
@@ -193,7 +196,8 @@ class StageBuilder:
             classes = {name: number for number, name in enumerate(names, 1)}
         stages = list(self.build(self.plan, self.roots, classes))
         for stage in stages:
-            stage.check()
+            if self.checks:
+                stage.check()
             stage.cache_folder = self.cache_folder
         return stages
 
@@ -257,17 +261,17 @@ class Patience:
     """Ends a run whose store answers no worker.
 
     Attributes:
-        workers: how many ask the store.
+        units: how many are labelled at once.
     """
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, units: int) -> None:
+        self.units = units
         self._in_a_row = 0
 
     def postpone(self, postponed: PostponedUnit) -> None:
-        """Raises EngineError: every worker has tried several times, and no unit was finished."""
+        """Raises EngineError: each was tried several times, and no unit was finished."""
         self._in_a_row += 1
-        if self._in_a_row >= TRIES * self.workers:
+        if self._in_a_row >= TRIES * self.units:
             raise EngineError(postponed.reason)
 
     def restore(self) -> None:

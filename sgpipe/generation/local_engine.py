@@ -49,6 +49,7 @@ from sgpipe.utils.devices import usable_gpus
 _IMAGES_PER_WORKER = 64  # the packaged models label this many while a worker imports them
 _PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
 _BUILDING = threading.Lock()  # stages, of which a worker has one set
+_CRASHED = 71  # exit code
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -184,6 +185,7 @@ class LocalEngine(Engine):
         self._streamed_requests = stages.streamed_requests
         self._processes: list[WorkerProcess] = []
         self._crashes = Counter[WorkUnit]()
+        self._last_notice: Notice | None = None
 
     def warm_up(self, build: Callable[[], object]) -> None:
         """Start the first worker, which imports what the stages need while the driver plans."""
@@ -214,7 +216,7 @@ class LocalEngine(Engine):
         self._isolated_work = replace(self._work, runner=isolated_runner, open_units=1)
         self._crashes.clear()
         queue = deque(units)
-        patience = Patience(self.max_workers)
+        patience = Patience(self.max_workers * open_units)
         target = min(self._first, len(units))
         patience_ends = math.inf
         for process in self._processes:
@@ -227,11 +229,19 @@ class LocalEngine(Engine):
                     queue.append(answer.unit)
                     continue
                 patience.restore()
+                self._skip_checks()
                 patience_ends = min(patience_ends, time.monotonic() + _PATIENCE)
                 yield answer
             if queue and time.monotonic() > patience_ends:
                 target = min(2 * target, self.max_workers)
                 patience_ends = time.monotonic() + _PATIENCE
+
+    def _skip_checks(self) -> None:
+        """Let workers that start later rely on the checks of the first: servers may be away now."""
+        if self._work.stages.checks:
+            stages = replace(self._work.stages, checks=False)
+            self._work = replace(self._work, stages=stages)
+            self._isolated_work = replace(self._isolated_work, stages=stages)
 
     def _busy(self) -> list[WorkerProcess]:
         return [process for process in self._processes if process.units]
@@ -267,9 +277,15 @@ class LocalEngine(Engine):
                 self._replace(process)
                 continue
             if isinstance(answer, Notice):
-                self._progress.say(f"NOTE: {answer.line}")
+                self._say(answer)
                 continue
             yield answer
+
+    def _say(self, notice: Notice) -> None:
+        """Show what a worker says, unless another one has just said it."""
+        if notice != self._last_notice:
+            self._last_notice = notice
+            self._progress.say(f"NOTE: {notice.line}")
 
     def _replace(self, crashed: WorkerProcess) -> None:
         """Start a worker for the units of a crashed one that isolates each image.
@@ -319,7 +335,10 @@ def serve(pipe: int, lifeline: int) -> None:
             connection.send(answer)
 
     def label(labeller: Labeller, unit: WorkUnit) -> None:
-        send(labeller.label(unit))
+        try:
+            send(labeller.label(unit))
+        except BaseException:  # noqa: BLE001 - a thread would end in silence, and the driver wait
+            os._exit(_CRASHED)
 
     waiting.listen(lambda line: send(Notice(line)))
 

@@ -174,6 +174,14 @@ class Worker:
             raise UserError(f"{machine}, this one {self.driver}: install the same on all")
 
 
+def streamed_requests(stages: Sequence[Stage]) -> int:
+    """Return how many requests of these stages are under way at once, about images of several
+    units.
+    """
+    streaming = [stage for stage in stages if stage.streams]
+    return max((stage.config.requests_in_flight for stage in streaming), default=0)
+
+
 @dataclass(frozen=True)
 class Pool:
     """Stages that run in the same actors."""
@@ -189,8 +197,7 @@ class Pool:
     @property
     def streamed_requests(self) -> int:
         """How many requests of an actor are under way at once, about images of several units."""
-        streaming = [stage for stage in self.stages if stage.streams]
-        return max((stage.config.requests_in_flight for stage in streaming), default=0)
+        return streamed_requests(self.stages)
 
     @property
     def needs(self) -> dict[str, float]:
@@ -245,7 +252,8 @@ class RayEngine(Engine):
         kills its worker becomes an error row. Units whose store did not answer start again, too.
         """
         left = {(unit.split, unit.start): unit for unit in units}
-        patience = Patience(max(self.workers.values()))
+        open_units = open_units_of(units, streamed_requests(self._stages))
+        patience = Patience(max(self.workers.values()) * open_units)
         kind: type[StageRunner | IsolatedRunner] = StageRunner
         while left:
             before = len(left)

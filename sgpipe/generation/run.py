@@ -321,7 +321,8 @@ class LabellingRun:
                 advance(shard.rows, shard.counts)
                 for note in meter.add(shard, written):
                     self.progress.say(note)
-                self.spending.check()
+                if meter.queue > 0:
+                    self.spending.check()
         for line in meter.summary():
             self.progress.say(line)
         failed = budget.note()

@@ -129,13 +129,13 @@ class StageConfig(Config):
         """`package.module:Class` of each stage in `then`.
 
         Raises:
-            UserError: it is no such name.
+            UserError: the name is not known.
         """
         references = []
         for name in self.then:
             reference = own_reference("stage", name)
             if reference is None:
-                raise UserError(f"then: {name!r} is no stage; expected package.module:Class")
+                raise UserError(f"then: {name!r} is not a stage; expected package.module:Class")
             references.append(reference)
         return references
 

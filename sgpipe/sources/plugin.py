@@ -20,7 +20,7 @@ from sgpipe.utils.console import count
 
 Options: TypeAlias = Mapping[str, object]
 
-_PLACES = ("annotations", "split", "images")  # parameters of `open` that are no options
+_PLACES = ("annotations", "split", "images")  # parameters of `open` that are not options
 
 
 def _no_records(annotations: Path, split: str) -> Iterable[Record]:
@@ -52,6 +52,10 @@ class Source:
     is_unsplit: bool = True
     has_own_splits: bool = False
     states_split: bool = False
+
+    def __post_init__(self) -> None:
+        if self.open is None and self.read is _no_records:
+            raise UserError(f"source {self.name}: expected `read` or `open`")
 
     @property
     def options(self) -> list[inspect.Parameter]:

@@ -65,6 +65,35 @@ class Usage:
 StageOutput = tuple[list[Record], Usage]
 
 
+class SharedSeconds:
+    """A clock that runs n times as slowly while n threads use it, so that their seconds add up to
+    the time that passed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._seconds = 0.0
+        self._now = 0.0
+
+    def begin(self) -> float:
+        """Return the time by this clock, which one more thread uses from now on."""
+        return self._advance(1)
+
+    def end(self) -> float:
+        """Return the time by this clock, which one thread less uses from now on."""
+        return self._advance(-1)
+
+    def _advance(self, threads: int) -> float:
+        with self._lock:
+            now = time.perf_counter()
+            if self._threads:
+                self._seconds += (now - self._now) / self._threads
+            self._now = now
+            self._threads += threads
+            return self._seconds
+
+
 class StageRunner:
     """Sets up its stages on the first call.
 
@@ -82,6 +111,7 @@ class StageRunner:
         self._compiled: dict[str, float] = {}
         self._setting_up = threading.Lock()
         self._computing = threading.Lock()
+        self._streaming = SharedSeconds()
 
     def __reduce__(self) -> tuple[type[StageRunner], tuple[Sequence[Stage], ImageLimits]]:
         """A runner that is sent to another process begins anew there."""
@@ -118,11 +148,14 @@ class StageRunner:
         return records, usage
 
     def _run_measured(self, stage: Stage, records: list[Record]) -> StageOutput:
-        began = time.perf_counter()
+        clock = self._streaming if stage.streams else SharedSeconds()
+        began = clock.begin()
         failures: list[Failure] = []
-        with GpuUtilization(stage.device) as gpu:
-            records = self._run(stage, records, failures)
-        seconds = time.perf_counter() - began
+        try:
+            with GpuUtilization(stage.device) as gpu:
+                records = self._run(stage, records, failures)
+        finally:
+            seconds = clock.end() - began
         use = stage.gpu_use()
         share = gpu.read()
         if share is not None:

@@ -152,7 +152,7 @@ def test_names_are_checked_before_workers_start(code: Path) -> None:
     }
     with pytest.raises(UserError, match=r"expected STAGE=package\.module:Class"):
         settings_of_option(["own:Stage"])
-    with pytest.raises(UserError, match="'nowhere' is no stage"):
+    with pytest.raises(UserError, match="'nowhere' is not a stage"):
         check_code(recipe("nowhere"), STAGES)
     with pytest.raises(UserError, match=r"is not a subclass of sgpipe\.Stage"):
         check_code(recipe("own_stages:sgpipe"), STAGES)

@@ -119,6 +119,7 @@ def test_a_token_of_captions(
     hold(launches, 0.3, TOKENS + 4 - prompt)
 
 
+@pytest.mark.usefixtures("filled_buffers")
 @pytest.mark.parametrize(
     ("questions", "launches", "waits"), [("each", 5000, 440), ("shared", 360, 24)]
 )

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, BatchFeature, PreTrainedModel
+from transformers import BatchFeature
 
 if "tests.simulated_gpu.device" not in sys.modules:
     pytest.skip("only with its plugin: make test-simulated-gpu", allow_module_level=True)
 
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages import checkpoint
 from sgpipe.stages.caption import vision_language
 from sgpipe.stages.caption.blip import GPU_GROUP
 from sgpipe.stages.caption.captioner import CaptionInput
@@ -29,6 +28,8 @@ from tests import vlm_checkpoints
 from tests.simulated_gpu.device import counts
 from tests.simulated_gpu.test_budgets import hold
 from tests.vlm_checkpoints import FAMILIES, make_vlm
+
+pytestmark = pytest.mark.usefixtures("filled_buffers")
 
 SIZES = ((60, 40), (33, 90), (64, 64), (128, 30))
 PUBLISHED_LAYERS = 28  # of Qwen2-VL 2B and Qwen2.5-VL 7B
@@ -46,22 +47,6 @@ def sources(number: int) -> list[CaptionInput]:
         image = Image.fromarray(pixels).resize(SIZES[index % len(SIZES)])
         images.append(CaptionInput(image, 2**62 + 12345 * index))
     return images
-
-
-@pytest.fixture(autouse=True)
-def _buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill buffers that no checkpoint has, which transformers leaves undefined when it loads here."""
-    load_weights = checkpoint.load_weights
-
-    def load(
-        model_class: type[AutoModelForImageTextToText], source: str, role: str, dtype: torch.dtype
-    ) -> PreTrainedModel:
-        model: PreTrainedModel = load_weights(model_class, source, role, dtype=dtype)
-        for name, buffer in model_class.from_config(model.config).named_buffers():
-            model.get_buffer(name).copy_(buffer)
-        return model
-
-    monkeypatch.setattr(checkpoint, "load_weights", load)
 
 
 def make_captioner(folder: Path, **settings: object) -> VisionLanguageCaptioner:

@@ -5,11 +5,12 @@ twice.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sqlite3
 import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -22,7 +23,7 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.files.locations import StorePath
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.stages.served.chat import Check, Choice
-from sgpipe.stages.served.segments import AnswerStore, StoredAnswer
+from sgpipe.stages.served.segments import AnswerStore, Segment, StoredAnswer
 from sgpipe.storage.run_folder import ANSWERS, REQUESTS
 from sgpipe.storage.tokens import TOKENS, Spending
 
@@ -38,13 +39,19 @@ CREATE TABLE IF NOT EXISTS spending (
     cached_tokens INTEGER NOT NULL DEFAULT 0,
     completion_tokens INTEGER NOT NULL DEFAULT 0,
     cost REAL NOT NULL DEFAULT 0,
-    dearest REAL NOT NULL DEFAULT 0,
-    under_way INTEGER NOT NULL DEFAULT 0
+    dearest REAL NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS under_way (
+    process INTEGER NOT NULL,
+    command TEXT NOT NULL,
+    requests INTEGER NOT NULL,
+    PRIMARY KEY (process, command)
 ) WITHOUT ROWID;
 """
 _ADD_ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)"
+_NOTE_SEGMENT = "INSERT OR IGNORE INTO segments VALUES (?)"
 _ADD_SPENDING = """
-INSERT INTO spending VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (command) DO UPDATE SET
+INSERT INTO spending VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (command) DO UPDATE SET
     prompt_tokens = prompt_tokens + excluded.prompt_tokens,
     cached_tokens = cached_tokens + excluded.cached_tokens,
     completion_tokens = completion_tokens + excluded.completion_tokens,
@@ -58,10 +65,16 @@ INSERT OR IGNORE INTO spending (command, dearest)
 """
 # Each request under way may cost as much as the dearest did; until one has an answer, none is known.
 _RESERVE = """
-UPDATE spending SET under_way = under_way + 1
-    WHERE command = ? AND (dearest > 0 OR under_way = 0) AND cost + (under_way + 1) * dearest < ?
-    RETURNING under_way
+INSERT INTO under_way SELECT :process, :command, 1 FROM spending, (
+        SELECT coalesce(sum(requests), 0) AS requests FROM under_way WHERE command = :command
+    ) AS reserved
+    WHERE command = :command AND (dearest > 0 OR reserved.requests = 0)
+        AND cost + (reserved.requests + 1) * dearest < :left
+    ON CONFLICT (process, command) DO UPDATE SET requests = requests + 1
+    RETURNING requests
 """
+_END_REQUEST = "UPDATE under_way SET requests = requests - 1 WHERE process = ? AND command = ?"
+_UNDER_WAY = "SELECT process, requests FROM under_way WHERE command = ?"
 _CHOICES = TypeAdapter(list[Choice])
 
 
@@ -73,14 +86,14 @@ class CacheFolder:
         path: the private folder of the run.
         host: the machine that made this object, which is that of the run.
         spending: what requests may cost.
-        tokens: of the requests of this process since they were taken last.
+        tokens: of each answer to this process since they were taken last.
         store: the store of the run; None: it is in a folder.
     """
 
     path: Path
     host: str = field(default_factory=socket.gethostname)
     spending: Spending = field(default_factory=Spending)
-    tokens: Counter[str] = field(default_factory=Counter, compare=False)
+    tokens: deque[Counter[str]] = field(default_factory=deque, compare=False)
     store: StorePath | None = None
 
     @property
@@ -97,9 +110,11 @@ class CacheFolder:
 
     def take_tokens(self) -> Counter[str]:
         """Return the tokens that this process has paid for since the last call."""
-        tokens = +self.tokens
-        self.tokens.subtract(tokens)  # others may have been added meanwhile
-        return tokens
+        total = Counter[str]()
+        with suppress(IndexError):
+            while True:  # other threads add and take tokens meanwhile
+                total.update(self.tokens.popleft())
+        return total
 
 
 class RequestCache:
@@ -114,7 +129,7 @@ class RequestCache:
         self,
         file: Path,
         spending: Spending | None = None,
-        tokens: Counter[str] | None = None,
+        tokens: deque[Counter[str]] | None = None,
         store: StorePath | None = None,
     ) -> None:
         """Opens nothing.
@@ -123,18 +138,22 @@ class RequestCache:
             file: of SQLite.
             spending: what requests may cost; None: it does not matter.
             tokens: where those of each answer are added.
-            store: of the run, which has the answers that came to other machines; None: there is none.
+            store: of the run, which has the answers that came to other machines; None: the run is in a folder.
         """
         self.file = file
         self.spending = spending or Spending()
-        self._tokens = Counter[str]() if tokens is None else tokens
+        self._tokens = deque[Counter[str]]() if tokens is None else tokens
         self._stored = AnswerStore(store / ANSWERS, self._note_segment) if store else None
         self._is_complete = store is None
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
     def get(self, body: bytes) -> list[Choice] | None:
-        """Return the answer to a request; None: there is none. Raises StoreError, too."""
+        """Return the answer to a request, or None if it has not been answered.
+
+        Raises:
+            StoreError: the answers of other machines cannot be read.
+        """
         self._complete()
         rows = self._execute(
             "SELECT choices FROM answers WHERE request = ?", [sha256(body).digest()]
@@ -159,21 +178,26 @@ class RequestCache:
         """Take in, once, the answers that came to other machines."""
         if self._stored is None or self._is_complete:
             return
-        self._is_complete = True
         known = {name for (name,) in self._execute("SELECT name FROM segments", create=True)}
         for name, segment in self._stored.segments(known):
-            rows = [
-                (bytes.fromhex(answer.request), answer.choices, answer.usable)
-                for answer in segment.answers
-            ]
-            self._execute_all(_ADD_ANSWER, rows)
-            counts = [segment.tokens[token] for token in TOKENS]
-            self._execute(_ADD_SPENDING, [name, *counts, 0, 0])
-            self._note_segment(name)
+            self._take_in(name, segment)
+        self._is_complete = True
+
+    def _take_in(self, name: str, segment: Segment) -> None:
+        """Add the answers and tokens of a segment, all or none."""
+        rows = [
+            (bytes.fromhex(answer.request), answer.choices, answer.usable)
+            for answer in segment.answers
+        ]
+        counts = [segment.tokens[token] for token in TOKENS]
+        with self._transaction() as connection:
+            connection.executemany(_ADD_ANSWER, rows)
+            connection.execute(_ADD_SPENDING, [name, *counts, 0, 0])
+            connection.execute(_NOTE_SEGMENT, [name])
 
     def _note_segment(self, name: str) -> None:
         """Note that this file has the answers and tokens of a segment."""
-        self._execute("INSERT OR IGNORE INTO segments VALUES (?)", [name], create=True)
+        self._execute(_NOTE_SEGMENT, [name], create=True)
 
     def flush(self) -> None:
         """Write into the store what is not in it. Raises StoreError."""
@@ -191,7 +215,7 @@ class RequestCache:
 
     def put_tokens(self, tokens: Counter[str]) -> None:
         """Note the tokens of an answer, and what they cost."""
-        self._tokens.update(tokens)
+        self._tokens.append(tokens)
         if self._stored:
             self._stored.add_tokens(tokens)
         cost = self.spending.cost(tokens)
@@ -209,24 +233,30 @@ class RequestCache:
         """Return whether one more request may be sent, which then counts as under way."""
         command = self.spending.command
         self._execute(_BEGIN_SPENDING, [command], create=True)
-        return bool(self._execute(_RESERVE, [command, self.spending.left]))
+        values = {"process": os.getpid(), "command": command, "left": self.spending.left}
+        return bool(self._execute(_RESERVE, values))
 
     def end_request(self) -> None:
         """A request that was reserved is no longer under way."""
-        statement = "UPDATE spending SET under_way = under_way - 1 WHERE command = ?"
-        self._execute(statement, [self.spending.command])
+        self._execute(_END_REQUEST, [os.getpid(), self.spending.command])
 
     def requests_under_way(self) -> int:
-        """Return the requests of this command, on this machine."""
-        return int(self._of_command("under_way"))
+        """Return how many requests of this command the processes of this machine have under way;
+        those of processes that have crashed are forgotten.
+        """
+        requests = 0
+        for process, number in self._execute(_UNDER_WAY, [self.spending.command]):
+            if _is_running(process):
+                requests += number
+            else:
+                self._execute("DELETE FROM under_way WHERE process = ?", [process])
+        return requests
 
     def cost(self) -> float:
         """Return what the run has cost, as far as this machine knows."""
-        return self.spending.paid_before + self._of_command("cost")
-
-    def _of_command(self, column: str) -> float:
-        statement = f"SELECT {column} FROM spending WHERE command = ?"
-        return sum(number for (number,) in self._execute(statement, [self.spending.command]))
+        statement = "SELECT cost FROM spending WHERE command = ?"
+        costs = self._execute(statement, [self.spending.command])
+        return self.spending.paid_before + sum(cost for (cost,) in costs)
 
     def forget_refusals(self) -> None:
         """Forget what was refused or answered unusably, so that it is requested again."""
@@ -236,17 +266,25 @@ class RequestCache:
         self._execute("DELETE FROM answers WHERE NOT usable")
 
     def _execute(
-        self, statement: str, values: Sequence[object] = (), create: bool = False
+        self,
+        statement: str,
+        values: Sequence[object] | Mapping[str, object] = (),
+        create: bool = False,
     ) -> list[Any]:
         with self._opened(create) as connection:
             return connection.execute(statement, values).fetchall() if connection else []
 
-    def _execute_all(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
-        """Execute a statement with each row, in one transaction."""
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commit all that the body of a `with` statement executes, or nothing if it fails."""
         with self._opened(create=True) as connection:
             assert connection is not None
-            connection.execute("BEGIN")
-            connection.executemany(statement, rows)
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
             connection.execute("COMMIT")
 
     @contextmanager
@@ -276,3 +314,13 @@ class RequestCache:
         opened.execute("PRAGMA synchronous = NORMAL")
         opened.executescript(_TABLES)
         return opened
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,7 +13,7 @@ _SECONDS_BETWEEN_LOOKS = 0.1  # at what others have paid
 
 
 @asynccontextmanager
-async def within_budget(cache: RequestCache, patience: float) -> AsyncIterator[None]:
+async def within_budget(cache: RequestCache, turn: asyncio.Lock) -> AsyncIterator[None]:
     """Hold a request back while those under way may use up the budget.
 
     Each is expected to cost what the dearest one did, so the first goes alone, and only requests
@@ -22,7 +21,7 @@ async def within_budget(cache: RequestCache, patience: float) -> AsyncIterator[N
 
     Args:
         cache: counts the requests of all processes of this machine.
-        patience: seconds to wait for them; a process that was killed has left some.
+        turn: of the requests of this process; one at a time looks at what others have paid.
 
     Raises:
         EngineError: the budget is used up, and no request is under way.
@@ -30,11 +29,14 @@ async def within_budget(cache: RequestCache, patience: float) -> AsyncIterator[N
     if cache.spending.max_cost is None:
         yield
         return
-    ends = time.monotonic() + patience
-    while not cache.reserve_request():
-        if not cache.requests_under_way() or time.monotonic() > ends:
-            raise EngineError(cache.spending.used_up(cache.cost()))
-        await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+    async with turn:
+        while not cache.reserve_request():
+            is_last = not cache.requests_under_way()
+            if is_last and cache.reserve_request():
+                break
+            if is_last:
+                raise EngineError(cache.spending.used_up(cache.cost()))
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
     try:
         yield
     finally:

@@ -21,10 +21,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.recipe import Requests
 from sgpipe.stages.served import waiting
-from sgpipe.stages.served.answers import CacheFolder, RequestCache
+from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.budget import within_budget
 from sgpipe.stages.served.chat import (
     MAX_COMPLETION_TOKENS,
@@ -50,6 +50,7 @@ _MOST_PREPARED = 64  # requests, which hold an image in memory, besides those un
 _FIRST_PAUSE = 0.5  # seconds before a request is sent again; then twice as long, and so on
 _LONGEST_PAUSE = 8.0
 _CLOSING_SECONDS = 1.0
+_MOST_OUTAGES = 10  # of servers, during a request, which may be what makes them crash
 _TOO_MANY = (429, 503)
 _REJECTED = (400, 413, 422)
 _LIMITED = (402, 429)
@@ -95,7 +96,7 @@ class ChatEndpoint:
         servers = []
         for url in [urls] if isinstance(urls, str) else urls:
             servers.append(ChatServer(endpoint_url(url), key, requests.key, requests.timeout))
-        self._servers = ServerGroup(servers, requests.patience, self._check_models, waiting.say)
+        self._servers = ServerGroup(servers, requests.patience, waiting.say)
         # Servers append a date, a revision or a tag.
         self._served_name = re.compile(rf"{re.escape(model)}(-\d{{4}}-?\d\d-?\d\d|[@:].+)?")
         self._names_model = False  # answers name the model as the recipe does
@@ -109,6 +110,7 @@ class ChatEndpoint:
             requests.in_flight + min((_AHEAD - 1) * requests.in_flight, _MOST_PREPARED)
         )
         self._starting = threading.Lock()
+        self._turn = asyncio.Lock()  # to look at the budget
 
     def check(self, example: ChatRequest | None = None) -> None:
         """Raise UserError if the server does not answer, does not serve the model, or refuses the
@@ -117,18 +119,39 @@ class ChatEndpoint:
         Args:
             example: a request like those that will follow, sent for one answer, which is not kept.
         """
+        self._check_servers()
+        if example is None:
+            return
         retries = min(self.requests.retries, _RETRIES_OF_CHECK)
         try:
-            for server in self._servers.servers:
-                self._start(self._check_models(server, _RETRIES_OF_CHECK)).result()
-            if example is not None:
-                self._start(self._completion(replace(example, n=1), retries)).result()
+            self._start(self._completion(replace(example, n=1), retries)).result()
         except RequestError as error:
-            raise UserError(
-                f"{self.model!r} at {self._servers.servers[0].url} refuses such requests ({error})"
-            ) from None
+            url = error.server.url if error.server else self._servers.servers[0].url
+            raise UserError(f"{self.model!r} at {url} refuses such requests ({error})") from None
         except EngineError as error:
             raise UserError(str(error)) from None
+
+    def _check_servers(self) -> None:
+        """Check that all servers that answer list the model; others get no requests until they do.
+
+        Raises:
+            UserError: one does not list it, or none answers.
+        """
+        present = 0
+        refusal: UserError | None = None
+        for server in self._servers.servers:
+            try:
+                self._start(self._check_models(server, _RETRIES_OF_CHECK)).result()
+                present += 1
+            except RequestError as error:
+                server.put_away(str(error))
+                refusal = refusal or UserError(
+                    f"the endpoint {server.url} does not answer: {error}"
+                )
+        if refusal is not None and not present:
+            raise refusal
+        if refusal is not None:
+            waiting.say(f"{refusal}; it gets no requests until it does")
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
         """Yield the usable answers to each request, in order; up to `requests.in_flight` requests
@@ -153,7 +176,8 @@ class ChatEndpoint:
                     yield future.result()
                 except EngineError:
                     if self.cache:  # what is paid for outlives this machine
-                        self.cache.flush()
+                        with suppress(StoreError):
+                            self.cache.flush()
                     raise
                 finally:
                     future.cancel()  # no effect once there is an answer
@@ -164,12 +188,13 @@ class ChatEndpoint:
         while True:
             self._room.acquire()
             try:
-                request = next(remaining)
-            except BaseException as end:
+                request = next(remaining, None)
+            except BaseException:
                 self._room.release()
-                if isinstance(end, StopIteration):
-                    return
                 raise
+            if request is None:
+                self._room.release()
+                return
             yield request
 
     def _start_answer(self, request: ChatRequest, stream: int) -> Future[list[Choice] | Refusal]:
@@ -189,12 +214,15 @@ class ChatEndpoint:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _check_models(self, server: ChatServer, retries: int = 0) -> None:
-        """Raise UserError if the server does not answer, or does not list the model."""
+        """Check that a server lists the model.
+
+        Raises:
+            UserError: it does not.
+            RequestError: it does not answer.
+        """
         try:
             answer = await self._send(MODELS, None, retries, server)
-        except RequestError as error:
-            raise UserError(f"the endpoint {server.url} does not answer: {error}") from None
-        except (ValueError, RecursionError):
+        except RecursionError:
             answer = None
         names = _listed_models(answer)
         if names is None:
@@ -205,6 +233,11 @@ class ChatEndpoint:
             raise UserError(
                 f"{server.url} does not serve {self.model!r}, but {quote(', '.join(names))}"
             )
+
+    async def _check_return(self, server: ChatServer) -> None:
+        """Raise RequestError or UserError if a server that was away does not answer requests yet."""
+        await self._check_models(server)
+        await self._read_completion(_CONTROL, only=server)
 
     async def _answer(self, request: ChatRequest, stream: int) -> list[Choice] | Refusal:
         async with self._slots.place(stream):
@@ -226,7 +259,7 @@ class ChatEndpoint:
             number = 1 if self._one_by_one else request.n - first
             try:
                 # `first` gives those that come later another noise
-                choices += await self._kept(replace(request, first=first, n=number))
+                choices += await self._cached_completion(replace(request, first=first, n=number))
             except RequestError as error:
                 if number == 1 or not _NAMES_N.search(str(error)):
                     raise
@@ -241,18 +274,18 @@ class ChatEndpoint:
         if not wrong:
             return choice
         try:
-            corrected = await self._kept(request.once_more(number, choice.text, wrong))
+            corrected = await self._cached_completion(request.once_more(number, choice.text, wrong))
         except RequestError as error:
             return Choice("", str(error))
         return corrected[0]
 
-    async def _kept(self, request: ChatRequest) -> list[Choice]:
+    async def _cached_completion(self, request: ChatRequest) -> list[Choice]:
         if self.cache is None:
             return await self._completion(request, self.requests.retries)
         body = json.dumps(request.fields(self.model), sort_keys=True).encode()
         choices = self.cache.get(body)
         if choices is None:
-            async with within_budget(self.cache, self.requests.timeout):
+            async with within_budget(self.cache, self._turn):
                 choices = await self._completion(request, self.requests.retries)
             self.cache.put(body, choices, request.check)
         return choices
@@ -264,48 +297,52 @@ class ChatEndpoint:
             RequestError: if this request gets none; see also the class.
         """
         try:
-            return await self._attempt(request, retries)
+            return await self._read_completion(request, retries)
         except RequestError as error:
             failed = error
+        server = failed.server or self._servers.servers[0]
         if failed.status == _NOT_FOUND:
-            for server in self._servers.servers:
-                await self._check_models(server)
-            url = self._servers.servers[0].url
-            raise UserError(f"{url} has no chat API ({failed}); the URL often ends in /v1")
+            await self._check_models(server)
+            raise UserError(f"{server.url} has no chat API ({failed}); the URL often ends in /v1")
         answers_others = failed.status in _REJECTED
         if not answers_others and failed.status not in _LIMITED:
             with suppress(RequestError, EngineError):
-                answers_others = bool(await self._attempt(_CONTROL))
+                answers_others = bool(await self._read_completion(_CONTROL))
         if answers_others:
             raise failed
-        raise EngineError(f"{self._servers.described()} does not answer: {failed}")
+        raise EngineError(f"the endpoint {server.url} does not answer: {failed}")
 
-    async def _attempt(self, request: ChatRequest, retries: int = 0) -> list[Choice]:
+    async def _read_completion(
+        self, request: ChatRequest, retries: int = 0, only: ChatServer | None = None
+    ) -> list[Choice]:
+        """Send a request, and return the choices of its answer.
+
+        Raises:
+            RequestError: there is no answer, or it cannot be read; see also the class.
+        """
         limit = self._limit
         try:
-            completion = await self._send(_CHAT, request.fields(self.model, limit), retries)
-            choices = read_choices(completion, request.logprobs)
+            completion = await self._send(_CHAT, request.fields(self.model, limit), retries, only)
+            return read_choices(completion, request.logprobs)
         except (ValueError, RecursionError) as error:
             raise RequestError(self._servers.servers[0].without_key(str(error))) from None
         except RequestError as error:
             if limit == MAX_COMPLETION_TOKENS or MAX_COMPLETION_TOKENS not in str(error):
                 raise
             self._limit = MAX_COMPLETION_TOKENS  # newer models of OpenAI require this name
-            return await self._attempt(request, retries)
-        if self.cache:
-            self._count_tokens(self.cache, completion)
-        return choices
+            return await self._read_completion(request, retries, only)
 
-    def _count_tokens(self, cache: RequestCache, completion: object) -> None:
-        """Raises UserError: there are prices, but no tokens."""
-        assert isinstance(completion, Mapping)  # it has choices
+    def _count_tokens(self, server: ChatServer, completion: object) -> None:
+        """Raises UserError: there are prices, but the server counts no tokens."""
+        if self.cache is None or not isinstance(completion, Mapping):
+            return
         tokens = read_tokens(completion)
         if tokens is not None:
-            cache.put_tokens(tokens)
-        elif cache.spending.prices is not None:
+            self.cache.put_tokens(tokens)
+        elif "choices" in completion and self.cache.spending.prices is not None:
             raise UserError(
-                f"{self._servers.described()} does not count tokens, so that their cost is unknown: omit"
-                " --prompt-price, --completion-price and --max-cost"
+                f"the endpoint {server.url} does not count tokens, so that their cost is unknown:"
+                " omit --prompt-price, --completion-price and --max-cost"
             )
 
     async def _send(
@@ -328,23 +365,45 @@ class ChatEndpoint:
             self._session = new_session()
             weakref.finalize(self, _close, asyncio.get_running_loop(), self._session)
         pause = _FIRST_PAUSE
-        for retry in count():
-            server = only or await self._servers.choose()
-            began = time.monotonic()
+        failures = 0
+        outages = 0
+        while True:
+            server = only or await self._servers.choose(self._check_return)
             try:
-                answer = await server.send(self._session, path, fields)
-                self._check_name(server, answer)
+                return await self._exchange(server, path, fields)
             except RequestError as error:
-                if error.status in _TOO_MANY:
-                    self._slots.refused(began)
-                if not error.is_passing or retry == retries:
+                # While a server is away, patience is what limits the attempts.
+                is_outage = only is None and server.away is not None
+                failures += not is_outage
+                outages += is_outage
+                is_last = failures > retries or outages > _MOST_OUTAGES
+                if not error.is_passing or is_last:
                     raise
                 await asyncio.sleep(error.pause or pause * random.uniform(0.75, 1.0))
                 pause = min(2 * pause, _LONGEST_PAUSE)
-            else:
-                self._slots.answered(began)
-                return answer
-        raise AssertionError
+
+    async def _exchange(
+        self, server: ChatServer, path: str, fields: Mapping[str, object] | None
+    ) -> object:
+        """Send a request once, and note what its answer tells of the server.
+
+        Raises:
+            UserError: as `_count_tokens` and `ChatServer.send`.
+            RequestError: there is no answer to this request, or one of another model.
+        """
+        assert self._session is not None
+        began = time.monotonic()
+        try:
+            answer = await server.send(self._session, path, fields)
+        except RequestError as error:
+            if error.status in _TOO_MANY:
+                self._slots.refused(began)
+            raise
+        if path == _CHAT:
+            self._slots.answered(began)
+            self._count_tokens(server, answer)
+            self._check_name(server, answer)
+        return answer
 
     def _check_name(self, server: ChatServer, answer: object) -> None:
         """Raise RequestError, and put the server away, if its answer is that of another model, as
@@ -356,9 +415,10 @@ class ChatEndpoint:
         if self._served_name.fullmatch(name):
             self._names_model = True
         elif self._names_model:
-            reason = f"it answers for the model {quote(name)!r}"
-            server.put_away(reason)
-            raise RequestError(reason, is_passing=True)
+            error = RequestError(f"it answers for the model {quote(name)!r}", is_passing=True)
+            error.server = server
+            server.put_away(str(error))
+            raise error
 
 
 def _close(loop: asyncio.AbstractEventLoop, session: ClientSession) -> None:
@@ -369,15 +429,18 @@ def _close(loop: asyncio.AbstractEventLoop, session: ClientSession) -> None:
             if task is not asyncio.current_task():
                 task.cancel()
         await session.close()
+        loop.call_soon(loop.stop)
 
-    closing = asyncio.run_coroutine_threadsafe(end(), loop)
+    ended = asyncio.run_coroutine_threadsafe(end(), loop)
+    with suppress(RuntimeError):
+        if asyncio.get_running_loop() is loop:  # which the garbage collector has interrupted
+            return
     with suppress(TimeoutError):
-        closing.result(_CLOSING_SECONDS)
-    loop.call_soon_threadsafe(loop.stop)
+        ended.result(_CLOSING_SECONDS)
 
 
 def _listed_models(answer: object) -> list[str] | None:
-    """Return the names that a server lists; None: it lists none."""
+    """Return the names of the models that a server lists; None: it does not list models."""
     models = answer.get("data") if isinstance(answer, Mapping) else None
     if not isinstance(models, list):
         return None

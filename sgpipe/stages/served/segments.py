@@ -16,7 +16,7 @@ from hashlib import sha256
 
 from pydantic import BaseModel, ValidationError
 
-from sgpipe.errors import StoreError, UserError
+from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.files.locations import StorePath
 
 SECONDS_BETWEEN_SEGMENTS = 5.0
@@ -59,7 +59,7 @@ class Segment:
 
     @classmethod
     def parse(cls, content: bytes) -> Segment:
-        """Raises OSError, EOFError, ValueError: these are no segment."""
+        """Raises OSError, EOFError, ValueError: these are not a segment."""
         paid, *lines = gzip.decompress(content).decode().split("\n")
         answers = [StoredAnswer.model_validate_json(line) for line in lines]
         return cls(answers, Counter(_Paid.model_validate_json(paid).tokens))
@@ -121,7 +121,8 @@ class AnswerStore:
         while True:
             self._is_full.wait(SECONDS_BETWEEN_SEGMENTS)
             self._is_full.clear()
-            with suppress(StoreError):  # which also ends the run, if it lasts
+            # If it lasts, the run ends with the same error where answers are read or kept.
+            with suppress(StoreError, EngineError, UserError):
                 self.flush()
 
     def flush(self) -> None:
@@ -132,7 +133,7 @@ class AnswerStore:
             self._tokens = Counter()
         try:
             self._write(segment)
-        except StoreError:
+        except Exception:
             with self._lock:
                 self._answers = segment.answers + self._answers
                 self._tokens.update(segment.tokens)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -28,7 +30,9 @@ _NAMES_KEY = re.compile(r"\bAPI[ _]?key\b", re.IGNORECASE)
 _PASSING = (408, 409, 429)
 _SERVER_ERROR = 500
 _AWAY = (502, 503, 504)
-_FAILURES = 3  # in a row: then a server is away
+# A server is away after so many failures in a row, if it has not answered for so many seconds.
+_FAILURES = 3
+_SECONDS_WITHOUT_ANSWER = 1.0
 _HEALTH_SECONDS = 10
 _FIRST_PAUSE = 1.0  # seconds; before a server that is away is asked whether it is back
 _LONGEST_PAUSE = 30.0
@@ -38,10 +42,13 @@ class RequestError(Exception):
     """A request without an answer.
 
     Attributes:
-        status: of HTTP; 0: there is none, or the answer cannot be read.
+        status: of HTTP; 0: there is no answer, or it cannot be read.
         is_passing: the same request may be answered later, or by another server.
         pause: seconds after which the server wants to be asked again; None: it does not say.
+        server: that was asked last; None: none was.
     """
+
+    server: ChatServer | None = None
 
     def __init__(
         self,
@@ -78,12 +85,13 @@ class ChatServer:
         self._timeout = timeout
         self._proxy = _proxy_of(url)
         self._failures = 0
+        self._answered = -math.inf
 
     async def send(
         self, session: ClientSession, path: str, fields: Mapping[str, object] | None = None
     ) -> object:
-        """Return the JSON of an answer to POST with `fields`, or to GET; text that is none is
-        returned as it is.
+        """Return the JSON of an answer to POST with `fields`, or to GET; other text is returned as
+        it is.
 
         Raises:
             UserError: the server refuses the key, or redirects.
@@ -93,18 +101,17 @@ class ChatServer:
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._exchange(session, path, fields)
-        except RequestError as error:
-            if error.status in _AWAY:
-                self._fail(str(error))
-            raise
         except TimeoutError:
             reason = f"no answer within {self._timeout:g} seconds"
-            self._fail(reason)
-            raise RequestError(reason, is_passing=True) from None
+            raise self._failed(RequestError(reason, is_passing=True)) from None
         except OSError as error:
             reason = f"it cannot be reached ({self.without_key(str(error))})"
-            self._fail(reason)
-            raise RequestError(reason, is_passing=True) from None
+            raise self._failed(RequestError(reason, is_passing=True)) from None
+        except RequestError as error:
+            if error.status in _AWAY:
+                self._failed(error)
+            error.server = self
+            raise
         finally:
             self.under_way -= 1
 
@@ -135,6 +142,7 @@ class ChatServer:
             raise ConnectionError(f"its answer is not HTTP: {error}") from None
         self._check_status(answer, content)
         self._failures = 0
+        self._answered = time.monotonic()
         text = content.decode(errors="replace")
         with suppress(ValueError):
             return json.loads(text)
@@ -167,10 +175,14 @@ class ChatServer:
         self.away = None
         self._failures = _FAILURES - 1
 
-    def _fail(self, reason: str) -> None:
+    def _failed(self, error: RequestError) -> RequestError:
+        """Count a failure of the server, and return it."""
+        error.server = self
         self._failures += 1
-        if self._failures >= _FAILURES:
-            self.put_away(reason)
+        seconds = time.monotonic() - self._answered
+        if self._failures >= _FAILURES and seconds >= _SECONDS_WITHOUT_ANSWER:
+            self.put_away(str(error))
+        return error
 
     def without_key(self, text: str) -> str:
         """Return a text of the server for a message, without the key, if it repeats it."""
@@ -188,25 +200,25 @@ class ServerGroup:
         self,
         servers: Sequence[ChatServer],
         patience: float,
-        is_back: Callable[[ChatServer], object],
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """
         Args:
             patience: seconds to wait while all servers are away.
-            is_back: an async function that raises an exception if a server is still away.
             say: gets a line when all servers are away, and when one is back.
         """
         self.servers = servers
         self._patience = patience
-        self._is_back = is_back
         self._say = say
         self._watches: dict[ChatServer, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._all_away = False
 
-    async def choose(self) -> ChatServer:
-        """Return the server with the fewest requests, once there is one that is not away.
+    async def choose(self, check: Callable[[ChatServer], Awaitable[None]]) -> ChatServer:
+        """Return the server with the fewest requests, once one is not away.
+
+        Args:
+            check: raises RequestError or UserError if a server is still away.
 
         Raises:
             EngineError: all were away for longer than the patience.
@@ -216,51 +228,51 @@ class ServerGroup:
         while True:
             for server in self.servers:
                 if server.away is not None:
-                    self._watch(server)
+                    self._watch(server, check)
             present = [server for server in self.servers if server.away is None]
             if present:
-                self._tell(all_away=False)
+                self._tell_of_return(present[0])
                 return min(present, key=lambda server: server.under_way)
-            self._tell(all_away=True)
+            self._tell_of_absence()
             self._changed.clear()
             try:
                 async with asyncio.timeout_at(ends):
                     await self._changed.wait()
             except TimeoutError:
-                reason = self.servers[0].away
-                raise EngineError(f"{self.described()} does not answer: {reason}") from None
+                raise EngineError(self._absence()) from None
 
-    def described(self) -> str:
-        """Return what messages call the servers."""
-        others = len(self.servers) - 1
-        more = f" or any of {others} more" if others else ""
-        return f"the endpoint {self.servers[0].url}{more}"
+    def _absence(self) -> str:
+        """Return that no server answers, and why."""
+        first = self.servers[0]
+        if len(self.servers) == 1:
+            return f"the endpoint {first.url} does not answer: {first.away}"
+        return f"none of {len(self.servers)} endpoints answers: {first.url}: {first.away}"
 
-    def _tell(self, *, all_away: bool) -> None:
-        if all_away == self._all_away:
-            return
-        self._all_away = all_away
-        if all_away:
-            reason = self.servers[0].away
-            self._say(
-                f"waiting for {self.described()}, for at most {self._patience:,.0f} seconds: {reason}"
-            )
-        else:
-            self._say(f"{self.described()} answers again")
+    def _tell_of_absence(self) -> None:
+        if not self._all_away:
+            self._all_away = True
+            self._say(f"{self._absence()}; waiting for at most {self._patience:,.0f} seconds")
 
-    def _watch(self, server: ChatServer) -> None:
+    def _tell_of_return(self, server: ChatServer) -> None:
+        if self._all_away:
+            self._all_away = False
+            self._say(f"the endpoint {server.url} answers again")
+
+    def _watch(self, server: ChatServer, check: Callable[[ChatServer], Awaitable[None]]) -> None:
         """Ask a server that is away again and again whether it is back."""
         if server not in self._watches:
-            self._watches[server] = asyncio.create_task(self._wait_for(server))
+            self._watches[server] = asyncio.create_task(self._wait_for(server, check))
 
-    async def _wait_for(self, server: ChatServer) -> None:
+    async def _wait_for(
+        self, server: ChatServer, check: Callable[[ChatServer], Awaitable[None]]
+    ) -> None:
         pause = _FIRST_PAUSE
         while True:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             try:
                 async with asyncio.timeout(_HEALTH_SECONDS):
-                    await self._is_back(server)  # type: ignore[misc]
+                    await check(server)
             except (RequestError, UserError, TimeoutError):
                 continue
             server.put_back()
@@ -294,7 +306,7 @@ def _message_of(content: bytes) -> str:
 
 
 def _pause_of(answer: ClientResponse) -> float | None:
-    """Return the seconds that a server wants to have peace."""
+    """Return the seconds of the Retry-After of an answer."""
     with suppress(ValueError):
         return min(float(answer.headers.get("retry-after", "")), 60.0)
     return None

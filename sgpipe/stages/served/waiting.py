@@ -1,5 +1,6 @@
 """What a worker says while it waits for servers: the driver shows it, where there is one."""
 
+import sys
 from collections.abc import Callable
 
 _LISTENERS: list[Callable[[str], None]] = []
@@ -11,5 +12,8 @@ def listen(listener: Callable[[str], None]) -> None:
 
 
 def say(line: str) -> None:
+    """Pass a line on; where nobody listens, print it."""
+    if not _LISTENERS:
+        print(f"NOTE: {line}", file=sys.stderr)
     for listener in _LISTENERS:
         listener(line)

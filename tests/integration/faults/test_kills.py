@@ -42,7 +42,7 @@ RUNS = 20
 ON_THE_WORKER = ("before write", "mid write", "before rename", "after rename")
 ON_THE_DRIVER = ("before manifest entry", "after manifest entry")
 POINTS = (*ON_THE_WORKER, *ON_THE_DRIVER)
-TITLES = {"actor": "MapWorker", "raylet": "raylet", "worker": "generation.engine"}
+TITLES = {"actor": "MapWorker", "raylet": "raylet", "worker": "generation.local_engine"}
 VICTIMS = {
     "ray": ("driver", "raylet", *["actor", "point"] * 3),
     "local": ("driver", "worker", "point"),
@@ -98,13 +98,15 @@ class Killer:
             return
         pids = [self.run.process.pid] if victim == "driver" else self.run.processes(TITLES[victim])
         if pids:
-            workers = self.run.processes("generation.engine")
+            workers = self.run.processes("generation.local_engine")
             with suppress(ProcessLookupError):
                 os.kill(self.rng.choice(pids), signal.SIGKILL)
                 self.kills[victim] += 1
                 self._settle(victim not in ("actor", "worker"))
             if victim == "driver":  # with which its workers end
-                wait_until(lambda: not any("generation.engine" in title_of(pid) for pid in workers))
+                wait_until(
+                    lambda: not any("generation.local_engine" in title_of(pid) for pid in workers)
+                )
 
     def _settle(self, ends: bool) -> None:
         """After what ends the run, its end; the process that died is still listed for a moment
@@ -235,8 +237,8 @@ def test_nobody_waits_for_a_unit_that_takes_long(tmp_path: Path, times: int) -> 
         make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "900"}
     )
     run.start()
-    assert run.wait_for(lambda: run.processes("generation.engine"))
-    workers = run.processes("generation.engine")
+    assert run.wait_for(lambda: run.processes("generation.local_engine"))
+    workers = run.processes("generation.local_engine")
     stop(run, *[signal.SIGINT] * times)
     # some seconds, until they notice
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))

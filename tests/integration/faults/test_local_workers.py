@@ -94,7 +94,31 @@ def test_an_image_that_crashes_its_worker_is_an_error_row(tmp_path: Path) -> Non
     errors = label(tmp_path, names, Stub())
     assert errors.pop("fatal-5.png") == "worker: the worker crashed twice on this image"
     assert set(errors.values()) == {None}
-    assert not [pid for pid in descendants(os.getpid()) if "generation.engine" in title_of(pid)]
+    assert not [
+        pid for pid in descendants(os.getpid()) if "generation.local_engine" in title_of(pid)
+    ]
+
+
+@dataclass
+class Leaving(Stub):
+    """Leaves its thread by an exception that is not an `Exception`."""
+
+    streams = True
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        if any("fatal" in record.file_name for record in records):
+            raise SystemExit
+        return super().__call__(records)
+
+
+def test_a_thread_of_a_worker_that_ends_in_silence_is_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StagePlan, "streamed_requests", 4)
+    names = [f"{'fatal-' * (number == 5)}{number}.png" for number in range(IMAGES)]
+    errors = label(tmp_path, names, Leaving())
+    assert errors.pop("fatal-5.png") == "worker: the worker crashed twice on this image"
+    assert set(errors.values()) == {None}
 
 
 @dataclass

@@ -17,7 +17,7 @@ from sgpipe.records import Caption, Record
 from sgpipe.stages import runner as runner_module
 from sgpipe.stages.base import ImageStage, Stage
 from sgpipe.stages.failures import FailuresInARowError, ImageLimits
-from sgpipe.stages.runner import IsolatedRunner, StageRunner, Usage
+from sgpipe.stages.runner import IsolatedRunner, SharedSeconds, StageRunner, Usage
 from sgpipe.utils.gpu import MemoryFullError
 
 
@@ -57,6 +57,21 @@ def test_compiling_is_counted_apart_and_usage_adds_up(monkeypatch: pytest.Monkey
     usage.add(Usage({"tag": 1.0, "compilation": 3.0}, {"tag": {"memory": 2}}))
     seconds = {"caption": 1.0, "compilation": 5.0, "tag": 1.0}
     assert usage == Usage(seconds, {"caption": {"memory": 1}, "tag": {"memory": 2}})
+
+
+def test_seconds_of_threads_that_wait_together_add_up_to_the_time_that_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(runner_module.time, "perf_counter", lambda: clock[0])
+    shared = SharedSeconds()
+    first = shared.begin()
+    clock[0] = 2.0
+    second = shared.begin()
+    clock[0] = 6.0
+    assert shared.end() - first == 2 + 4 / 2
+    clock[0] = 7.0
+    assert shared.end() - second == 4 / 2 + 1
 
 
 def test_the_utilization_of_a_gpu_is_that_while_its_stage_computes(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
@@ -70,17 +72,29 @@ def test_no_request_exceeds_the_budget_and_all_that_are_paid_are_kept(
         assert set(server.paid.values()) == {1}
 
 
-def test_what_was_reserved_by_a_killed_process_ends_the_run_after_a_while(tmp_path: Path) -> None:
-    answers = folder(tmp_path, max_cost=1.5 * COST)
+def test_what_a_killed_process_reserved_is_free_again(tmp_path: Path) -> None:
+    """Also before the first answer, for which all others wait."""
+    answers = folder(tmp_path, max_cost=10 * COST)
+    reserve = multiprocessing.Process(target=answers.open().reserve_request)
+    reserve.start()
+    reserve.join()
+    cache = answers.open()
+    assert not cache.reserve_request()
     with counting() as server:
-        first, second = questions(2)
-        list(connect(server, answers).ask_all([first]))
-        assert not answers.open().reserve_request()
-        answers.open()._execute("UPDATE spending SET under_way = 1")
+        assert len(list(connect(server, answers).ask_all(questions(3)))) == 3
+    assert cache.requests_under_way() == 0
+
+
+def test_an_answer_may_take_longer_than_others_wait_for_it(tmp_path: Path) -> None:
+    """The first request goes alone, and a server may be away for an hour."""
+    answers = folder(tmp_path, max_cost=10 * COST)
+    with counting() as server:
+        server.away = True
         endpoint = connect(server, answers)
-        endpoint.requests = Requests(timeout=0.3)
-        with pytest.raises(EngineError, match="is used up"):
-            list(endpoint.ask_all([second]))
+        endpoint.requests = Requests(timeout=0.1)
+        asked = endpoint.ask_all(questions(4))
+        threading.Timer(1.0, setattr, (server, "away", False)).start()
+        assert len(list(asked)) == 4
 
 
 def test_a_failed_request_is_not_under_way(tmp_path: Path) -> None:

@@ -105,6 +105,40 @@ def test_what_a_lost_machine_has_paid_for_is_not_paid_for_again(
     assert objects.reads == reads, "segments are read once"
 
 
+def test_answers_that_could_not_be_read_at_first_are_not_paid_for_again(
+    tmp_path: Path, objects: Objects
+) -> None:
+    with EndpointServer() as server:
+        first = list(connect(server, tmp_path / "lost").ask_all(questions(5)))
+        wait_until(lambda: len(answers_in(objects)) == 5)
+        endpoint = connect(server, tmp_path / "other")
+        objects.is_away = True
+        with pytest.raises(StoreError):
+            list(endpoint.ask_all(questions(5)))
+        objects.is_away = False
+        assert list(endpoint.ask_all(questions(5))) == first
+        assert set(server.paid.values()) == {1}
+
+
+def test_answers_are_stored_after_an_error_of_the_cache(
+    tmp_path: Path, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        raise EngineError("the database is locked")
+
+    with EndpointServer() as server:
+        endpoint = connect(server, tmp_path / "run")
+        assert endpoint.cache is not None
+        assert endpoint.cache._stored is not None
+        note = endpoint.cache._stored.note
+        endpoint.cache._stored.note = fail
+        list(endpoint.ask_all(questions(3)))
+        with pytest.raises(EngineError):
+            endpoint.cache.flush()
+        endpoint.cache._stored.note = note
+        wait_until(lambda: len(answers_in(objects)) == 3)
+
+
 def answers_in(objects: Objects) -> set[str]:
     """The hashes of the requests whose answers are in the store."""
     stored: set[str] = set()

@@ -13,7 +13,7 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Requests
 from sgpipe.stages.served import server as servers
 from sgpipe.stages.served import waiting
-from sgpipe.stages.served.chat import ChatRequest, Choice
+from sgpipe.stages.served.chat import ChatRequest, Choice, Refusal
 from sgpipe.stages.served.endpoint import ChatEndpoint
 from tests.endpoint_server import EndpointServer, wait_until
 
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_pauses")
 def quick_health_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "_FIRST_PAUSE", 0.01)
     monkeypatch.setattr(servers, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(servers, "_SECONDS_WITHOUT_ANSWER", 0.0)
 
 
 def connect(
@@ -110,11 +111,53 @@ def test_while_all_servers_are_away_requests_wait(monkeypatch: pytest.MonkeyPatc
         server.away = False
         asking.join(60)
     assert len(answers) == 20
-    assert len(server.requests) == 20
+    assert len(server.requests) == 1 + 20, "with one that asks whether it is back"
     assert notices == [
-        f"waiting for the endpoint {server.url}, for at most 60 seconds: HTTP 503: restarting",
+        f"the endpoint {server.url} does not answer: HTTP 503: restarting; waiting for at most 60"
+        " seconds",
         f"the endpoint {server.url} answers again",
     ]
+
+
+def test_an_outage_is_no_attempt_of_the_requests_that_it_hits() -> None:
+    """Not even where only chats fail: a gateway lists models while there is no server behind it."""
+    outages = iter([True] * 30)
+    with EndpointServer(faults=lambda body, attempt: "away" if next(outages, False) else None) as (
+        server
+    ):
+        endpoint = ChatEndpoint(server.url, "tiny-vlm", Requests(in_flight=2, retries=1))
+        assert len(texts(endpoint, 6)) == 6
+
+
+def test_a_request_that_makes_the_server_crash_is_refused_at_last() -> None:
+    def faults(body: str, attempt: int) -> str | None:
+        return "away" if "image 0?" in str(server.requests[-1]) else None
+
+    with EndpointServer(faults=faults) as server:
+        endpoint = ChatEndpoint(server.url, "tiny-vlm", Requests(in_flight=1, retries=1))
+        refused, *answered = endpoint.ask_all(questions(3))
+    assert isinstance(refused, Refusal)
+    assert all(isinstance(answer, list) for answer in answered)
+
+
+def test_a_list_may_have_servers_that_are_away_but_none_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    notices: list[str] = []
+    monkeypatch.setattr(waiting, "_LISTENERS", [notices.append])
+    with EndpointServer() as server, EndpointServer() as other:
+        other.away = True
+        endpoint = connect(server.url, other.url)
+        endpoint.check()
+        assert notices == [
+            f"the endpoint {other.url} does not answer: HTTP 503: restarting; it gets no requests"
+            " until it does"
+        ]
+        assert len(texts(endpoint, 8)) == 8
+        assert not other.requests
+        server.away = True
+        with pytest.raises(UserError, match="does not answer: HTTP 503"):
+            connect(server.url, other.url).check()
 
 
 def test_patience_has_an_end() -> None:
