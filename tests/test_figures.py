@@ -381,6 +381,22 @@ def test_verdicts_on_doubts_are_those_of_the_results() -> None:
     assert "| likely missing | {} | {} | {} |".format(*missing) in page
 
 
+def test_verdicts_on_parsers_are_those_of_the_results() -> None:
+    rows = json_lines(ROOT / "benchmarks/results/parsers_by_hand.jsonl")
+    verdicts = Counter((row["parser"], row["verdict"]) for row in rows if "parser" in row)
+    better = Counter(row["better"] for row in rows if "better" in row)
+    page = " ".join(page_text("benchmarks/results/parse_quality.md").split())
+    for parser in ("rules", "learned"):
+        right, wrong, unclear = (verdicts[parser, name] for name in ("right", "wrong", "unclear"))
+        assert right + wrong + unclear == better.total() == 60
+        assert f"| {right} | {wrong} | {unclear} |" in page
+    text = "that of the rules in {rules}, that of the learned parser in {learned}, and neither in {neither}"
+    assert text.format(**better) in page
+    models = " ".join(page_text("docs/models.md").split())
+    text = "better one in {rules} and that of `learned` in {learned}"
+    assert text.format(**better) in models
+
+
 def questions(**selection: object) -> dict[str, Any]:
     """The line of benchmarks/results/questions.jsonl with these values."""
     lines = json_lines(ROOT / "benchmarks/results/questions.jsonl")
