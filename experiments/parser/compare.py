@@ -55,8 +55,10 @@ Line: TypeAlias = dict[str, object]
 class Differences:
     """What the parsers state of all captions.
 
-    only: by parser, the pairs that the other does not state. worded: the statements of rules and
-    learned on pairs of both whose predicates differ.
+    Attributes:
+        pairs: how many each parser states, and both
+        only: by parser, the pairs that the other does not state
+        worded: statements of rules and learned on pairs of both, whose predicates differ
     """
 
     pairs: Counter[str] = field(default_factory=Counter)

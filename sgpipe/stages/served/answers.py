@@ -138,7 +138,8 @@ class RequestCache:
             file: of SQLite.
             spending: what requests may cost; None: it does not matter.
             tokens: where those of each answer are added.
-            store: of the run, which has the answers that came to other machines; None: the run is in a folder.
+            store: of the run, which has the answers that came to other machines; None: the run is
+                in a folder.
         """
         self.file = file
         self.spending = spending or Spending()

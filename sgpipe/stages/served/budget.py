@@ -31,12 +31,12 @@ async def within_budget(cache: RequestCache, turn: asyncio.Lock) -> AsyncIterato
         return
     async with turn:
         while not cache.reserve_request():
-            is_last = not cache.requests_under_way()
-            if is_last and cache.reserve_request():
+            if cache.requests_under_way():
+                await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+            elif cache.reserve_request():  # the last one has ended since
                 break
-            if is_last:
+            else:
                 raise EngineError(cache.spending.used_up(cache.cost()))
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
     try:
         yield
     finally:

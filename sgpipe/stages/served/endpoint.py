@@ -235,7 +235,7 @@ class ChatEndpoint:
             )
 
     async def _check_return(self, server: ChatServer) -> None:
-        """Raise RequestError or UserError if a server that was away does not answer requests yet."""
+        """Raise RequestError or UserError if a server that was away does not answer yet."""
         await self._check_models(server)
         await self._read_completion(_CONTROL, only=server)
 

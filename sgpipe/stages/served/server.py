@@ -30,7 +30,7 @@ _NAMES_KEY = re.compile(r"\bAPI[ _]?key\b", re.IGNORECASE)
 _PASSING = (408, 409, 429)
 _SERVER_ERROR = 500
 _AWAY = (502, 503, 504)
-# A server is away after so many failures in a row, if it has not answered for so many seconds.
+# A server is away after this many failures in a row, unless it answered within these seconds.
 _FAILURES = 3
 _SECONDS_WITHOUT_ANSWER = 1.0
 _HEALTH_SECONDS = 10

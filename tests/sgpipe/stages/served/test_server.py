@@ -125,7 +125,8 @@ def test_an_outage_is_no_attempt_of_the_requests_that_it_hits() -> None:
     with EndpointServer(faults=lambda body, attempt: "away" if next(outages, False) else None) as (
         server
     ):
-        endpoint = ChatEndpoint(server.url, "tiny-vlm", Requests(in_flight=2, retries=1))
+        # The third failure shows that the server is away, even if all are of one request.
+        endpoint = ChatEndpoint(server.url, "tiny-vlm", Requests(in_flight=2, retries=2))
         assert len(texts(endpoint, 6)) == 6
 
 
