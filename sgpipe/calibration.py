@@ -221,7 +221,7 @@ def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
     """Return what decides the confidences of the tag stage, but number format and device, which
     hardly matter.
     """
-    model = {"tagger": tag.content} if tag.endpoint is None else {"endpoint": SERVED}
+    model = {"endpoint": SERVED} if tag.is_served else {"tagger": tag.content}
     return _scoring(tag.model_dump() | model, pair.model_dump())
 
 

@@ -549,6 +549,12 @@ def _check_recipe(recipe: Recipe) -> None:
         raise UserError("caption.captioner is not set (--captioner)")
     check_pair(recipe.pair)
     check_tagger(recipe.tag, recipe.pair)
+    for name, stage in recipe.stages.items():
+        if stage.has_engine:
+            raise UserError(
+                f"{name}.engine is for `sgpipe generate`, plan and score: start a server, and set"
+                f" {name}.endpoint instead"
+            )
     for model in models_of(recipe).values():
         existing_model(model)
 

@@ -4,11 +4,14 @@ to.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import json
+import os
 import random
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -27,6 +30,7 @@ from PIL import Image
 Fault = str
 PASSING: tuple[Fault, ...] = ("limited", "broken", "cut")
 LASTING: tuple[Fault, ...] = ("refusal", "filtered", "empty", "rejected")
+CHILD = "import time; time.sleep(600)"  # what a server has started
 _ERRORS: dict[Fault | None, tuple[int, str]] = {
     "limited": (429, "Rate limit reached"), "broken": (500, "worker lost; request had {key}"),
     "rejected": (400, "{rejection}"), "unpaid": (402, "Insufficient credits"),
@@ -97,6 +101,7 @@ class EndpointServer:
         models: Sequence[str] = ("tiny-vlm",),
         key: str | None = None,
         seconds: float = 0.0,
+        address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self.answer = answer
         self.faults = faults
@@ -117,7 +122,7 @@ class EndpointServer:
         self.ended = threading.Event()
         self.released.set()
         self.answering = 0
-        self.server = _Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"endpoint": self}))
+        self.server = _Server(address, type("Bound", (_Handler,), {"endpoint": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def __enter__(self) -> EndpointServer:
@@ -347,3 +352,32 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0, every: floa
         if time.monotonic() > end:
             raise TimeoutError
         time.sleep(every)
+
+
+def main() -> None:
+    """Serve a model as an engine's own server does, until the process is killed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="tiny-vlm")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--seconds", type=float, default=0.0, help="before each answer")
+    parser.add_argument("--loading", type=float, default=0.0, help="seconds before it listens")
+    parser.add_argument("--failure", help="the last line before it ends, after loading")
+    parser.add_argument("--child", action="store_true", help="start a process, as engines do")
+    options = parser.parse_args()
+    if options.child:
+        subprocess.Popen([sys.executable, "-c", CHILD])
+    time.sleep(options.loading)
+    if options.failure:
+        sys.exit(options.failure)
+    server = EndpointServer(
+        models=[options.model],
+        key=os.environ.get("VLLM_API_KEY"),
+        seconds=options.seconds,
+        address=(options.host, options.port),
+    )
+    server.server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

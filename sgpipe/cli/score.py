@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
     from sgpipe.generation.scoring import Scorer
+    from sgpipe.recipe import TagConfig
 
 _BY_FREQUENCY = "select predicate from predicates order by relations desc, predicate limit ?"
 
@@ -50,6 +52,10 @@ def score(
     endpoint: Annotated[
         str | None, declare.option("vlm: URL of an OpenAI chat API with log-probabilities.")
     ] = None,
+    engine: Annotated[
+        str | None,
+        declare.option("vlm: start servers of --model: vllm, sglang, transformers or a command."),
+    ] = None,
     questions: Annotated[
         Literal["each", "shared"] | None,
         declare.option(
@@ -70,24 +76,23 @@ def score(
     """
     from sgpipe.generation.scoring import score_run
 
+    progress = console.Progress()
+    running = ExitStack()
     if by == "vlm":
         if weights is not None:
             raise UserError("--weights is for --by clip")
-        method = _by_vlm(out, model, endpoint, questions or "each", device)
+        config = _vlm_config(model, endpoint, engine, questions or "each", device)
+        method = _by_vlm(out, config, progress, running)
     else:
-        for option, value in (("--endpoint", endpoint), ("--questions", questions)):
+        of_vlm = {"--endpoint": endpoint, "--engine": engine, "--questions": questions}
+        for option, value in of_vlm.items():
             if value is not None:
                 raise UserError(f"{option} is for --by vlm")
         method = _by_clip(run, model or "ViT-B-32", weights, contrasts, device)
-    counts = score_run(
-        run,
-        out,
-        method.column,
-        method.make_scorer,
-        method.identity,
-        console.Progress(),
-        images,
-    )
+    with running:
+        counts = score_run(
+            run, out, method.column, method.make_scorer, method.identity, progress, images
+        )
     if cli.printed_json(json_, counts):
         return
     scored = f"{count(counts['scored'], 'relation')} scored"
@@ -96,28 +101,50 @@ def score(
     )
 
 
-def _by_vlm(
-    out: Path,
+def _vlm_config(
     model: str | None,
     endpoint: str | None,
+    engine: str | None,
     questions: Literal["each", "shared"],
     device: str,
-) -> _Method:
-    """Return how a vision-language model scores; `out` keeps the answers of one at an endpoint."""
+) -> TagConfig:
+    """Return the settings of a vision-language model, which is here or behind an endpoint."""
     from sgpipe.files.model_cache import local_model
-    from sgpipe.generation.scoring import vlm_identity, vlm_scorer
     from sgpipe.recipe import TagConfig
-    from sgpipe.storage.shards import VLM_SCORE
+    from sgpipe.stages.served.engines.commands import model_servers
 
     if model is None:
         raise UserError(
             "--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there"
         )
-    name = local_model(model) if endpoint is None else model
+    is_here = endpoint is None and engine is None
     config = TagConfig(
-        method="vlm", tagger=name, endpoint=endpoint, questions=questions, device=device
+        method="vlm",
+        tagger=local_model(model) if is_here else model,
+        endpoint=endpoint,
+        engine=engine,
+        questions=questions,
+        device=device,
     )
-    return _Method(VLM_SCORE, vlm_identity(config), partial(vlm_scorer, config, out))
+    if config.has_engine:
+        model_servers({"tag": config})  # refuses what is no engine
+    return config
+
+
+def _by_vlm(
+    out: Path, config: TagConfig, progress: console.Progress, running: ExitStack
+) -> _Method:
+    """Return how a vision-language model scores.
+
+    Args:
+        out: keeps the answers of a served model.
+        running: ends the servers of an engine.
+    """
+    from sgpipe.generation.scoring import vlm_identity, vlm_scorer
+    from sgpipe.storage.shards import VLM_SCORE
+
+    make_scorer = partial(vlm_scorer, config, out, progress.say, running)
+    return _Method(VLM_SCORE, vlm_identity(config), make_scorer)
 
 
 def _by_clip(

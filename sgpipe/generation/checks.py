@@ -27,6 +27,7 @@ from sgpipe.sources.hub import check_hub
 from sgpipe.stages.base import Stage
 from sgpipe.stages.caption.captioner import Captioner
 from sgpipe.stages.pair import check_pair
+from sgpipe.stages.served.engines.commands import model_servers
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.stages.tag.tagger import Tagger
 from sgpipe.storage.manifest import Manifest
@@ -63,6 +64,7 @@ def check_recipe(recipe: Recipe, stages: Collection[str] = STAGES) -> None:
     check_threshold(recipe.tag)
     check_ground_truth(recipe.source)
     check_models(recipe, stages)
+    check_servers(recipe, stages)
     check_code(recipe, stages)
 
 
@@ -140,6 +142,14 @@ def check_models(recipe: Recipe, stages: Collection[str]) -> None:
     idle_stages = {*STAGES} - {*stages}
     for model in models_of(recipe, idle_stages).values():
         existing_model(model)
+
+
+def check_servers(recipe: Recipe, stages: Collection[str]) -> None:
+    """Engines serve models that are asked."""
+    sections = {name: recipe.stages[name] for name in stages if recipe.stages[name].has_engine}
+    model_servers(sections)
+    if recipe.parse.has_engine and recipe.parse.parser != "llm":
+        raise UserError(f"parse.parser is {recipe.parse.parser}: parse.engine is for llm")
 
 
 def check_code(recipe: Recipe, stages: Collection[str]) -> None:

@@ -305,10 +305,11 @@ def usable_cpus() -> int:
 def stages_sharing_gpus(
     sections: Mapping[str, StageConfig], engine: EngineConfig, before: Mapping[str, Any]
 ) -> frozenset[str]:
-    """Return the stages that share this machine's GPUs: none if one asks for GPUs, or `before`
-    began on CPUs.
+    """Return the stages that share this machine's GPUs: none if one asks for GPUs or has an engine,
+    which takes them, or `before` began on CPUs.
     """
-    if not _can_share(engine):
+    has_engine = any(section.has_engine for section in sections.values())
+    if has_engine or not _can_share(engine):
         return frozenset()
     models = {name: section for name, section in sections.items() if _has_gpu_model(section)}
     if any(section.resources.gpus for section in models.values()):

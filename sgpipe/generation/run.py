@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from sgpipe.errors import UserError
 from sgpipe.files.hub import fetch_models
 from sgpipe.generation.budget import ErrorBudget
 from sgpipe.generation.engine import (
@@ -30,6 +31,7 @@ from sgpipe.sources.extended_run import open_parent
 from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.served.answers import CacheFolder, RequestCache
+from sgpipe.stages.served.engines.local import LOGS, LocalReplicas
 from sgpipe.storage.header import RunHeader
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
@@ -128,6 +130,7 @@ class LabellingRun:
         self.indexes: dict[str, SourceIndex] = {}
         self.rows: dict[str, int] = {}
         self.engine: Engine | None = None
+        self._replicas: LocalReplicas | None = None
         cache = CacheFolder(
             folder.private.absolute(),
             spending=spending or Spending(),
@@ -142,7 +145,8 @@ class LabellingRun:
             UserError: the folder contains another run.
         """
         plan = self.plan
-        if not plan.before and runs_locally(plan.engine, plan.stages, math.inf):
+        is_known = not plan.stages.with_engines  # where served models will be
+        if is_known and not plan.before and runs_locally(plan.engine, plan.stages, math.inf):
             self.engine = LocalEngine(plan.stages, plan.engine)
             self.engine.warm_up(self._stages)
         source, ground_truth = prepare_source(plan.source, self.folder.private, self.progress.say)
@@ -239,10 +243,12 @@ class LabellingRun:
         """Fetch missing models and start the engine; returns the units, cut for its workers. Raises
         as these do.
         """
+        if self.plan.missing_models:
+            fetch_models(self.plan.missing_models)
+        if self.plan.stages.with_engines:
+            self._start_replicas()
         plan = self.plan
         stages = self._builder()
-        if plan.missing_models:
-            fetch_models(plan.missing_models)
         if not runs_locally(plan.engine, plan.stages, sum(unit.rows for unit in units)):
             prepare_ray(plan.engine.address)
             from sgpipe.generation.ray_engine import RayEngine
@@ -251,6 +257,23 @@ class LabellingRun:
         elif self.engine is None:
             self.engine = LocalEngine(plan.stages, plan.engine)
         return self.engine.start(stages, units, self.progress, sum(self.rows.values()))
+
+    def _start_replicas(self) -> None:
+        """Start the servers of stages with engines, and note in the plan where they are.
+
+        Raises:
+            UserError: the run joins a cluster; see also `LocalReplicas`.
+        """
+        if self.plan.engine.address:
+            raise UserError(
+                f"{next(iter(self.plan.stages.with_engines))}.engine starts servers on this machine"
+                " alone: omit engine.address (--ray-address), or set endpoint to servers of the"
+                " cluster"
+            )
+        logs = self.folder.private / LOGS
+        stages = self.plan.stages
+        self._replicas = LocalReplicas(stages.with_engines, logs, self.progress.say)
+        self.plan = replace(self.plan, stages=stages.with_endpoints(self._replicas.start()))
 
     def _builder(self) -> StageBuilder:
         """Return what builds the stages for the images and classes of the source."""
@@ -361,9 +384,11 @@ class LabellingRun:
         return add_up(self.manifest, sum(self.rows.values()), problems)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and the servers that they ask."""
         if self.engine is not None:
             self.engine.close()
+        if self._replicas is not None:
+            self._replicas.close()
 
 
 def source_header(indexes: Mapping[str, SourceIndex]) -> RunHeader:

@@ -5,7 +5,7 @@ probable it finds it.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from sgpipe.stages.score.clip import ClipModel
 from sgpipe.stages.score.scorer import Score, VlmScorer, is_directed, relation_text
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import Refusal
+from sgpipe.stages.served.engines.local import LOGS, LocalReplicas
 from sgpipe.storage.header import Identity, RunHeader
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder, copy_run
@@ -212,7 +213,7 @@ def _scored(
 def vlm_identity(config: TagConfig) -> Identity:
     """Return what decides the scores: not where a server is, but what it serves."""
     identity: dict[str, object] = {"by": config.method}
-    if config.endpoint is not None:
+    if config.is_served:
         identity |= {"model": config.tagger, "served": True, "images": SENT_AS}
     else:
         dtype = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
@@ -222,13 +223,22 @@ def vlm_identity(config: TagConfig) -> Identity:
     return identity
 
 
-def vlm_scorer(config: TagConfig, out: Path) -> Scorer:
+def vlm_scorer(
+    config: TagConfig, out: Path, say: Callable[[str], None], running: ExitStack
+) -> Scorer:
     """Return the scorer, or raises UserError.
 
     Args:
         out: the scored copy, which keeps answers of a server.
+        say: gets lines about the servers of an engine.
+        running: ends these servers.
     """
-    scorer = VlmScorer(config, CacheFolder(RunFolder(out).private))
+    private = RunFolder(out).private
+    if config.has_engine:
+        replicas = LocalReplicas({"tag": config}, private / LOGS, say)
+        running.callback(replicas.close)
+        config = config.model_copy(update={"endpoint": replicas.start()["tag"]})
+    scorer = VlmScorer(config, CacheFolder(private))
     scorer.check()
     scorer.load()
     return lambda record, image: scorer.scores(image, record.objects, record.relations)

@@ -44,10 +44,12 @@ from sgpipe.recipe.source import (
 )
 from sgpipe.recipe.stage import (
     AUTO_ON_CPU,
+    ENGINES,
     JPEG_QUALITY,
     SENT_AS,
     SERVED,
     IdentityFacts,
+    Replicas,
     Requests,
     Resources,
     StageConfig,
@@ -68,6 +70,7 @@ from sgpipe.utils.config_file import Config
 __all__ = [
     "AUTO_ON_CPU",
     "DEFAULT_SIDES",
+    "ENGINES",
     "JPEG_QUALITY",
     "MINIWORLD",
     "PACKAGED_LAYOUT",
@@ -92,6 +95,7 @@ __all__ = [
     "PairConfig",
     "ParseConfig",
     "Recipe",
+    "Replicas",
     "Requests",
     "Resources",
     "SourceConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sgpipe.recipe.recipe import STAGES, Recipe
@@ -92,6 +92,26 @@ class StagePlan:
         section = self.section(stage)
         resources = section.resources.model_copy(update=amounts)
         return self._with({stage: section.model_copy(update={"resources": resources})})
+
+    @property
+    def with_engines(self) -> dict[str, StageConfig]:
+        """The sections of the stages that run whose servers the run starts itself."""
+        sections = {name: self.section(name) for name in self.names}
+        return {name: section for name, section in sections.items() if section.has_engine}
+
+    def with_endpoints(self, endpoints: Mapping[str, Sequence[str]]) -> StagePlan:
+        """Return the plan in which stages ask these servers, which have the GPUs.
+
+        Args:
+            endpoints: the URLs of the servers of each stage.
+        """
+        sections = {}
+        for name, urls in endpoints.items():
+            section = self.section(name)
+            resources = section.resources.model_copy(update={"gpus": 0})
+            changes = {"endpoint": list(urls), "resources": resources}
+            sections[name] = section.model_copy(update=changes)
+        return self._with(sections)
 
     def computing_on_cpus(self) -> StagePlan:
         """Return the plan in which stages that have asked for no GPU compute on the CPU."""

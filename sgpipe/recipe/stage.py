@@ -21,7 +21,9 @@ SENT_AS = f"JPEG {JPEG_QUALITY}, 4:4:4"  # in identities
 AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
 _AUTO_ON_GPU = "auto on a GPU"
 # Settings of all stages that only distribute work
-_DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
+_DISTRIBUTION = {"resources", "batch_size", "device", "requests", "engine", "replicas"}
+# Engines that sgpipe starts by their names; another one is a command of the user's own.
+ENGINES = ("vllm", "sglang", "transformers")
 
 
 class Resources(Config):
@@ -44,6 +46,14 @@ class Resources(Config):
 
 # URLs of servers of one model
 Endpoints: TypeAlias = str | Annotated[list[str], Field(min_length=1)]
+# What starts servers of the run's own
+EngineName: TypeAlias = Annotated[
+    str | None,
+    Field(
+        description="the run starts servers itself: vllm, sglang, transformers, or a command with"
+        " {model}, {host} and {port}; null: none"
+    ),
+]
 
 
 class Requests(Config):
@@ -63,6 +73,32 @@ class Requests(Config):
         "OPENAI_API_KEY",
         pattern=r"^[A-Za-z_]\w*$",
         description="environment variable with it, if set",
+    )
+
+
+class Replicas(Config):
+    """Servers of a model that the run starts itself, watches, and ends. Only `arguments` may change
+    an answer.
+    """
+
+    min: int = Field(1, ge=1, description="the run begins when as many answer")
+    max: int | None = Field(
+        None, ge=1, description="the most; null: as many as GPUs allow, or min without GPUs"
+    )
+    gpus: int | None = Field(
+        None,
+        ge=0,
+        description="GPUs of each replica, by tensor parallelism; null: 1 if there are any",
+    )
+    gpu_memory: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="vllm, sglang: share of a GPU's memory that they take; null: their default",
+    )
+    arguments: tuple[str, ...] = Field((), description="further options of the engine's server")
+    ready_timeout: float = Field(
+        1200, gt=0, description="seconds after which a server that does not answer has not started"
     )
 
 
@@ -151,10 +187,14 @@ class StageConfig(Config):
         return None
 
     @property
-    def served_at(self) -> Endpoints | None:
-        """The URLs of the servers that are asked instead of a model here."""
-        endpoint: Endpoints | None = getattr(self, "endpoint", None)
-        return endpoint
+    def has_engine(self) -> bool:
+        """Whether the run starts servers of its model itself."""
+        return getattr(self, "engine", None) is not None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether servers are asked instead of a model here: the user's, or those of the run."""
+        return self.has_engine or getattr(self, "endpoint", None) is not None
 
     @property
     def streams(self) -> bool:
@@ -165,7 +205,7 @@ class StageConfig(Config):
     def requests_in_flight(self) -> int:
         """How many requests of an actor are under way at once; 0 without an endpoint."""
         requests: Requests | None = getattr(self, "requests", None)
-        return requests.in_flight if requests and self.served_at else 0
+        return requests.in_flight if requests and self.is_served else 0
 
     @property
     def reads_model(self) -> bool:
@@ -180,7 +220,7 @@ class StageConfig(Config):
     @property
     def loaded_model(self) -> str | None:
         """The model that the stage loads; None for a served one, or spaCy's."""
-        return self.named_model if self.reads_model and self.served_at is None else None
+        return self.named_model if self.reads_model and not self.is_served else None
 
     def with_model(self, model: str) -> Self:
         """Return the section with another model."""
@@ -193,6 +233,21 @@ class StageConfig(Config):
         settings = self.model_dump(mode="json", exclude=_DISTRIBUTION | set(unused))
         if settings.get("endpoint") is not None:
             settings["endpoint"] = SERVED
+        if self.has_engine:
+            settings |= self._engine_settings()
+        return settings
+
+    def _engine_settings(self) -> StageIdentity:
+        """Return what of its engine decides labels. The packaged engines answer alike: a run may
+        change from one to another, or to an endpoint of the same model.
+        """
+        engine: str = getattr(self, "engine", "")
+        replicas: Replicas = getattr(self, "replicas", Replicas())
+        settings: StageIdentity = {"endpoint": SERVED}
+        if engine not in ENGINES:
+            settings["engine"] = engine
+        if replicas.arguments:
+            settings["arguments"] = list(replicas.arguments)
         return settings
 
     def identity(self, facts: IdentityFacts) -> StageIdentity:
@@ -206,7 +261,7 @@ class StageConfig(Config):
         and how it gets images.
         """
         setting = self.setting_of_model
-        if self.served_at is not None:
+        if self.is_served:
             return {setting: self.named_model, "dtype": SERVED, "images": SENT_AS}
         computed_in: str = dtype
         if dtype == "auto":  # half precision needs a GPU; actors that ask for none see none

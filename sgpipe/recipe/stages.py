@@ -11,7 +11,9 @@ from sgpipe.recipe.models import PACKAGED_LAYOUT, ModelName
 from sgpipe.recipe.source import StoredPath
 from sgpipe.recipe.stage import (
     Endpoints,
+    EngineName,
     IdentityFacts,
+    Replicas,
     Requests,
     Resources,
     StageConfig,
@@ -23,7 +25,7 @@ from sgpipe.utils.hashing import model_sha256
 CandidateSource = Literal[
     "captions", "image", "prior", "marks", "captions+marks", "layout", "captions+layout"
 ]
-_MARKS_ONLY = {"model", "endpoint", "max_marks", "samples", "temperature", "dtype"}
+_MARKS_ONLY = {"model", "endpoint", "arguments", "max_marks", "samples", "temperature", "dtype"}
 _PAIR_FILES = ("synonyms", "prior", "equivalents")
 # Which stage of sgpipe makes pairs of these candidates; others are those of the stage "pair".
 _PAIR_STAGES = {
@@ -116,6 +118,8 @@ class CaptionConfig(StageConfig):
         None,
         description="URL of a server with the OpenAI chat API, or a list of them; null: runs here",
     )
+    engine: EngineName = None
+    replicas: Replicas = Replicas()
     requests: Requests = Requests()
     decoding: Literal["nucleus", "beam"] = Field(
         "nucleus", description="nucleus sampling or beam search"
@@ -165,12 +169,12 @@ class CaptionConfig(StageConfig):
 
     @property
     def streams(self) -> bool:
-        return self.served_at is not None
+        return self.is_served
 
     @property
     def plugin(self) -> str | None:
         """`package.module:Class` of a captioner of the user's own; None: another one."""
-        if self.captioner is None or self.endpoint is not None:
+        if self.captioner is None or self.is_served:
             return None
         return own_reference("captioner", self.captioner)
 
@@ -196,6 +200,8 @@ class ParseConfig(StageConfig):
     endpoint: Endpoints | None = Field(
         None, description="llm: URL of a server with the OpenAI chat API, or a list of them"
     )
+    engine: EngineName = None
+    replicas: Replicas = Replicas()
     requests: Requests = Requests()
     device: str = Field("auto", description="of seq2seq: auto, cpu, cuda or cuda:N")
     attributes: bool = Field(
@@ -270,6 +276,8 @@ class PairConfig(StageConfig):
     endpoint: Endpoints | None = Field(
         None, description="marks: URL of a server with the OpenAI chat API, or a list; null: none"
     )
+    engine: EngineName = None
+    replicas: Replicas = Replicas()
     requests: Requests = Requests()
     max_marks: int = Field(
         30, ge=2, description="marks: numbered boxes per image: the largest; others are counted"
@@ -311,7 +319,7 @@ class PairConfig(StageConfig):
 
     @property
     def streams(self) -> bool:
-        return self.served_at is not None
+        return self.is_served
 
     @property
     def marks(self) -> bool:
@@ -371,6 +379,8 @@ class TagConfig(StageConfig):
     endpoint: Endpoints | None = Field(
         None, description="vlm: URL of a server with the OpenAI chat API, or a list; null: none"
     )
+    engine: EngineName = None
+    replicas: Replicas = Replicas()
     requests: Requests = Requests()
     questions: Literal["each", "shared"] = Field(
         "each",
@@ -455,7 +465,7 @@ class TagConfig(StageConfig):
         parts = self.labelling_settings()
         if self.plugin is None:
             parts |= self._model_identity(self.dtype, facts)
-        if self.served_at is None:
+        if not self.is_served:
             parts["tagger"] = self.content
         if self.method == "rtagger" and self.vocabulary == "image":
             parts["seed"] = facts.seed

@@ -204,6 +204,8 @@ def check_pair(config: PairConfig) -> None:
         )
     if not config.marks and config.endpoint is not None:
         raise UserError(f"pair.candidates is {config.candidates!r}: pair.endpoint is for marks")
+    if not config.marks and config.has_engine:
+        raise UserError(f"pair.candidates is {config.candidates!r}: pair.engine is for marks")
 
 
 def synonyms_of(config: PairConfig, dataset: str) -> Mapping[str, tuple[str, ...]]:

@@ -22,8 +22,8 @@ from sgpipe.storage.run_folder import REQUESTS
 from sgpipe.storage.shards import iter_records
 from tests.detections import make_coco
 from tests.endpoint_server import LASTING, EndpointServer, at_random, wait_until
-from tests.integration.faults.runs import descendants
 from tests.marked_model import MarkedWorld
+from tests.processes import descendants, is_gone
 from tests.values import values_of
 
 KEY = "sk-only-in-the-environment-4f1c"
@@ -88,18 +88,6 @@ class ServedRun:
             return {
                 request.hex() for (request,) in connection.execute("SELECT request FROM answers")
             }
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended: its files and connections are closed then, even if nobody has
-    asked how it ended.
-    """
-    try:
-        ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-        # its other threads have ended, too
-        return ended and len(os.listdir(f"/proc/{pid}/task")) <= 1
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def files_with(text: str, *folders: Path) -> Iterator[Path]:

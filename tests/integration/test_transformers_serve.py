@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import CaptionConfig, Requests
+from sgpipe.recipe import CaptionConfig, Replicas, Requests
 from sgpipe.records import Record
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import ChatRequest
 from sgpipe.stages.served.endpoint import ChatEndpoint
+from sgpipe.stages.served.engines.local import LocalReplicas
 from tests.integration.served import served
 from tests.values import values_of
 from tests.vlm_checkpoints import make_vlm
@@ -87,3 +88,33 @@ def test_what_it_cannot_do_is_named_before_the_work(url: str, model: str) -> Non
         endpoint.check(sampled)
     with pytest.raises(UserError, match="does not serve 'another', but "):
         ChatEndpoint(url, "another", Requests()).check()
+
+
+def test_a_run_starts_it_itself(model: str, tmp_path: Path) -> None:
+    main = "from transformers.cli.transformers import main; main()"
+    engine = f"{PYTHON} -c '{main}' serve {{model}} --host {{host}} --port {{port}}"
+    arguments = ("--device", "cpu", "--dtype", "float32")
+    config = CaptionConfig(
+        captioner=model,
+        engine=engine,
+        replicas=Replicas(gpus=0, arguments=arguments),
+        samples=2,
+        max_tokens=8,
+        requests=Requests(timeout=300),
+    )
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "0.jpg")
+    lines: list[str] = []
+    servers = LocalReplicas({"caption": config}, tmp_path / "engines", lines.append)
+    try:
+        urls = servers.start()["caption"]
+        stage = CaptionStage(
+            config.model_copy(update={"endpoint": urls}), {"val": tmp_path}, seed=0
+        )
+        stage.check()
+        stage.setup()
+        [record] = stage([Record("0", "coco", "val", "0.jpg", 60, 40)])
+    finally:
+        servers.close()
+    assert record.ok
+    assert len(record.captions) == 2
+    assert "1 of 1 server of " in lines[1]

@@ -46,6 +46,7 @@ def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
     by_group = pair is not None and pair.restrict == "group"
     settings = (
         ("tag.endpoint", tag.endpoint is not None, ("vlm",)),
+        ("tag.engine", tag.has_engine, ("vlm",)),
         ("tag.questions=shared", tag.questions == "shared", ("vlm",)),
         ("tag.prior", tag.prior is not None, ("clip", "vlm")),
         ("pair.restrict=group", by_group, ("rtagger",)),

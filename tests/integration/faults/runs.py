@@ -17,6 +17,7 @@ from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from tests.integration.faults import stub
+from tests.processes import descendants
 from tests.values import values_of
 
 # Importing sgpipe takes longer than a run: it is done once, in a process that only forks. What
@@ -124,24 +125,6 @@ def _command(arguments: list[str], environment: dict[str, str], log: str) -> Non
         stub.main(*arguments)
     finally:
         atexit._run_exitfuncs()  # which a forked process leaves out
-
-
-def descendants(pid: int | None) -> list[int]:
-    """The processes that a process has started, and these in turn."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(entry.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        parents.setdefault(parent, []).append(int(entry.parent.name))
-    processes = []
-    at = [pid]
-    while at:
-        children = parents.get(at.pop() or 0, [])
-        processes += children
-        at += children
-    return processes
 
 
 def title_of(pid: int) -> str:
