@@ -23,6 +23,7 @@ COCO = (
 )
 CAPTIONED = f"{COCO} --captions DIR/coco/captions_val.json"
 PACKAGED = "--captioner miniworld --tagger miniworld"
+SERVED = f"{COCO} --captioner m --set caption.endpoint=http://127.0.0.1:9/v1 --set tag.method=all"
 IMPORT = "--images DIR/coco/images --out DIR/out"
 
 # What is typed after `sgpipe`, and what the line has to name. DIR stands for the folder of the
@@ -85,7 +86,15 @@ CASES: dict[str, str] = {
         "DIR/others has no image of the split val, such as ",
     "stats DIR/damaged": "damaged",
     "export DIR/lost --to coco --out DIR/out": "lost/data/",
+    f"{SERVED} --batch-answers DIR/none.jsonl": "DIR/none.jsonl",
+    f"{SERVED} --batch-answers DIR/broken.json": "DIR/broken.json, line 1",
+    f"{SERVED} --batch-answers DIR/empty.json": "DIR/empty.json: there are no answers in it",
+    f"{SERVED} --batch-file DIR/array.json": "DIR/array.json exists",
+    f"{SERVED} --batch-file DIR/run/data/new.jsonl": "DIR/run/data/new.jsonl belongs to the run",
     # Values of options
+    f"{SERVED} --batch-file DIR/new.jsonl --set engine.kind=ray": "not Ray",
+    f"{SERVED} --batch-file DIR/new.jsonl --max-cost 1 --prompt-price 1 --completion-price 1": "--max-cost",
+    f"{CAPTIONED} {PACKAGED} --set tag.method=all --batch-file DIR/new.jsonl": "no stage of this run asks",
     f"{CAPTIONED} --tagger none --limit 0": "limit",
     f"{CAPTIONED} --tagger none --limit many": "limit",
     f"{CAPTIONED} --tagger none --set tag.threshold=2": "tag.threshold",

@@ -13,6 +13,7 @@ import typer
 
 from sgpipe.cli import STARTED, declare
 from sgpipe.cli import options as cli
+from sgpipe.cli.batch_options import BatchOptions
 from sgpipe.cli.price_options import PriceOptions
 from sgpipe.cli.recipe_options import RecipeOptions, SourceOptions
 from sgpipe.errors import UserError
@@ -56,6 +57,7 @@ def generate(
     max_cost: Annotated[
         float | None, declare.option("What tokens of a run may cost; it stops before, resumably.")
     ] = None,
+    batch: BatchOptions,
     json_: cli.Json = False,
 ) -> None:
     """Label the images of a dataset or a folder with relations.
@@ -91,8 +93,10 @@ def generate(
             parent=parent,
             metrics=metrics,
             spending=spending,
+            batch_files=batch.files(max_cost),
         )
-    quality = {} if loaded.engine.store else _measure_quality(loaded.tag, summary.root)
+    is_measurable = not loaded.engine.store and summary.counts["images"]
+    quality = {} if not is_measurable else _measure_quality(loaded.tag, summary.root)
     values = summary.as_json()
     if quality:
         values["quality"] = {name: asdict(row.at_threshold) for name, row in quality.items()}

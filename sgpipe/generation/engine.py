@@ -30,6 +30,7 @@ from sgpipe.stages.base import Stage
 from sgpipe.stages.failures import Failure, FailuresInARowError, ImageLimits
 from sgpipe.stages.runner import Usage
 from sgpipe.stages.served.answers import CacheFolder
+from sgpipe.stages.served.batch import UNANSWERED
 from sgpipe.storage.manifest import ShardEntry, WriterClaim
 from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
 from sgpipe.storage.source_index import read_records
@@ -84,6 +85,14 @@ class PostponedUnit:
 
 
 @dataclass(frozen=True)
+class UnansweredUnit:
+    """A unit without a shard, because requests about `images` of it have no answer yet."""
+
+    unit: WorkUnit
+    images: int
+
+
+@dataclass(frozen=True)
 class UnitReader:
     """Work unit → its records, from the source index of its split."""
 
@@ -113,7 +122,12 @@ class UnitWriter:
     storage: Location
     claim: WriterClaim | None = None
 
-    def __call__(self, unit: WorkUnit, records: list[Record], usage: Usage) -> LabelledUnit:
+    def __call__(
+        self, unit: WorkUnit, records: list[Record], usage: Usage
+    ) -> LabelledUnit | UnansweredUnit:
+        unanswered = sum(failure.kind == UNANSWERED for failure in usage.failures)
+        if unanswered:
+            return UnansweredUnit(unit, unanswered)
         if unit.errors_only and unit.replaces:
             redone = iter(records)
             earlier = from_table(read_file(self.storage / unit.replaces))
@@ -196,7 +210,8 @@ class StageBuilder:
             classes = {name: number for number, name in enumerate(names, 1)}
         stages = list(self.build(self.plan, self.roots, classes))
         for stage in stages:
-            if self.checks:
+            is_unsent = self.cache_folder.batch is not None and stage.config.requests_in_flight
+            if self.checks and not is_unsent:
                 stage.check()
             stage.cache_folder = self.cache_folder
         return stages
@@ -222,9 +237,10 @@ class Engine(Protocol):
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-    ) -> Generator[LabelledUnit]:
-        """Yield each unit as soon as its shard is written. An image on which a stage fails, or that
-        crashes its worker twice, becomes an error row.
+    ) -> Generator[LabelledUnit | UnansweredUnit]:
+        """Yield each unit as soon as its shard is written, or requests about it turn out to have no
+        answer. An image on which a stage fails, or that crashes its worker twice, becomes an error
+        row.
 
         Raises:
             UserError: the user has to change something.

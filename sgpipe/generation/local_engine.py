@@ -30,6 +30,7 @@ from sgpipe.generation.engine import (
     Patience,
     PostponedUnit,
     StageBuilder,
+    UnansweredUnit,
     UnitReader,
     UnitWriter,
     WorkUnit,
@@ -60,7 +61,8 @@ class Notice:
     line: str
 
 
-_Answer = LabelledUnit | PostponedUnit | UserError | EngineError
+_Done = LabelledUnit | UnansweredUnit
+_Answer = _Done | PostponedUnit | UserError | EngineError
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class WorkerProcess:
         with suppress(OSError):
             self.pipe.send(message)
 
-    def receive(self) -> LabelledUnit | PostponedUnit | Notice:
+    def receive(self) -> _Done | PostponedUnit | Notice:
         """Return the answer to a unit, which is no longer in progress; or what the worker says.
 
         Raises:
@@ -140,7 +142,7 @@ class WorkerProcess:
             return answer
         if isinstance(answer, UserError | EngineError):
             raise answer
-        done = answer.unit if isinstance(answer, PostponedUnit) else answer.shard
+        done = answer.shard if isinstance(answer, LabelledUnit) else answer.unit
         place = (done.split, done.start)
         self.units = [unit for unit in self.units if (unit.split, unit.start) != place]
         return answer
@@ -208,7 +210,7 @@ class LocalEngine(Engine):
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-    ) -> Generator[LabelledUnit]:
+    ) -> Generator[_Done]:
         runner = partial(StageRunner, limits=self._limits)
         isolated_runner = partial(IsolatedRunner, limits=self._limits)
         open_units = open_units_of(units, self._streamed_requests)
@@ -262,7 +264,7 @@ class LocalEngine(Engine):
                 if has_room and queue:
                     process.send(queue.popleft())
 
-    def _answers(self) -> Iterator[LabelledUnit | PostponedUnit]:
+    def _answers(self) -> Iterator[_Done | PostponedUnit]:
         """Yield what workers answer within a second; a unit whose worker has crashed begins again.
 
         Raises:

@@ -23,7 +23,7 @@ from rich.text import Text
 from scipy.stats import binomtest
 
 from sgpipe.errors import UserError
-from sgpipe.generation.engine import Engine, UnitReader, UnitWriter, WorkUnit
+from sgpipe.generation.engine import Engine, LabelledUnit, UnitReader, UnitWriter, WorkUnit
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.resolve import resolve
 from sgpipe.generation.run import LabellingRun, announce_own_code
@@ -230,8 +230,8 @@ def _label(
     """Yield the shards of a sample, until patience ends."""
     ends = math.inf
     with closing(engine.run(units, reader, writer)) as done:
-        for unit in done:
-            labelled = _Labelled(time.monotonic(), unit.shard)
+        for shard in (unit.shard for unit in done if isinstance(unit, LabelledUnit)):
+            labelled = _Labelled(time.monotonic(), shard)
             if math.isinf(ends):
                 ends = labelled.time - labelled.computed + PATIENCE
             yield labelled

@@ -3,18 +3,21 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.files.hub import fetch_models
+from sgpipe.generation.batch import Batch, BatchFiles
 from sgpipe.generation.budget import ErrorBudget
 from sgpipe.generation.engine import (
     Engine,
+    LabelledUnit,
     StageBuilder,
+    UnansweredUnit,
     UnitReader,
     UnitWriter,
     WorkUnit,
@@ -38,7 +41,7 @@ from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, RunFolder, check_output
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.tokens import Spending
-from sgpipe.utils.console import Progress, count, listed
+from sgpipe.utils.console import Advance, Progress, count, listed
 from sgpipe.utils.ray_cluster import prepare_ray
 
 
@@ -51,6 +54,7 @@ def generate(
     parent: str | Path | None = None,
     metrics: Path | None = None,
     spending: Spending | None = None,
+    batch_files: BatchFiles | None = None,
 ) -> Summary:
     """Label the recipe's source into the folder `out`; an earlier run of the same recipe there is
     resumed.
@@ -61,6 +65,7 @@ def generate(
             taken over.
         metrics: a file, to which a line of JSON is appended each minute and at the end.
         spending: what tokens of served models cost, and how much the run may cost.
+        batch_files: what takes the place of served models; None: these are asked.
 
     Raises:
         UserError: something is wrong with the recipe, its files or the folder, and nothing was
@@ -72,12 +77,17 @@ def generate(
     plan = resolve(recipe, Path(out), None if parent is None else str(parent))
     spending = spending or Spending()
     check_prices(spending, plan.stages)
+    if batch_files is not None:
+        plan = batch_files.local_plan(plan)
     if plan.reuse is not None:
         progress.say(str(plan.reuse))
     for note in plan.notes:
         progress.say(f"NOTE: {note}")
     folder = RunFolder(Path(out), plan.store)
-    with folder.lock(), closing(LabellingRun(plan, folder, progress, spending)) as run:
+    with ExitStack() as stack:
+        stack.enter_context(folder.lock())
+        batch = None if batch_files is None else stack.enter_context(batch_files.opened(progress))
+        run = stack.enter_context(closing(LabellingRun(plan, folder, progress, spending, batch)))
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
             run.open()
@@ -123,6 +133,7 @@ class LabellingRun:
         folder: RunFolder,
         progress: Progress,
         spending: Spending | None = None,
+        batch: Batch | None = None,
     ) -> None:
         self.plan = plan
         self.folder = folder
@@ -135,7 +146,9 @@ class LabellingRun:
             folder.private.absolute(),
             spending=spending or Spending(),
             store=folder.store if asks_endpoint(plan.stages) else None,
+            batch=None if batch is None else batch.mode,
         )
+        self._batch = batch
         self._stages = StageBuilder(build_stages, plan.stages, {}, {}, cache)
 
     def open(self) -> None:
@@ -166,9 +179,13 @@ class LabellingRun:
         cache = replace(cache, spending=self.spending.spending)
         self._stages = replace(self._stages, cache_folder=cache)
 
+    def cache(self) -> RequestCache:
+        """Return the answers of served models."""
+        return self._stages.cache_folder.open()
+
     def forget_refusals(self) -> None:
         """Let served models be asked again about what they have refused."""
-        self._stages.cache_folder.open().forget_refusals()
+        self.cache().forget_refusals()
 
     def _header(self) -> RunHeader:
         """Return what the manifest says of the run."""
@@ -245,7 +262,7 @@ class LabellingRun:
         """
         if self.plan.missing_models:
             fetch_models(self.plan.missing_models)
-        if self.plan.stages.with_engines:
+        if self.plan.stages.with_engines and self._batch is None:
             self._start_replicas()
         plan = self.plan
         stages = self._builder()
@@ -321,6 +338,18 @@ class LabellingRun:
         if self.engine is None or not units:
             self._say_nothing_is_left()
             return
+        exchanged = self._batch.exchanged(self.cache()) if self._batch else nullcontext()
+        with exchanged:
+            self._label(self.engine, units, mirror, meter)
+
+    def _label(
+        self,
+        engine: Engine,
+        units: Sequence[WorkUnit],
+        mirror: ManifestMirror,
+        meter: RunMetrics,
+    ) -> None:
+        """Run the units, and commit each shard."""
         folder = self.folder
         for split in self.indexes:
             mirror.copy_index(folder.index(split))
@@ -331,7 +360,8 @@ class LabellingRun:
         with (
             mirror.copied(),
             self.progress.images(meter.queue, remark=self.spending.note) as advance,
-            closing(budget.shards(self.engine.run(units, self.reader(), writer))) as shards,
+            closing(self._answered(engine.run(units, self.reader(), writer), advance)) as answered,
+            closing(budget.shards(answered)) as shards,
         ):
             for shard in shards:
                 shard = self.spending.with_unlisted(shard)
@@ -346,13 +376,26 @@ class LabellingRun:
                     self.progress.say(note)
                 if meter.queue > 0:
                     self.spending.check()
-        for line in meter.summary():
-            self.progress.say(line)
+        if self._batch is None:
+            for line in meter.summary():
+                self.progress.say(line)
         failed = budget.note()
         if failed:
             self.progress.say(failed)
         self._say_unusable_answers()
         folder.sweep(self.manifest)
+
+    def _answered(
+        self, units: Generator[LabelledUnit | UnansweredUnit], advance: Advance
+    ) -> Generator[LabelledUnit]:
+        """Yield the units with shards; a batch counts the others."""
+        with closing(units):
+            for unit in units:
+                if isinstance(unit, LabelledUnit):
+                    yield unit
+                elif self._batch is not None:
+                    self._batch.images += unit.images
+                    advance(unit.unit.rows, {})
 
     def _time_of(self, shard: ShardEntry) -> float:
         """Return when a shard was written, in seconds since the epoch."""

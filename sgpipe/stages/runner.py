@@ -35,6 +35,7 @@ from sgpipe.stages.failures import (
     concerns_one_image,
     is_gpu_failure,
 )
+from sgpipe.stages.served.batch import UNANSWERED, UnansweredError
 
 COMPILATION = "compilation"  # beside the names of stages
 _WORKER = "worker"  # beside the names of stages, in error rows
@@ -175,6 +176,8 @@ class StageRunner:
             # Requests have a time limit of their own; the process has one timer.
             with nullcontext() if stage.streams else self._time_limit(len(records)):
                 filled = stage(records)
+        except UnansweredError as error:
+            return self._run_answered(stage, untouched, failures, error)
         except Exception as error:
             cause = cause_of(error)
             if is_gpu_failure(cause):
@@ -194,6 +197,23 @@ class StageRunner:
         failures.append(failure)
         self._streaks[stage.name].add(failure)
         return untouched
+
+    def _run_answered(
+        self,
+        stage: Stage,
+        records: list[Record],
+        failures: list[Failure],
+        error: UnansweredError,
+    ) -> list[Record]:
+        """Run a stage on each image alone; those without answers get no later stage."""
+        if len(records) == 1:
+            failures.append(Failure(records[0].file_name, stage.name, UNANSWERED, str(error)))
+            records[0].fail(stage.name, str(error))
+            return records
+        answered = []
+        for record in records:
+            answered += self._run(stage, [record], failures)
+        return answered
 
     @contextmanager
     def _time_limit(self, images: int) -> Iterator[None]:

@@ -210,6 +210,11 @@ class ServedCaptioner(ChatCaptioner):
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
         return self._endpoint.ask_all(requests)
 
+    def ask_together(self, requests: Sequence[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
+        if self._endpoint.batch is not None:  # no server keeps a beginning
+            return self.ask_all(requests)
+        return super().ask_together(requests)
+
     def check(self, example: ChatRequest | None = None) -> None:
         """Ask for an example, or else for a caption of a grey image.
 

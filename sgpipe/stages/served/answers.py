@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -22,6 +22,8 @@ from pydantic import TypeAdapter
 from sgpipe.errors import EngineError, UserError
 from sgpipe.files.locations import StorePath
 from sgpipe.files.model_cache import cache_folder
+from sgpipe.stages.served.batch import BatchMode
+from sgpipe.stages.served.batch_answers import ANSWERED, BatchAnswer
 from sgpipe.stages.served.chat import Check, Choice
 from sgpipe.stages.served.segments import AnswerStore, Segment, StoredAnswer
 from sgpipe.storage.run_folder import ANSWERS, REQUESTS
@@ -47,8 +49,27 @@ CREATE TABLE IF NOT EXISTS under_way (
     requests INTEGER NOT NULL,
     PRIMARY KEY (process, command)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batch_answers (
+    request BLOB PRIMARY KEY,
+    status INTEGER NOT NULL,
+    content TEXT NOT NULL,
+    command TEXT NOT NULL,
+    used INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
 """
 _ADD_ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)"
+# Answers that are kept are not replaced; a refusal is, by an answer.
+_ADD_BATCH_ANSWER = f"""
+INSERT INTO batch_answers (request, status, content, command)
+    SELECT :request, :status, :content, :command
+    WHERE NOT EXISTS (SELECT 1 FROM answers WHERE request = :request)
+    ON CONFLICT (request) DO UPDATE SET
+        status = excluded.status, content = excluded.content, command = excluded.command, used = 0
+        WHERE status != {ANSWERED} AND excluded.status = {ANSWERED}
+"""
+_BATCH_ANSWER = "SELECT status, content FROM batch_answers WHERE request = ?"
+_USE_BATCH_ANSWER = "UPDATE batch_answers SET used = 1 WHERE request = ? AND NOT used RETURNING 1"
+_UNUSED = "SELECT count(*) FROM batch_answers WHERE command = ? AND NOT used"
 _NOTE_SEGMENT = "INSERT OR IGNORE INTO segments VALUES (?)"
 _ADD_SPENDING = """
 INSERT INTO spending VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (command) DO UPDATE SET
@@ -88,6 +109,7 @@ class CacheFolder:
         spending: what requests may cost.
         tokens: of each answer to this process since they were taken last.
         store: the store of the run; None: it is in a folder.
+        batch: of a command that sends no requests; None: they are sent.
     """
 
     path: Path
@@ -95,6 +117,7 @@ class CacheFolder:
     spending: Spending = field(default_factory=Spending)
     tokens: deque[Counter[str]] = field(default_factory=deque, compare=False)
     store: StorePath | None = None
+    batch: BatchMode | None = None
 
     @property
     def file(self) -> Path:
@@ -205,6 +228,41 @@ class RequestCache:
         if self._stored:
             self._stored.flush()
 
+    def add_batch(self, answers: Iterable[BatchAnswer]) -> int:
+        """Keep the answers of a batch until they are asked for, all or none; returns how many are
+        new.
+        """
+        self._complete()
+        new = 0
+        with self._transaction() as connection:
+            for answer in answers:
+                values = {
+                    "request": bytes.fromhex(answer.key),
+                    "status": answer.status,
+                    "content": answer.content,
+                    "command": self.spending.command,
+                }
+                new += connection.execute(_ADD_BATCH_ANSWER, values).rowcount
+        return new
+
+    def batch_answer(self, body: bytes) -> BatchAnswer | None:
+        """Return what a batch says of a request; None: nothing."""
+        request = sha256(body)
+        rows = self._execute(_BATCH_ANSWER, [request.digest()])
+        return BatchAnswer(request.hexdigest(), *rows[0]) if rows else None
+
+    def use_batch_answer(self, body: bytes) -> bool:
+        """Note that a request got its answer from a batch; returns whether it is the first one."""
+        return bool(self._execute(_USE_BATCH_ANSWER, [sha256(body).digest()]))
+
+    def count_unused(self) -> int:
+        """Return how many answers of batches of this command no request has got."""
+        return sum(number for (number,) in self._execute(_UNUSED, [self.spending.command]))
+
+    def forget_batch(self) -> None:
+        """Forget the answers of batches of this command."""
+        self._execute("DELETE FROM batch_answers WHERE command = ?", [self.spending.command])
+
     def put_by_rules(self, caption: bytes) -> None:
         """Note that the rules parsed a caption because the model's answer was unusable."""
         self._execute(
@@ -265,6 +323,7 @@ class RequestCache:
         if self._stored:
             self._stored.forget_refusals()
         self._execute("DELETE FROM answers WHERE NOT usable")
+        self._execute("DELETE FROM batch_answers WHERE used")
 
     def _execute(
         self,

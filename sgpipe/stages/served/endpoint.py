@@ -17,6 +17,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import replace
+from hashlib import sha256
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.recipe import Requests
 from sgpipe.stages.served import waiting
 from sgpipe.stages.served.answers import CacheFolder
+from sgpipe.stages.served.batch import UnansweredError
+from sgpipe.stages.served.batch_answers import ANSWERED, REJECTED, BatchAnswer
 from sgpipe.stages.served.budget import within_budget
 from sgpipe.stages.served.chat import (
     MAX_COMPLETION_TOKENS,
@@ -52,7 +55,6 @@ _LONGEST_PAUSE = 8.0
 _CLOSING_SECONDS = 1.0
 _MOST_OUTAGES = 10  # of servers, during a request, which may be what makes them crash
 _TOO_MANY = (429, 503)
-_REJECTED = (400, 413, 422)
 _LIMITED = (402, 429)
 _NOT_FOUND = 404
 _NAMES_N = re.compile(r"\bn\b")
@@ -88,6 +90,7 @@ class ChatEndpoint:
         self.model = model
         self.requests = requests
         self.cache = cache.open() if cache else None
+        self.batch = cache.batch if cache else None
         key = os.environ.get(requests.key, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise UserError(
@@ -161,7 +164,9 @@ class ChatEndpoint:
 
         Raises:
             UserError, EngineError: no request can be answered; what is under way is cut.
+            UnansweredError: nothing is sent, and one has no answer yet; all have been taken.
         """
+        unanswered: UnansweredError | None = None
         most = _AHEAD * self.requests.in_flight
         stream = next(self._streams)
         started = start_early(
@@ -173,7 +178,10 @@ class ChatEndpoint:
         with closing(started):
             for future in started:
                 try:
-                    yield future.result()
+                    answer = future.result()
+                except UnansweredError as error:
+                    unanswered = error
+                    continue
                 except EngineError:
                     if self.cache:  # what is paid for outlives this machine
                         with suppress(StoreError):
@@ -181,6 +189,10 @@ class ChatEndpoint:
                     raise
                 finally:
                     future.cancel()  # no effect once there is an answer
+                if unanswered is None:
+                    yield answer
+        if unanswered is not None:
+            raise unanswered
 
     def _prepared(self, requests: Iterable[ChatRequest]) -> Iterator[ChatRequest]:
         """Yield requests while there is room: those of all threads hold images in memory."""
@@ -245,9 +257,7 @@ class ChatEndpoint:
                 answered = await self._choices(request)
             except RequestError as error:
                 return Refusal(str(error))
-            choices = []
-            for number, choice in enumerate(answered):
-                choices.append(await self._corrected(request, number, choice))
+            choices = await self._all_corrected(request, answered)
         usable = [choice for choice in choices if choice.fault is None]
         return usable or Refusal(str(choices[0].fault))
 
@@ -266,6 +276,25 @@ class ChatEndpoint:
                 self._one_by_one = True  # `transformers serve` does not support `n`
         return choices[: request.n]
 
+    async def _all_corrected(
+        self, request: ChatRequest, answered: Sequence[Choice]
+    ) -> list[Choice]:
+        """Return the choices, corrected as `_corrected` does.
+
+        Raises:
+            UnansweredError: some corrections have no answer yet; all have been asked for.
+        """
+        choices = []
+        unanswered: UnansweredError | None = None
+        for number, choice in enumerate(answered):
+            try:
+                choices.append(await self._corrected(request, number, choice))
+            except UnansweredError as error:
+                unanswered = error
+        if unanswered is not None:
+            raise unanswered
+        return choices
+
     async def _corrected(self, request: ChatRequest, number: int, choice: Choice) -> Choice:
         """Return a choice, or what the model answers when it is told what is wrong with it."""
         if request.check is None or choice.fault is not None:
@@ -283,11 +312,40 @@ class ChatEndpoint:
         if self.cache is None:
             return await self._completion(request, self.requests.retries)
         body = json.dumps(request.fields(self.model), sort_keys=True).encode()
+        batched = self.cache.batch_answer(body)  # first: another process may just use it
         choices = self.cache.get(body)
+        if choices is None and batched is not None:
+            return self._use_batch_answer(request, body, batched)
+        if choices is None and self.batch is not None:
+            key = sha256(body).hexdigest()
+            raise self.batch.miss(key, request.fields(self.model, MAX_COMPLETION_TOKENS))
         if choices is None:
             async with within_budget(self.cache, self._turn):
                 choices = await self._completion(request, self.requests.retries)
             self.cache.put(body, choices, request.check)
+        return choices
+
+    def _use_batch_answer(
+        self, request: ChatRequest, body: bytes, answer: BatchAnswer
+    ) -> list[Choice]:
+        """Return the choices of a batch's answer, which is kept like one that was sent for.
+
+        Raises:
+            RequestError: the request was refused, or its answer cannot be read.
+        """
+        assert self.cache is not None
+        if answer.status != ANSWERED:
+            self.cache.use_batch_answer(body)
+            raise RequestError(answer.content, answer.status)
+        completion = answer.completion()
+        try:
+            choices = read_choices(completion, request.logprobs)
+        except ValueError as error:
+            self.cache.use_batch_answer(body)
+            raise RequestError(str(error)) from None
+        self.cache.put(body, choices, request.check)
+        if self.cache.use_batch_answer(body):
+            self._count_tokens(self._servers.servers[0], completion)
         return choices
 
     async def _completion(self, request: ChatRequest, retries: int) -> list[Choice]:
@@ -304,7 +362,7 @@ class ChatEndpoint:
         if failed.status == _NOT_FOUND:
             await self._check_models(server)
             raise UserError(f"{server.url} has no chat API ({failed}); the URL often ends in /v1")
-        answers_others = failed.status in _REJECTED
+        answers_others = failed.status in REJECTED
         if not answers_others and failed.status not in _LIMITED:
             with suppress(RequestError, EngineError):
                 answers_others = bool(await self._read_completion(_CONTROL))
