@@ -30,8 +30,9 @@ from sgpipe.files.locations import text_sha256
 from sgpipe.files.model_cache import pin_model
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
+from sgpipe.training.data.order import shuffled_epoch
 from sgpipe.training.data.scan import TrainingSet, scan_training, scan_validation
-from sgpipe.training.data.stream import StepStream, check_batch, shuffled_epoch
+from sgpipe.training.data.stream import StepStream, check_batch
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, check_benchmark, run_job
 from sgpipe.training.metrics import Row, TrainSummary, read_metrics, training_display

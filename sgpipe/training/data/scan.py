@@ -10,7 +10,8 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -86,12 +87,25 @@ class UsableRowGroup:
         Raises:
             UserError: the shard has fewer `rows` now than were scanned
         """
-        indices = np.flatnonzero(np.unpackbits(np.frombuffer(self.usable, np.uint8)))
+        indices = self._indices()
         if indices.max(initial=-1) >= rows:
             raise UserError(
                 f"shard {self.file} has changed since the training started; start it again"
             )
         return indices.tolist()
+
+    def divided(self, rows: int, rng: Random) -> tuple[UsableRowGroup, UsableRowGroup]:
+        """Return the row group with random `rows` of its rows, and with the others."""
+        indices = rng.sample(self._indices().tolist(), self.rows)
+        return self._with_rows(indices[:rows]), self._with_rows(indices[rows:])
+
+    def _with_rows(self, indices: Sequence[int]) -> UsableRowGroup:
+        usable = np.zeros(8 * len(self.usable), bool)
+        usable[indices] = True
+        return replace(self, rows=len(indices), usable=np.packbits(usable).tobytes())
+
+    def _indices(self) -> np.ndarray:
+        return np.flatnonzero(np.unpackbits(np.frombuffer(self.usable, np.uint8)))
 
 
 @dataclass(frozen=True)

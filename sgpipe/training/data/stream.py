@@ -1,24 +1,21 @@
 """The steps of a training or a validation, read and prepared by threads ahead of their use.
 
-A step says which images, their annotations, and the label texts of each image.
-Row groups are shuffled, and those of a window, which are in memory together, share a second shuffle
-of their rows. Every random choice has its own generator, seeded by what it chooses: a reader can
-jump to any position, and workers, who choose the same texts for groups of images and keep their
-shares of every step, change nothing.
+A step says which images, their annotations, and the label texts of each image. Workers read what
+they need for their shares of every step, and choose the same texts for groups of images: their
+number changes nothing.
 """
 
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import accumulate, islice, pairwise
+from itertools import pairwise
 from threading import Lock
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import pyarrow as pa
 from PIL import Image
@@ -33,140 +30,33 @@ from rlip_model.training.sampling import NegativeSampling, Texts, batch_texts, r
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageRoots, IndexFolder
 from sgpipe.files.locations import location
-from sgpipe.files.stores import is_uri
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record, RelationOrigin
-from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
+from sgpipe.storage.shards import IMAGE_COLUMN
 from sgpipe.training.data.judged import JudgedRelation
-from sgpipe.training.data.scan import COLUMNS, TrainingSet, UsableRowGroup
+from sgpipe.training.data.order import (
+    Epoch,
+    EpochRow,
+    RowGroupReader,
+    RowValues,
+    divide,
+    generator,
+    iter_epoch,
+    shuffled_epoch,
+)
+from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import count
-from sgpipe.utils.prefetch import prefetch, prefetch_generator, start_early
+from sgpipe.utils.prefetch import prefetch_generator, start_early
 
-_FETCHED = 8  # row groups of a store at once
 _FAILURES_BEFORE_REFUSAL = 32
 # A worker's share of a step, computed one after another.
 TrainingStep: TypeAlias = "tuple[StepPart, ...]"
 _FutureExample: TypeAlias = Future[TrainingExample | None]
-_RowValues: TypeAlias = dict[str, Any]  # of a shard, by column
 _IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height")
 
 
-def generator(*key: object) -> random.Random:
-    """Return a random generator seeded by the key, the same on every machine."""
-    return random.Random(" ".join(map(str, key)))
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Visits to usable rows of row groups.
-
-    Attributes:
-        visits: row groups, each with the number of rows to use
-        window: number of visits whose rows are shuffled together
-        key: of the shuffle; None: in their order
-    """
-
-    visits: tuple[UsableRowGroup, ...]
-    window: int = 1
-    key: str | None = None
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    @cached_property
-    def ends(self) -> list[int]:
-        """The number of rows before each window, and of all."""
-        starts = range(0, len(self.visits), self.window)
-        rows = (sum(visit.rows for visit in self.visits[at : at + self.window]) for at in starts)
-        return list(accumulate(rows, initial=0))
-
-    def order(self, window: int, usable: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-        """Return the rows of a window in order, as (index of the visit, row of its table).
-
-        Args:
-            usable: usable rows of each visit
-        """
-        order: list[tuple[int, int]] = []
-        if self.key is None:
-            for visit_index, rows in enumerate(usable):
-                order += [(visit_index, row) for row in rows]
-            return order
-        rng = generator("window", self.key, window)
-        visits = self.visits[window * self.window :]
-        for index, (visit, rows) in enumerate(zip(visits, usable, strict=False)):
-            chosen = rows if visit.rows == len(rows) else rng.sample(rows, visit.rows)
-            order += [(index, row) for row in chosen]
-        rng.shuffle(order)
-        return order
-
-
-def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int) -> Epoch:
-    """Return a shuffled epoch that passes over every folder as often as its weight says.
-
-    With weight 2.5, an epoch visits all rows of a row group twice and a random half of them,
-    another one in each epoch, a third time.
-    """
-    rng = generator("visits", seed, epoch)
-    visits: list[UsableRowGroup] = []
-    for index, folder in enumerate(training_set.folders):
-        row_groups = [group for group in training_set.row_groups if group.folder == index]
-        rng.shuffle(row_groups)
-        passes = int(folder.weight)
-        visits += row_groups * passes
-        visits += _fraction(row_groups, folder.weight - passes)
-    rng.shuffle(visits)
-    return Epoch(tuple(visits), window, f"{seed} {epoch}")
-
-
-def _fraction(row_groups: Sequence[UsableRowGroup], share: float) -> list[UsableRowGroup]:
-    """Return the row groups with a share of their rows, rounded so that the sum is that of all."""
-    totals = accumulate((group.rows for group in row_groups), initial=0)
-    ends = [round(total * share) for total in totals]
-    parts = []
-    for group, (start, end) in zip(row_groups, pairwise(ends), strict=True):
-        if end > start:
-            parts.append(replace(group, rows=end - start))
-    return parts
-
-
-def iter_epoch(
-    training_set: TrainingSet, epoch: Epoch, position: int = 0
-) -> Iterator[tuple[int, _RowValues]]:
-    """Yield the rows of an epoch from a position on, each with the index of its folder.
-
-    Images remain in Arrow.
-
-    Raises:
-        UserError, StoreError: a shard is lost or changed
-    """
-    window = bisect_right(epoch.ends, position) - 1
-    groups = epoch.visits[window * epoch.window :]
-    skipped = position - epoch.ends[window]
-    in_store = any(is_uri(folder.root) for folder in training_set.folders)
-    threads = _FETCHED if in_store else 0  # they read one window in advance
-
-    def read(group: UsableRowGroup) -> pa.Table:
-        return read_row_group(location(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
-
-    with prefetch(read, groups, threads, epoch.window + 1) as read_tables:
-        for start in range(0, len(groups), epoch.window):
-            visits = groups[start : start + epoch.window]
-            tables = list(islice(read_tables, epoch.window))
-            usable = []
-            for visit, table in zip(visits, tables, strict=True):
-                usable.append(visit.usable_rows(len(table)))
-            tables_without_images = [table.select(COLUMNS) for table in tables]
-            for index, row in epoch.order(window, usable)[skipped:]:
-                values = tables_without_images[index].slice(row, 1).to_pylist()[0]
-                if IMAGE_COLUMN in tables[index].column_names:
-                    values[IMAGE_COLUMN] = tables[index][IMAGE_COLUMN][row]
-                yield visits[index].folder, values
-            window += 1
-            skipped = 0
-
-
-def scene_graph(values: _RowValues, threshold: float) -> SceneAnnotation:
+def scene_graph(values: RowValues, threshold: float) -> SceneAnnotation:
     """Return objects but crowds, and sure relations between them.
 
     The id of an object is its index in the row; boxes are xywh in pixels.
@@ -260,8 +150,14 @@ class StepStream:
     @cached_property
     def steps_per_epoch(self) -> int:
         """In training, images that do not fill a batch are left out of the epoch."""
-        rows = len(self._order(0))
-        return rows // self.batch if self.training else -(-rows // self.batch)
+        if self.training:
+            return self._images // self.batch
+        return -(-self._images // self.batch)
+
+    @cached_property
+    def _images(self) -> int:
+        """Images of an epoch, with those that do not fill a batch."""
+        return len(self._order(0))
 
     def _order(self, epoch: int) -> Epoch:
         if not self.training:
@@ -280,9 +176,41 @@ class StepStream:
             step = 0
 
     def epoch(self, epoch: int, step: int = 0) -> Iterator[TrainingStep]:
-        rows = iter_epoch(self.training_set, self._order(epoch), step * self.batch)
+        """Yield the steps of an epoch, starting at a step. Raises as `steps`."""
+        lanes = self._lanes
+        sizes = [len(places) for places in lanes]
+        orders = divide(self._order(epoch), sizes, self.steps_per_epoch)
+        needed = self._needed(self.batch)
+        reader = RowGroupReader()
+        own_lanes = []
+        for places, order in zip(lanes, orders, strict=True):
+            if needed.intersection(places):
+                position = step * len(places)
+                own_lanes.append((places, iter_epoch(self.training_set, order, position, reader)))
         for index in range(step, self.steps_per_epoch):
-            yield self._step(epoch, index, list(islice(rows, self.batch)))
+            rows: dict[int, EpochRow] = {}
+            for places, lane_rows in own_lanes:
+                rows.update(zip(places, lane_rows, strict=False))
+            yield self._step(epoch, index, rows)
+
+    @cached_property
+    def _lanes(self) -> list[range]:
+        """The places in a step that each lane of an epoch supplies."""
+        size = self.data.text_group if self.training else None
+        size = min(size or self.batch, self.batch)
+        return [range(start, min(start + size, self.batch)) for start in range(0, self.batch, size)]
+
+    def _needed(self, images: int) -> frozenset[int]:
+        """Return the places in a step of this many images that this worker computes, or needs for
+        their names.
+        """
+        needed = set[int]()
+        for part in cut(images, self.group, self.rank, self.world_size, self.accumulate):
+            needed.update(part)
+            if part and self.training_set.closed_labels is None:
+                start = part.start // self.group * self.group
+                needed.update(range(start, min(start + self.group, images)))
+        return frozenset(needed)
 
     @cached_property
     def group(self) -> int:
@@ -290,22 +218,25 @@ class StepStream:
         group = self.data.text_group if self.training_set.closed_labels is None else None
         return min(group or self.batch, self.batch)
 
-    def _step(self, epoch: int, index: int, rows: list[tuple[int, _RowValues]]) -> TrainingStep:
+    def _step(self, epoch: int, index: int, rows: Mapping[int, EpochRow]) -> TrainingStep:
+        """Return this worker's share of a step, of which it has the rows of some places."""
         first = index * self.batch
-        items = []
-        for number, (folder, values) in enumerate(rows, first):
+        images = min(self.batch, self._images - first)
+        items = {}
+        for place in sorted(self._needed(images)):
             # "picture" is part of the seed: another word would change every training.
-            rng = generator("picture", self.seed, epoch, number)
-            items.append(self._item(folder, values, rng))
+            rng = generator("picture", self.seed, epoch, first + place)
+            items[place] = self._item(rows[place], rng)
         texts: dict[int, tuple[Texts, Texts]] = {}
         parts = []
-        for part in cut(len(rows), self.group, self.rank, self.world_size, self.accumulate):
-            group = min(part.start, len(rows) - 1) // self.group
+        for part in cut(images, self.group, self.rank, self.world_size, self.accumulate):
+            group = min(part.start, images - 1) // self.group
             if group not in texts:
-                members = items[group * self.group : (group + 1) * self.group]
+                places = range(group * self.group, (group + 1) * self.group)
+                members = [items[place] for place in places if place in items]
                 number = index * -(-self.batch // self.group) + group
                 texts[group] = self._choose(members, epoch, number)
-            parts.append(StepPart(*texts[group], tuple(items[position] for position in part)))
+            parts.append(StepPart(*texts[group], tuple(items[place] for place in part)))
         return tuple(parts)
 
     def _choose(
@@ -342,7 +273,9 @@ class StepStream:
                 relations[index] = rng.choice([text, *new])
         return Texts(texts.objects, tuple(relations))
 
-    def _item(self, folder: int, values: _RowValues, rng: random.Random) -> TrainingItem:
+    def _item(self, row: EpochRow, rng: random.Random) -> TrainingItem:
+        folder = row.folder
+        values = row.values()
         graph = scene_graph(values, self.training_set.threshold)
         judged = self.training_set.folders[folder].judged
         if judged is not None:

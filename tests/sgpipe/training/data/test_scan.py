@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
+from sgpipe.training.data.order import Epoch, iter_epoch
 from sgpipe.training.data.scan import TrainingSet, scan, scan_training, scan_validation
-from sgpipe.training.data.stream import Epoch, iter_epoch
 from sgpipe.training.recipe import ShardsConfig
 from tests.factories import make_calibration
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
@@ -106,7 +106,9 @@ def test_a_limit_ends_the_scan(tmp_path, limit):
 
 
 def images(training_set: TrainingSet) -> list[str]:
-    return [row["image_id"] for _, row in iter_epoch(training_set, Epoch(training_set.row_groups))]
+    return [
+        row.values()["image_id"] for row in iter_epoch(training_set, Epoch(training_set.row_groups))
+    ]
 
 
 @pytest.mark.parametrize("rows", [3, 60])

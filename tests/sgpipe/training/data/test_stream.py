@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,15 +18,14 @@ from rlip_model.training.flip_text import flip_text
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.errors import UserError
 from sgpipe.storage.shards import IMAGE_COLUMN
+from sgpipe.training.data import order
+from sgpipe.training.data.order import Epoch, divide, iter_epoch, shuffled_epoch
 from sgpipe.training.data.scan import ShardFolder, TrainingSet, UsableRowGroup, scan_training
 from sgpipe.training.data.stream import (
-    Epoch,
     StepPart,
     StepStream,
     TrainingItem,
     TrainingStep,
-    iter_epoch,
-    shuffled_epoch,
 )
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 from tests.values import values_of
@@ -117,6 +118,33 @@ def test_a_fraction_has_different_rows_in_every_epoch():
     assert frozenset.union(*shares) == set(every_row(training))
 
 
+def bits(rows: int) -> bytes:
+    """Usable rows of a row group, of which every other one is usable."""
+    return np.packbits(np.arange(2 * rows) % 2 == 0).tobytes()
+
+
+@given(sizes, st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 4))
+def test_lanes_share_no_row_and_have_rows_for_all_steps(
+    sizes: Sizes, lanes: list[int], window: int
+) -> None:
+    training = training_set(sizes)
+    groups = [replace(group, usable=bits(group.rows)) for group in training.row_groups]
+    training = replace(training, row_groups=tuple(groups))
+    epoch = shuffled_epoch(training, window, 0, 0)
+    steps = len(epoch) // sum(lanes)
+    lane_epochs = divide(epoch, lanes, steps)
+    visited = []
+    for lane, size in zip(lane_epochs, lanes, strict=True):
+        lane_rows = []
+        for visit in lane.visits:
+            usable = visit.usable_rows(2 * visit.rows + 99)
+            assert len(usable) == visit.rows
+            lane_rows += [(visit.folder, visit.group, row) for row in usable]
+        assert len(lanes) == 1 or len(lane_rows) == len(lane) == size * steps
+        visited += lane_rows
+    assert len(set(visited)) == len(visited)
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), make_records(90), rows=7)
@@ -188,8 +216,8 @@ def test_resuming_from_a_step_gives_the_same_steps(
 def test_a_worker_copies_the_embedded_images_of_its_own_share_alone(tmp_path):
     config = make_run(tmp_path, [plain_record(str(n)) for n in range(12)], embedded=True)
     training = scan_training(data(config))
-    for _, row in iter_epoch(training, Epoch(training.row_groups)):
-        assert not isinstance(row[IMAGE_COLUMN], dict)
+    for row in iter_epoch(training, Epoch(training.row_groups)):
+        assert not isinstance(row.values()[IMAGE_COLUMN], dict)
     shares = [next(stream(config, rank=rank, world=4).epoch(0)) for rank in range(4)]
     assert [len(images_of(step)) for step in shares] == [1] * 4
     assert len({item.embedded for step in shares for item in images_of(step)} - {None}) == 4
@@ -253,6 +281,40 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
                 check_texts(part, items[first : first + group])
                 assert part.texts == single[number][first // group]
                 at += len(part.items)
+
+
+def test_a_worker_reads_the_row_groups_of_its_own_lanes_alone(config, monkeypatch):
+    """Of 8 workers, each with one of the 8 groups of a step, each reads about an eighth."""
+    read: list[tuple[str, int]] = []
+    plain_read = order.read_row_group
+
+    def counted(path, group, columns, optional):
+        read.append((str(path), group))
+        return plain_read(path, group, columns, optional)
+
+    monkeypatch.setattr(order, "read_row_group", counted)
+    scanned = scan_training(data(config))
+    counts = []
+    for rank in range(8):
+        worker = stream(config, rank=rank, world=8, batch=8, scanned=scanned, text_group=1)
+        assert len(list(worker.epoch(0))) == worker.steps_per_epoch
+        counts.append(len(set(read)))
+        read.clear()
+    row_groups = len(scanned.row_groups)
+    assert max(counts) <= -(-row_groups // 8) + 1  # the first and last one may be parts
+    assert sum(counts) <= row_groups + 7
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_steps_of_lanes_resume_and_are_the_same_for_any_number_of_workers(config, world):
+    scanned = scan_training(data(config))
+    lanes = partial(stream, config, batch=8, scanned=scanned, text_group=2)
+    single = first(lanes(), 2 * lanes().steps_per_epoch)
+    workers = [first(lanes(rank=rank, world=world), len(single)) for rank in range(world)]
+    for step, *parts in zip(single, *workers, strict=True):
+        assert [item for part in parts for item in part[1]] == step[1]
+        assert [texts for part in parts for texts in part[0]] == step[0]
+    assert first(lanes(), 3, 0, 2) == single[2:5]
 
 
 def test_flips_are_random_per_image_and_change_names(tmp_path):
