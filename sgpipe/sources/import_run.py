@@ -159,9 +159,14 @@ def import_annotations(
         boxes: the form of the boxes, if it is not that of the format.
 
     Raises:
-        UserError: a file or folder cannot be used, or boxes certainly have another form; committed
-            shards remain.
+        UserError: a file or folder cannot be used, or boxes certainly have another form, or have
+            one form alone; committed shards remain.
     """
+    if boxes is not None and source.boxes is None:
+        raise UserError(
+            f"--boxes {boxes}: the boxes of {source.dataset} have a fixed form: omit it; a source of"
+            " your own allows others by AnnotationSource(boxes=…)"
+        )
     check_images(images)
     if not re.fullmatch(r"\w{1,64}", source.split):
         raise UserError(f"--split {source.split!r}: expected letters, digits and underscores")

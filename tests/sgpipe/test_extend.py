@@ -150,6 +150,39 @@ def test_the_source_of_the_page_is_imported_and_labelled(extension, yolo, tmp_pa
     assert all(values_of(labelled, "captions"))
 
 
+def test_the_source_of_the_page_that_opens_files_states_classes_and_the_form_of_boxes(
+    extension, yolo, tmp_path
+):
+    boxes = {"0.png": [["dog", 10, 20, 110, 90], ["cow", 0, 0, 9, 9]]}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    (tmp_path / "names.txt").write_text("person dog")
+    files = ("--annotations", tmp_path / "boxes.json", "--names", tmp_path / "names.txt")
+    command = ("import", "own.corners:CORNERS", *files, *yolo[2:])
+    run(*command, "--out", tmp_path / "corners")
+    [record] = iter_records(tmp_path / "corners")
+    [dog] = record.objects
+    assert (dog.category, dog.category_id, dog.bbox) == ("dog", 1, (10, 20, 100, 70))
+    manifest = Manifest.load(tmp_path / "corners")
+    assert manifest.run["labels"] == {"objects": ["person", "dog"], "relations": []}
+    assert manifest.shards[0].counts["problem.unlisted_names"] == 1
+    run(*command, "--boxes", "xywh", "--out", tmp_path / "sizes")
+    [record] = iter_records(tmp_path / "sizes")
+    assert record.objects[0].bbox == (10, 20, 110, 90)
+
+
+def test_boxes_of_a_source_that_states_no_form_are_not_read_in_another_one(
+    extension, yolo, tmp_path
+):
+    command = ("import", "own.yolo:YOLO", *yolo, "--boxes", "xyxy", "--out", tmp_path / "imported")
+    done = CliRunner().invoke(app, list(map(str, command)))
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "error: --boxes xyxy: the boxes of yolo have a fixed form: omit it; a source of your own"
+        " allows others by AnnotationSource(boxes=…)\n"
+    )
+    assert not (tmp_path / "imported").exists()
+
+
 @pytest.mark.parametrize(
     ("code", "name", "message"),
     [
