@@ -37,7 +37,15 @@ from sgpipe.errors import (
 )
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import from_array, open_row_image, read_size, upright_rgb
-from sgpipe.recipe import Recipe, StagePlan, load_recipe, models_of, resolved, with_model_folders
+from sgpipe.recipe import (
+    Recipe,
+    StagePlan,
+    check_options,
+    load_recipe,
+    models_of,
+    resolved,
+    with_model_folders,
+)
 from sgpipe.records import (
     FOLDER_DATASET,
     TRAINING_CONFIDENCE,
@@ -550,6 +558,7 @@ def _check_recipe(recipe: Recipe) -> None:
     check_pair(recipe.pair)
     check_tagger(recipe.tag, recipe.pair)
     for name, stage in recipe.stages.items():
+        check_options(stage)
         if stage.has_engine:
             raise UserError(
                 f"{name}.engine is for `sgpipe generate`, plan and score: start a server, and set"

@@ -26,7 +26,7 @@ Plugin = TypeVar("Plugin")
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
-_IDENTITY = re.compile(rf"{_REFERENCE.pattern} .* sha256:[0-9a-f]{{64}}")
+_IDENTITY = re.compile(rf"{_REFERENCE.pattern} .* sha256:[0-9a-f]{{64}}( {{.*}})?")
 
 
 def is_reference(name: str) -> bool:

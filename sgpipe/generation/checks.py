@@ -19,6 +19,7 @@ from sgpipe.recipe import (
     SourceConfig,
     StageConfig,
     TagConfig,
+    check_options,
     models_of,
 )
 from sgpipe.registry import Kind
@@ -33,10 +34,11 @@ from sgpipe.stages.tag.tagger import Tagger
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
 
-# What a section names that may be code of the user's own.
-_OF_SECTION: Mapping[str, tuple[Kind, type[Captioner | Tagger]]] = {
-    "caption": ("captioner", Captioner),
-    "tag": ("tagger", Tagger),
+# Of what a section names that may be code of the user's own.
+_BASES: Mapping[Kind, type[Captioner | Tagger | Stage]] = {
+    "captioner": Captioner,
+    "tagger": Tagger,
+    "stage": Stage,
 }
 
 
@@ -159,11 +161,9 @@ def check_code(recipe: Recipe, stages: Collection[str]) -> None:
             raise UserError(f"{name}.then: the stage {name} does not run for this recipe; omit it")
         if name not in stages:
             continue
-        if section.plugin is not None:
-            kind, base = _OF_SECTION[name]
-            load_class(kind, section.plugin, base)
-        for reference in section.own_stages:
-            load_class("stage", reference, Stage)
+        for kind, reference in section.own_code:
+            load_class(kind, reference, _BASES[kind])
+        check_options(section)
 
 
 def check_captions(recipe: Recipe) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.files.stores import StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
-from sgpipe.plugins import code_identity
 from sgpipe.recipe import (
     STAGES,
     IdentityFacts,
@@ -28,6 +27,7 @@ from sgpipe.recipe import (
     StageConfig,
     StageIdentity,
     load_recipe,
+    own_identity,
     with_model_folders,
 )
 from sgpipe.records import Record, from_table
@@ -130,7 +130,8 @@ def identity(recipe: Recipe, sharing: Collection[str] = ()) -> RunIdentity:
     if recipe.ground.detector is not None:
         parts["ground"] = recipe.ground.identity(facts) | recipe.pair.matching(facts)
     for name, part in parts.items():
-        codes = [code_identity("stage", reference) for reference in sections[name].own_stages]
+        section = sections[name]
+        codes = [own_identity(section, "stage", reference) for reference in section.own_stages]
         if codes:
             parts[name] = {**part, "then": codes}
     return RunIdentity(

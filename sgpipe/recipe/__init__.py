@@ -20,6 +20,7 @@ from sgpipe.recipe.models import (
     trained_sides,
 )
 from sgpipe.recipe.notes import miniworld_notes, recipe_notes, size_notes
+from sgpipe.recipe.own_options import check_options, options_of, own_identity
 from sgpipe.recipe.plan import StagePlan
 from sgpipe.recipe.recipe import (
     STAGES,
@@ -106,6 +107,7 @@ __all__ = [
     "StagePlan",
     "StoredPath",
     "TagConfig",
+    "check_options",
     "hub_models",
     "is_layout_model",
     "known_settings",
@@ -116,6 +118,8 @@ __all__ = [
     "models_of",
     "named_model",
     "network_folder",
+    "options_of",
+    "own_identity",
     "packaged_model",
     "recipe_notes",
     "resolved",

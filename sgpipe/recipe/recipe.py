@@ -97,9 +97,7 @@ class Recipe(Config):
         """
         references: list[str] = []
         for section in self.stages.values():
-            if section.plugin is not None:
-                references.append(section.plugin)
-            references += section.own_stages
+            references += [reference for _, reference in section.own_code]
         return references
 
     @property

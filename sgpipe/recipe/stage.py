@@ -10,6 +10,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, text_sha256
 from sgpipe.plugins import own_reference
 from sgpipe.recipe.models import PackagedModel
+from sgpipe.registry import Kind
 from sgpipe.utils.config_file import Config
 from sgpipe.utils.hashing import model_sha256
 
@@ -22,6 +23,7 @@ AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
 _AUTO_ON_GPU = "auto on a GPU"
 # Settings of all stages that only distribute work
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests", "engine", "replicas"}
+_OF_OWN_CODE = {"options"}  # which is identified with them
 # Engines that sgpipe starts by their names; another one is a command of the user's own.
 ENGINES = ("vllm", "sglang", "transformers")
 
@@ -128,6 +130,7 @@ class StageConfig(Config):
         column: of a record, which the stage fills.
         noun: what the stage adds, in messages.
         left_out: the counts of `Record.left_out` that are the stage's.
+        kind_of_plugin: what a model of the user's own is.
         takes_device: its settings of device and GPUs are checked before a run.
     """
 
@@ -138,6 +141,7 @@ class StageConfig(Config):
     column: ClassVar[str]
     noun: ClassVar[str]
     left_out: ClassVar[tuple[str, ...]] = ()
+    kind_of_plugin: ClassVar[Kind]
     takes_device: ClassVar[bool] = True
 
     if TYPE_CHECKING:  # each section has these where its reader expects them
@@ -148,11 +152,16 @@ class StageConfig(Config):
         (), description="stages of your own that run after this one: package.module:Class"
     )
 
+    options: dict[str, object] = Field(
+        {}, description="settings of code of your own in this section, by name"
+    )
+
     @model_serializer(mode="wrap")
-    def _without_empty_then(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+    def _without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
         settings: dict[str, object] = serialize(self)
-        if not self.then:
-            settings.pop("then", None)
+        for setting in ("then", "options"):
+            if not getattr(self, setting):
+                settings.pop(setting, None)
         return settings
 
     @property
@@ -174,6 +183,18 @@ class StageConfig(Config):
                 raise UserError(f"then: {name!r} is not a stage; expected package.module:Class")
             references.append(reference)
         return references
+
+    @property
+    def own_code(self) -> list[tuple[Kind, str]]:
+        """The kind and `package.module:Class` of all code of the user's own.
+
+        Raises:
+            UserError: as `own_stages`.
+        """
+        code: list[tuple[Kind, str]] = [("stage", reference) for reference in self.own_stages]
+        if self.plugin is not None:
+            code.insert(0, (self.kind_of_plugin, self.plugin))
+        return code
 
     @property
     def named_model(self) -> str | None:
@@ -230,7 +251,7 @@ class StageConfig(Config):
         """Return the settings that decide labels, but `unused` ones; models by name, files by
         path.
         """
-        settings = self.model_dump(mode="json", exclude=_DISTRIBUTION | set(unused))
+        settings = self.model_dump(mode="json", exclude=_DISTRIBUTION | _OF_OWN_CODE | set(unused))
         if settings.get("endpoint") is not None:
             settings["endpoint"] = SERVED
         if self.has_engine:

@@ -6,8 +6,9 @@ from typing import Literal
 from pydantic import Field
 
 from sgpipe.files.locations import content_id, text_sha256
-from sgpipe.plugins import code_identity, own_reference
+from sgpipe.plugins import own_reference
 from sgpipe.recipe.models import PACKAGED_LAYOUT, ModelName
+from sgpipe.recipe.own_options import own_identity
 from sgpipe.recipe.source import StoredPath
 from sgpipe.recipe.stage import (
     Endpoints,
@@ -107,6 +108,7 @@ class CaptionConfig(StageConfig):
     section = "caption"
     setting_of_model = "captioner"
     packaged = "captioner"
+    kind_of_plugin = "captioner"
     column = "captions"
     noun = "captions"
     left_out = ("regions",)
@@ -158,7 +160,7 @@ class CaptionConfig(StageConfig):
         if self.captioner is None:
             return {"captioner": None}
         if self.plugin is not None:
-            code = code_identity("captioner", self.plugin)
+            code = own_identity(self, "captioner", self.plugin)
             return self.labelling_settings() | {"captioner": code}
         unused = {"repetition_penalty", "top_k"} if self.decoding == "beam" else set()
         return self.labelling_settings(unused) | self._model_identity(self.dtype, facts)
@@ -370,6 +372,7 @@ class TagConfig(StageConfig):
     section = "tag"
     setting_of_model = "tagger"
     packaged = "tagger"
+    kind_of_plugin = "tagger"
     kind_setting = "method"
     column = "relations"
     noun = "relations"
@@ -449,7 +452,7 @@ class TagConfig(StageConfig):
     def content(self) -> str | None:
         """What identifies a tagger that is not served: the content of its files, or its code."""
         if self.plugin is not None:
-            return code_identity("tagger", self.plugin)
+            return own_identity(self, "tagger", self.plugin)
         if self.method == "layout":
             return model_sha256(self.tagger or str(PACKAGED_LAYOUT))
         return model_sha256(self.tagger)

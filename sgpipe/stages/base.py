@@ -50,7 +50,7 @@ class Stage:
     @classmethod
     def of(cls, context: StageContext) -> Self:
         """Return the stage for a run. A class whose stages have other arguments overrides this."""
-        return cls(context.config)
+        return cls(context.config, **context.options)
 
     def check(self) -> None:
         """Before workers start, raise UserError if its configuration tells that there is no such
@@ -119,7 +119,7 @@ class ImageStage(Stage):
 
     @classmethod
     def of(cls, context: StageContext) -> Self:
-        return cls(context.config, context.roots)
+        return cls(context.config, context.roots, **context.options)
 
     def set_up_device(self, *, here: bool = True) -> None:
         """Choose the device and the threads.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import StageConfig, StagePlan
@@ -25,6 +25,7 @@ class StageContext:
         roots: the images of each split.
         classes: the id of every class of a box but for free nouns.
         known: the triplets of the run that is extended.
+        options: arguments of a stage of the user's own.
     """
 
     config: StageConfig
@@ -32,6 +33,7 @@ class StageContext:
     roots: Mapping[str, ImagePlace]
     classes: Mapping[str, int]
     known: Iterable[TripletCount] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def synonyms(self) -> str:

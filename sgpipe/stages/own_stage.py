@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from sgpipe.errors import UserError
 from sgpipe.plugins import failures_told, load_class
+from sgpipe.recipe import options_of
 from sgpipe.records import Record, to_table, type_fault
 from sgpipe.stages.base import Stage
 from sgpipe.stages.context import StageContext
@@ -30,7 +32,8 @@ class OwnStage(Stage):
         stage_class = load_class("stage", reference, Stage)
         self.name = stage_class.__name__
         with failures_told("stage", reference):
-            self._stage = stage_class.of(context)
+            options = options_of(context.config, "stage", reference)
+            self._stage = stage_class.of(replace(context, options=options))
         self._stage.name = self.name
         self._stage.resources = self.resources
 

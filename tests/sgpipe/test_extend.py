@@ -20,7 +20,7 @@ from sgpipe import load_recipe
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.generation.run import generate
-from sgpipe.plugins import code_identity, installed, packages_by_module
+from sgpipe.plugins import code_identity, installed, is_code_identity, packages_by_module
 from sgpipe.records import Record
 from sgpipe.registry import Kind
 from sgpipe.storage.manifest import Manifest
@@ -102,6 +102,33 @@ def test_the_stage_of_the_page_changes_captions(extension, tmp_path):
     captions = [caption.text for record in records for caption in record.captions]
     assert len(captions) == 2
     assert all("a dog" in text and "puppy" not in text for text in captions)
+
+
+@without_ray()
+def test_the_recipe_of_the_page_sets_settings_of_its_code(extension, tmp_path, monkeypatch):
+    [recipe] = re.findall(r'```yaml title="replaced.yaml"\n(.*?)```', PAGE, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("replaced.yaml").write_text(recipe)
+    Path("words.json").write_text(json.dumps({"dog": "puppy", "bright": "pale", "dark": "dim"}))
+    changes = ("--set", "source.miniworld.images=4", "--set", "engine.kind=local")
+    command = ("generate", "replaced.yaml", *changes)
+    run(*command, "--out", "bright", "--set", "caption.options.bright=-1")
+    run(*command, "--out", "dark", "--set", "caption.options.bright=256")
+    for light, word in (("bright", "pale"), ("dark", "dim")):
+        texts = [caption.text for record in iter_records(light) for caption in record.captions]
+        assert texts == [f"a person next to a puppy in a {word} room"] * 4
+    digest = hashlib.sha256(Path("words.json").read_bytes()).hexdigest()
+    identity = Manifest.load(Path("dark")).run["identity"]["caption"]
+    assert identity["captioner"] == f'{code_identity("captioner", CAPTIONER)} {{"bright": 256}}'
+    replaced = code_identity("stage", "own.replace:Replace")
+    assert identity["then"] == [f'{replaced} {{"words": "{digest}"}}']
+    assert "options" not in identity
+    assert is_code_identity(identity["captioner"])
+
+    Path("words.json").unlink()
+    done = CliRunner().invoke(app, [*command, "--out", "missing"])
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (2, "error: no such file: words.json")
+    assert not Path("missing").exists()
 
 
 def run(*words: object) -> str:

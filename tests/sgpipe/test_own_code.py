@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from sgpipe import Pipeline
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.result import Resampling, compare_paired
@@ -127,6 +129,55 @@ def test_a_tagger_is_told_what_it_must_return(own: Own, body: str, expected: str
     with pytest.raises(UserError) as error:
         tagger.scores(image, Record("7", "own", "val", "7.png", 9, 9), [Relation(0, 1, "on")])
     assert str(error.value).startswith(f"tagger {name} {expected}")
+
+
+SETTINGS = """
+import sgpipe
+class Own(sgpipe.Captioner):
+    def __init__(self, config, *, bright: int, names: list[str] = ()):
+        super().__init__(config)
+    def caption(self, inputs):
+        for source in inputs:
+            yield ["a dog"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"brigth": 3}, "caption.options.brigth: not a setting of {}; did you mean 'bright'?"),
+        (
+            {"bright": [1]},
+            "captioner {}: caption.options.bright: Input should be a valid integer, got [1]",
+        ),
+        (
+            {"bright": 1, "names": 2},
+            "captioner {}: caption.options.names: Input should be a valid list, got 2",
+        ),
+        (
+            {},
+            "captioner {} failed: TypeError: Own.__init__() missing 1 required keyword-only"
+            " argument: 'bright'",
+        ),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused(
+    tmp_path: Path, own: Own, options: dict[str, object], expected: str
+) -> None:
+    name = own(SETTINGS)
+    settings = ["--set", f"caption.options={json.dumps(options)}", "--set", "engine.kind=local"]
+    line = refusal("generate", "--captioner", name, *settings, "--out", tmp_path / "out")
+    assert line == expected.format(name)
+    recipe = {"caption.captioner": name, "caption.options": options}
+    with pytest.raises(UserError) as error:
+        Pipeline(settings=recipe)(Image.new("RGB", (64, 64)))
+    assert str(error.value) == expected.format(name)
+
+
+def test_settings_of_code_need_code(tmp_path: Path) -> None:
+    settings = ("--set", "pair.options.bright=3", "--out", tmp_path / "out")
+    expected = "pair.options.bright: not a setting of any code of your own"
+    assert refusal("generate", *settings) == expected
 
 
 def record(objects: str = "[]", size: str = "9, 9", split: str = "split") -> str:

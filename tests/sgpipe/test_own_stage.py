@@ -35,12 +35,13 @@ class Shout(sgpipe.Stage):
         for caption in record.captions:
             caption.text = f"the {caption.text}"
 class Numbers(sgpipe.Stage):
-    def __init__(self, config, seed, classes):
+    def __init__(self, config, seed, classes, *, more: tuple[int, ...] = ()):
         super().__init__(config)
-        self.numbers = [seed, *classes]
+        self.numbers = [seed, *classes, *more]
     @classmethod
     def of(cls, context):
-        return cls(context.config, context.plan.seed, context.classes.values())
+        seed = context.plan.seed
+        return cls(context.config, seed, context.classes.values(), **context.options)
     def fill(self, record):
         record.captions[0].text = str(self.numbers)
 class Bad(sgpipe.Stage):
@@ -123,7 +124,7 @@ def test_it_is_in_the_identity_if_there_is_one(code: Path) -> None:
         ("return None", "returns other records than it got"),
         ("records[0].captions = ['a dog']; return records", "captions.0. is 'a dog', expected a sgpipe.Caption"),
         ("records[0].captions[0].boxes = [7]; return records", "boxes of captions point to none of the objects"),
-        ("return records[0]['x']", r"failed: TypeError: .* \(own_stages.py:18\)"),
+        ("return records[0]['x']", r"failed: TypeError: .* \(own_stages.py:19\)"),
     ],
 )  # fmt: skip
 def test_what_it_returns_is_checked(code: Path, body: str, message: str) -> None:
@@ -138,11 +139,12 @@ def test_what_it_returns_is_checked(code: Path, body: str, message: str) -> None
 
 
 def test_one_that_knows_the_run_makes_itself_of_its_context(code: Path) -> None:
-    plan = StagePlan.of_recipe(Recipe(seed=7))
+    section = {"then": ["own_stages:Numbers"], "options": {"more": ["5"]}}
+    plan = StagePlan.of_recipe(Recipe(seed=7, caption=section))
     context = StageContext(plan.caption, plan, {}, {"person": 1, "dog": 18})
     stage = OwnStage("own_stages:Numbers", LoadStage({}, plan.parse.resources), context)
     [record] = stage([Record("7", "own", "val", "7.png", 9, 9, captions=[Caption("a dog")])])
-    assert record.captions[0].text == "[7, 1, 18]"
+    assert record.captions[0].text == "[7, 1, 18, 5]"
 
 
 def test_names_are_checked_before_workers_start(code: Path) -> None:

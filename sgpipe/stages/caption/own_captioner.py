@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from sgpipe.errors import UserError
 from sgpipe.plugins import failures_told, load_class
-from sgpipe.recipe import CaptionConfig
+from sgpipe.recipe import CaptionConfig, options_of
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import Refusal
@@ -35,7 +35,7 @@ class OwnCaptioner(Captioner):
         self.reference = reference
         captioner_class = load_class("captioner", reference, Captioner)
         with failures_told("captioner", reference):
-            self._captioner = captioner_class(config)
+            self._captioner = captioner_class(config, **options_of(config, "captioner", reference))
         self._captioner.cache_folder = cache_folder
 
     def check(self) -> None:

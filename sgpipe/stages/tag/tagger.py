@@ -13,7 +13,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.files.model_cache import local_model
 from sgpipe.plugins import built_in_class, failures_told, load_class
-from sgpipe.recipe import TagConfig
+from sgpipe.recipe import TagConfig, options_of
 from sgpipe.records import Record, Relation, RelationOrigin
 from sgpipe.stages.served.answers import CacheFolder
 from sgpipe.stages.served.chat import Refusal
@@ -119,7 +119,7 @@ class OwnTagger(Tagger):
         self.reference = reference
         tagger_class = load_class("tagger", reference, Tagger)
         with failures_told("tagger", reference):
-            self._tagger = tagger_class(config)
+            self._tagger = tagger_class(config, **options_of(config, "tagger", reference))
         self._tagger.cache_folder = cache_folder
         self.origin = self._tagger.origin
 
