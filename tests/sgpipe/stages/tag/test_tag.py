@@ -87,13 +87,14 @@ def stage(
     folder: Path, pair: PairConfig | None = None, names: Sequence[str] = NAMES, **changes: object
 ) -> TagStage:
     """A stage of its own, with nothing cached."""
-    return copy.deepcopy(_loaded(folder, pair, tuple(names), tuple(changes.items())))
+    matching = None if pair is None else pair.model_dump_json()
+    return copy.deepcopy(_loaded(folder, matching, tuple(names), tuple(changes.items())))
 
 
 @cache
 def _loaded(
     folder: Path,
-    pair: PairConfig | None,
+    matching: str | None,
     names: tuple[str, ...],
     changes: tuple[tuple[str, object], ...],
 ) -> TagStage:
@@ -104,6 +105,7 @@ def _loaded(
         "threshold": 0.0,
         **dict(changes),
     }
+    pair = None if matching is None else PairConfig.model_validate_json(matching)
     tag_stage = TagStage(TagConfig.model_validate(values), {"val": folder}, names, pair)
     tag_stage.setup()
     return tag_stage
