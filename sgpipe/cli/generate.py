@@ -50,6 +50,10 @@ def generate(
     retry_failed: Annotated[
         bool, declare.option("Label the images of error rows again.", "--retry-failed")
     ] = False,
+    relist: Annotated[
+        bool,
+        declare.option("List the images in a store again; a resumed run does not.", "--relist"),
+    ] = False,
     metrics: Annotated[
         Path | None, declare.writes_file("File for a line of JSON each minute: images, errors, …")
     ] = None,
@@ -94,6 +98,7 @@ def generate(
             metrics=metrics,
             spending=spending,
             batch_files=batch.files(max_cost),
+            relist=relist,
         )
     is_measurable = not loaded.engine.store and summary.counts["images"]
     quality = {} if not is_measurable else _measure_quality(loaded.tag, summary.root)

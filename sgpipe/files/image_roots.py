@@ -13,7 +13,8 @@ from threading import Lock
 
 from sgpipe.errors import UserError, existing_folder
 from sgpipe.files.archives import LAYOUT, ArchiveRoot, build_index, is_archive, refuse_compressed
-from sgpipe.files.index import IndexFolder, write_index
+from sgpipe.files.index import IndexFolder
+from sgpipe.files.listing import prefix_index
 from sgpipe.files.locations import Location, below, info_of
 from sgpipe.files.roots import (
     FolderRoot,
@@ -23,7 +24,6 @@ from sgpipe.files.roots import (
     ObjectRoot,
     RunRoot,
     is_image,
-    list_objects,
 )
 from sgpipe.files.stores import ObjectInfo, StorePath, is_uri
 from sgpipe.utils.prefetch import prefetch
@@ -188,12 +188,7 @@ def _open_root(text: str, indexes: IndexFolder) -> ImageRoot:
         return FolderRoot(folder)
     if not indexes.versioned:
         return ObjectRoot(text, folder)
-    indexes.progress.say(f"listing {text}")
-    stamp, objects = list_objects(folder, indexes.progress)
-    reference = indexes.reference(stamp)
-    if not reference.exists:
-        write_index(reference.path, objects, {})
-    return ObjectRoot(text, folder, reference)
+    return ObjectRoot(text, folder, prefix_index(text, folder, indexes))
 
 
 def _open_archives(

@@ -52,6 +52,14 @@ class FileIndex:
         self._columns = dict(zip(table.column_names, chunks, strict=True))
         self._names = self._columns[NAME]
 
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def table(self) -> pa.Table:
+        """The rows, as they are on disk."""
+        return pa.table(self._columns)
+
     def find(self, name: str) -> list[IndexRow]:
         places = range(len(self._names))
         start = bisect_left(places, name, key=lambda place: self._names[place].as_py())
@@ -141,16 +149,40 @@ class IndexReference:
 
 
 @dataclass(frozen=True)
+class KeptListing:
+    """A prefix that a run has listed: the name of its index, and when."""
+
+    index: str
+    listed: str
+
+
+@dataclass(frozen=True)
 class IndexFolder:
-    """Where indexes are: in this machine's cache, or in a `run`. `versioned`: prefixes are indexed,
-    with versions.
+    """Where indexes are: in this machine's cache, or in a `run`.
+
+    Attributes:
+        versioned: prefixes are indexed, with versions.
+        kept: prefixes that the run has listed before, by location.
+        relists: these are listed again.
     """
 
     run: Location | None = None
     progress: Progress = field(default_factory=Progress, compare=False)
     versioned: bool = False
+    kept: Mapping[str, KeptListing] = field(default_factory=dict, compare=False)
+    relists: bool = False
 
     def reference(self, stamp: object) -> IndexReference:
         """Return the index of what `stamp` describes in plain values, which need not exist."""
-        name = f"images-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:20]}.arrow"
+        digest = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()
+        return self._named(f"images-{digest[:20]}.arrow")
+
+    def kept_reference(self, location: str) -> IndexReference | None:
+        """Return the index of a prefix as it was listed before; None: it was not, or it is lost."""
+        if location not in self.kept:
+            return None
+        reference = self._named(self.kept[location].index)
+        return reference if reference.exists else None
+
+    def _named(self, name: str) -> IndexReference:
         return IndexReference(name, self.run and absolute_location(self.run))

@@ -1,5 +1,6 @@
 """The images of a run: whether they are there, and where they are now."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,19 +15,21 @@ from sgpipe.files.image_roots import (
     has_images,
     lacks_images,
 )
-from sgpipe.files.index import IndexReference
+from sgpipe.files.index import IndexReference, KeptListing
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
+from sgpipe.files.roots import ObjectRoot
 from sgpipe.recipe import SourceConfig
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import PRIVATE, RunFolder
 from sgpipe.storage.source_index import SourceIndex
-from sgpipe.utils.atomic import atomic_write
+from sgpipe.utils.atomic import atomic_write, write_text
 from sgpipe.utils.console import Progress, single_line
 
 # images of a split
 _MOST_LOOKED_FOR = 100_000
 _AT_ONCE = 1000
+_LISTINGS = "listings.json"  # in the private folder of a run
 _NAMES_PEEKED = 20  # of annotations that are not read yet
 
 
@@ -75,12 +78,17 @@ def _no_image_of(place: object, split: str, file_name: str) -> UserError:
 
 
 def open_image_roots(
-    source: SourceConfig, folder: RunFolder, progress: Progress
+    source: SourceConfig, folder: RunFolder, progress: Progress, *, relists: bool = False
 ) -> dict[str, ImageRoot]:
-    """Return the root of each split as it is now, on the hub as when the run began. Raises as
-    `existing_images`.
+    """Return the root of each split as it is now, on the hub and in a store as when the run began.
+    Raises as `existing_images`.
+
+    Args:
+        relists: prefixes of stores are as they are now.
     """
-    indexes = IndexFolder(folder.store or folder.root, progress, versioned=True)
+    run = folder.store or folder.root
+    listings = kept_listings(folder)
+    indexes = IndexFolder(run, progress, versioned=True, kept=listings, relists=relists)
     before = (
         Manifest.load(folder.root).run.get("images", {})
         if (folder.root / MANIFEST).exists()
@@ -114,6 +122,34 @@ def check_names(
             raise _no_image_of(root.location, split, first)
 
 
+def kept_listings(folder: RunFolder) -> dict[str, KeptListing]:
+    """Return what the run has listed, by location, as its folder or else its store says."""
+    path = folder.private / _LISTINGS
+    content = path.read_bytes() if path.exists() else None
+    if content is None and folder.store is not None:
+        content = (folder.store / f"{PRIVATE}/{_LISTINGS}").read()
+    listings = json.loads(content or b"{}")
+    return {location: KeptListing(**listing) for location, listing in listings.items()}
+
+
+def keep_listings(roots: Mapping[str, ImageRoot], folder: RunFolder, when: str) -> None:
+    """Note which prefixes were listed, so that they are not listed again.
+
+    Args:
+        when: for those whose objects are others than before.
+    """
+    before = kept_listings(folder)
+    listings: dict[str, dict[str, str]] = {}
+    for root in roots.values():
+        if isinstance(root, ObjectRoot) and root.index is not None:
+            listing = before.get(root.location)
+            if listing is None or listing.index != root.index.name:
+                listing = KeptListing(root.index.name, when)
+            listings[root.location] = vars(listing)
+    if listings:
+        write_text(folder.private / _LISTINGS, json.dumps(listings))
+
+
 def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
     """Copy the indexes of the roots into the run and its store, and delete those of earlier states
     of its images.
@@ -123,6 +159,9 @@ def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
         if root.index is not None:
             names.add(root.index.name)
             _keep_index(root.index, folder)
+    listings = folder.private / _LISTINGS
+    if folder.store is not None and listings.exists():
+        (folder.store / f"{PRIVATE}/{_LISTINGS}").put(listings)
     for path in folder.private.glob("images-*.arrow"):
         if path.name not in names:
             path.unlink()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,12 @@ from sgpipe.generation.engine import (
     runs_locally,
 )
 from sgpipe.generation.identity import source_identity
-from sgpipe.generation.image_roots import check_names, keep_indexes, open_image_roots
+from sgpipe.generation.image_roots import (
+    check_names,
+    keep_indexes,
+    keep_listings,
+    open_image_roots,
+)
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.resolve import RunPlan, resolve
@@ -55,17 +61,20 @@ def generate(
     metrics: Path | None = None,
     spending: Spending | None = None,
     batch_files: BatchFiles | None = None,
+    relist: bool = False,
 ) -> Summary:
     """Label the recipe's source into the folder `out`; an earlier run of the same recipe there is
     resumed.
 
     Args:
-        retry_failed: label the images of error rows again.
+        retry_failed: label the images of error rows again, as they are now: images in stores are
+            listed again.
         parent: a run, or its object store; what it has up to the first stage with other settings is
             taken over.
         metrics: a file, to which a line of JSON is appended each minute and at the end.
         spending: what tokens of served models cost, and how much the run may cost.
         batch_files: what takes the place of served models; None: these are asked.
+        relist: list images in stores again; by default a run knows those that it listed first.
 
     Raises:
         UserError: something is wrong with the recipe, its files or the folder, and nothing was
@@ -90,7 +99,7 @@ def generate(
         run = stack.enter_context(closing(LabellingRun(plan, folder, progress, spending, batch)))
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
-            run.open()
+            run.open(relist=relist, retry_failed=retry_failed)
             units = run.missing_units(retry_failed)
             if units:
                 units = run.start_engine(units)
@@ -151,8 +160,12 @@ class LabellingRun:
         self._batch = batch
         self._stages = StageBuilder(build_stages, plan.stages, {}, {}, cache)
 
-    def open(self) -> None:
+    def open(self, *, relist: bool = False, retry_failed: bool = False) -> None:
         """Put the source in place, read its annotations, and open the manifest.
+
+        Args:
+            relist: images in stores are those of now, not those of when the run began.
+            retry_failed: these, too, may have been replaced.
 
         Raises:
             UserError: the folder contains another run.
@@ -164,7 +177,9 @@ class LabellingRun:
             self.engine.warm_up(self._stages)
         source, ground_truth = prepare_source(plan.source, self.folder.private, self.progress.say)
         self.plan = plan.with_source(source)
-        self.roots = open_image_roots(source, self.folder, self.progress)
+        relists = relist or retry_failed
+        now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+        self.roots = open_image_roots(source, self.folder, self.progress, relists=relists)
         for split, root in self.roots.items():
             self.progress.say(f"reading the annotations of {split}")
             index = open_source(source, split, self.folder.index(split), root)
@@ -172,6 +187,7 @@ class LabellingRun:
                 self.progress.say(f"NOTE: {note}")
             self.indexes[split] = index
         self.manifest = self.folder.open(self._header())
+        keep_listings(self.roots, self.folder, now)
         self.folder.set_ground_truth(ground_truth)
         cache = self._stages.cache_folder
         answers = cache.open().tokens()

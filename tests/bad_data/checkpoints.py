@@ -119,6 +119,6 @@ CASES = [
     for case in cases(
         kind,
         process,
-        ((what, copied(kind, damage), *outcome) for what, damage, *outcome in _DAMAGES),
+        ((name, copied(kind, damage), *outcome) for name, damage, *outcome in _DAMAGES),
     )
 ]

@@ -143,8 +143,8 @@ _MANIFESTS: tuple[tuple[Any, ...], ...] = (
 CASES = [
     case
     for group, file, rows in (("shard", SHARD, _SHARDS), ("manifest", MANIFEST, _MANIFESTS))
-    for what, damage, process, *expected in rows
+    for name, damage, process, *expected in rows
     for case in cases(
-        f"{group}, {process.__name__}", process, [(what, damaged(file, damage), *expected)]
+        f"{group}, {process.__name__}", process, [(name, damaged(file, damage), *expected)]
     )
 ]

@@ -17,7 +17,7 @@ from sgpipe.files import stores
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, image_root
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.stores import StorePath
-from sgpipe.generation.run import keep_indexes, open_image_roots
+from sgpipe.generation.image_roots import keep_indexes, keep_listings, open_image_roots
 from sgpipe.images import ImageError, open_ahead
 from sgpipe.recipe import Resources, SourceConfig
 from sgpipe.records import Record
@@ -25,6 +25,7 @@ from sgpipe.sources.opening import open_source
 from sgpipe.stages.base import LoadStage
 from sgpipe.storage.manifest import run_images
 from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.console import Progress
 from tests.integration.faults.conftest import Faults
 
@@ -175,6 +176,58 @@ def test_the_indexes_travel_with_the_run(
     assert not [
         path for method, path in faults.requests if method == "GET" and path.endswith(".tar")
     ]
+
+
+def photo_run(images: StorePath, folder: RunFolder, *, relists: bool = False) -> str:
+    """Open the images of a run of photos without annotations; returns what it says."""
+    string_io = io.StringIO()
+    progress = Progress(Console(file=string_io, width=300))
+    split = {"images": images.uri}
+    source = SourceConfig.model_validate({"format": "folder", "splits": {"all": split}})
+    with folder.lock():
+        roots = open_image_roots(source, folder, progress, relists=relists)
+        open_source(source, "all", folder.index("all"), images=roots["all"])
+        keep_listings(roots, folder, "today")
+        keep_indexes(roots, folder)
+    return string_io.getvalue()
+
+
+@pytest.mark.parametrize("store_name", [None, "labels"])
+def test_a_resumed_run_lists_nothing_again_and_says_what_has_changed(
+    images: StorePath, tmp_path: Path, faults: Faults, store_name: str | None
+) -> None:
+    labels = None if store_name is None else StorePath(f"{images.uri}-{store_name}")
+    folder = RunFolder(tmp_path / "out", labels)
+    assert f"listing {images.uri}" in photo_run(images, folder)
+    rows = SourceIndex(folder.index("all")).records(0, IMAGES)
+    shutil.rmtree(cache_folder())
+    if labels is not None:
+        (folder.private / "listings.json").unlink()  # as on another machine
+    finished = photo_run(images, folder)
+    assert f"{images.uri} was listed today: {IMAGES} objects; --relist lists it again" in finished
+    assert "NOTE" not in finished
+    (images / NAMES[0]).put(png(0) + b" ")
+    (images / NAMES[1]).unlink()
+    (images / "new.png").put(png(1))
+    (images / "newer.png").put(png(2))
+    changed = photo_run(images, folder)
+    assert f"{images.uri} has changed since; --relist takes the objects that it has" in changed
+    assert SourceIndex(folder.index("all")).records(0, IMAGES) == rows
+    relisted = photo_run(images, folder, relists=True)
+    assert f"{images.uri} has changed since today: 2 new, 1 gone, 1 replaced" in relisted
+    assert len(SourceIndex(folder.index("all"))) == IMAGES + 1
+    faults.requests.clear()
+    photo_run(images, folder)
+    assert not [path for method, path in faults.requests if path.endswith(".png")]
+
+
+def test_a_lost_list_is_made_again(images: StorePath, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "out")
+    photo_run(images, folder)
+    shutil.rmtree(cache_folder())
+    [index] = folder.private.glob("images-*.arrow")
+    index.write_bytes(index.read_bytes()[:100])
+    assert f"listing {images.uri}" in photo_run(images, folder)
 
 
 @pytest.mark.soak
