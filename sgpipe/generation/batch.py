@@ -106,6 +106,7 @@ class Batch:
             UserError: a file has a line that is not an answer, or no request was answered.
         """
         counts = Counter[str]()
+        first_reason = ""
         for file in self._files.answers:
             outcome = _Outcome()
             new = cache.add_batch(outcome.final(read_answers(file)))
@@ -114,7 +115,7 @@ class Batch:
             counts["answered"] += outcome.counts["answered"]
             counts["lines"] += outcome.counts.total()
             self._progress.say(f"{file}: {outcome}")
-            first_reason = outcome.reason
+            first_reason = first_reason or outcome.reason
         if self._files.answers and not counts["answered"]:
             cache.forget_batch()
             files = listed(list(map(str, self._files.answers)))

@@ -30,6 +30,8 @@ from sgpipe.stages.tag.layout import LayoutModel
 from sgpipe.stages.tag.layout.fit import LayoutSettings
 from tests.values import values_of
 
+pytestmark = pytest.mark.slow
+
 PERSON_BOX = [10, 10, 60, 150]
 BALL_BOX = [40, 60, 60, 80]
 BENCH_BOX = [150, 100, 300, 180]

@@ -37,6 +37,8 @@ from sgpipe.training.initial_model import CLASSES
 from tests.sgpipe.generation.in_process import without_ray
 from tests.values import values_of
 
+pytestmark = pytest.mark.slow
+
 SMALL = CaptionerModelConfig(
     image_size=32,
     patch_size=8,

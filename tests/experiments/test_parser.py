@@ -20,6 +20,8 @@ from sgpipe.stages.parse.learned.parser import Network, number_tables
 from sgpipe.stages.parse.rules import load_model
 from tests.values import values_of
 
+pytestmark = pytest.mark.slow
+
 ROWS = [
     ("a man riding a brown horse", "( man , ride , horse ) , ( horse , is , brown )"),
     ("horse on a beach .", "( horse , on , beach )"),

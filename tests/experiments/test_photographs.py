@@ -11,6 +11,8 @@ from experiments import photographs as page
 from experiments.photographs import Measured, Photographs, count_found, measure, read_photographs
 from sgpipe.records import Box, Record, Relation
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ["person", "horse", "chair", "dog", "frisbee", "cup", "bottle"]
 # Boxes of 20 x 20 pixels by their left sides: only those of the person and the horse overlap.
 BOXES = {

@@ -23,6 +23,8 @@ from tests.parity.evaluation import __main__ as evaluation
 from tests.parity.golden import Report
 from tests.values import values_of
 
+pytestmark = pytest.mark.slow
+
 CHECKED = {  # how many figures are equal, in the subset and in the full set
     "model/tagger_glip/small": (803, 856), "model/tagger_vxac/small": (900, 953), "model/parsed/small": (963, 1015),
     "model/parseda/small": (976, 1028), "model/misc": (75, 75), "evaluation": (162, 214), "parser": (1, 1),

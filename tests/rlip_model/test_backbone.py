@@ -43,6 +43,7 @@ def test_frozen_parameters_are_those_of_the_published_training(oracle: Path) -> 
         assert {key for key, value in network.named_parameters() if not value.requires_grad} == keys
 
 
+@pytest.mark.slow
 def test_folded_batch_norms_follow_the_weights() -> None:
     """As torchvision's own network, in value and gradient, also after its convolutions learned or
     were loaded.

@@ -39,6 +39,7 @@ def words(tmp_path_factory: pytest.TempPathFactory, loaded_tagger: RTagger) -> s
     return str(folder)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "fusion"), [*UNIT_TESTED, *SLOW])
 def test_every_network_converts_with_every_fusion(
@@ -73,6 +74,7 @@ def outputs(network: RLIPModel) -> list[torch.Tensor]:
     return [part for layer in (output.final, *output.auxiliary) for part in vars(layer).values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gating", get_args(Gating))
 def test_every_gating_is_told_or_asked_for(gating: Gating) -> None:
     config = tiny_config(50)

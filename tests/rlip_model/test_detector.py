@@ -115,6 +115,7 @@ def test_files_of_the_published_conversion_give_the_same(
     torch.testing.assert_close(theirs.state_dict(), ours.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "network"), [("parseda", ParSeDA), ("tagger", RTagger), ("rlipv1", ParSeD)]
 )

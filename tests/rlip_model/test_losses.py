@@ -175,6 +175,7 @@ def box_heads(network: RLIPModel) -> set[str]:
     return {name for name, _ in network.named_parameters() if name.startswith(BOX_HEADS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "fusion"),
     [("swin", "alif"), ("resnet50", "alif"), ("swin", "after_decoding"), ("swin", "none")],

@@ -44,6 +44,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_features_do_not_depend_on_how_many_are_encoded_together_at_full_width() -> None:
     """To the last bit, where matrices are as wide as in the published networks."""

@@ -78,6 +78,7 @@ def undisturbed(target: Objective) -> Objective:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(map(_of_two, (*CRITERIA, *DENSE_KINDS))))
 def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path, kind: str) -> None:
     def step(cuts: Sequence[int]) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:

@@ -116,6 +116,7 @@ def test_this_machine_has_what_sgpipe_needs(tmp_path):
     assert all(item["fix"] for item in checks if item["state"] == "bad")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["label", "generate folder --images"])
 def test_a_missing_hub_model_is_said_before_pytorch_is_imported(command, tmp_path):
     (tmp_path / "a.png").touch()

@@ -145,6 +145,7 @@ def run(root: Path, runner: Runner, chosen: Reproduction | None = None) -> dict[
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [0, 1, 2])
 def test_killed_at_any_step_the_rest_runs_once(tmp_path: Path, kill: int) -> None:
     (tmp_path / "data").mkdir()

@@ -84,6 +84,7 @@ def _t_interval(values: np.ndarray) -> tuple[float, float]:
     return values.mean() - half, values.mean() + half
 
 
+@pytest.mark.slow
 def test_intervals_contain_their_estimates_and_cover_where_classes_have_few_targets() -> None:
     """Mean average precision over 20 classes, half of which have three targets or fewer in 100
     images.

@@ -294,6 +294,7 @@ def blank_names_left_out(record: Record) -> Record:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @given(
     st.lists(NAMES, min_size=1, max_size=4),
@@ -525,6 +526,7 @@ def write(root: Path, form: str, out: Path) -> Exported:
     return export_run(root, form, out, images=images, images_url=url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", BUILT_IN["format"])
 def test_nothing_is_overwritten_and_equal_runs_give_equal_files(run, tmp_path, form):
     out = tmp_path / "out"

@@ -181,6 +181,7 @@ def templates() -> Any:
     return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))["templates"]
 
 
+@pytest.mark.slow
 def test_answers_are_right_as_often_as_promised_by_kind(exported, templates):
     """Read from their text by a program that shares no code with the exporter, against the
     truth.
@@ -319,6 +320,7 @@ def test_no_predicate_gets_much_more_than_twice_the_mean():
     assert all(answers["yes"] == answers["no"] for answers in drawn.values())
 
 
+@pytest.mark.slow
 def test_what_is_merely_unlabelled_is_never_taken_to_be_false(tmp_path):
     """Candidates of a run with a threshold are not known to be improbable; nothing is without a
     calibration.
@@ -444,6 +446,7 @@ def test_relations_of_other_origins_neither_hold_nor_are_denied(tmp_path):
     assert out.left_out == {"relations of other origins": 3}
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_rows_whatever_the_shards(tmp_path):
     scenes, _ = world_of(120)
     first = labelled(tmp_path / "a/run", scenes)
@@ -511,6 +514,7 @@ def test_a_chat_template_sees_only_its_own_tokens(tmp_path):
         assert text.count("<") == 4 + 3 * len(item["images"])
 
 
+@pytest.mark.slow
 def test_datasets_reads_both_files(tmp_path):
     scenes, _ = world_of(15)
     images = draw_images(tmp_path / "images", scenes)

@@ -105,6 +105,7 @@ def test_a_batch_gives_the_rows_of_a_server_that_is_asked_nothing(
     assert tokens_in(tmp_path / "run")[PROMPT] == 5 * IMAGES
 
 
+@pytest.mark.slow
 def test_stages_that_ask_about_answers_write_one_round_after_the_other(
     coco: Files, tmp_path: Path
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_run_is_extended_by_its_own_recipe_and_captions_unless_there_is_anothe
     assert values_of(rows(tmp_path / "b"), "captions") != values_of(rows(extended), "captions")
 
 
+@pytest.mark.slow
 def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(extended, tmp_path):
     run = shutil.copytree(extended, tmp_path / "run")
     assert "has no certificate" in extend(run, tmp_path / "none", "--certified", code=2)
@@ -200,6 +201,7 @@ def test_each_import_is_extended(kind, tmp_path):
     assert_kept([known], rows(tmp_path / "out"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -280,6 +282,7 @@ def test_error_rows_stay_unless_a_stage_that_runs_again_made_them(world, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_parent_and_run_may_be_in_stores(world, extended, tmp_path, store):  # noqa: F811
     import_graphs(world / "known.json", "val", tmp_path / "known", world / "drawn" / IMAGES)
     first = f"{store.uri}/first"

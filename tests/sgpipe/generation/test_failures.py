@@ -111,6 +111,7 @@ class AfterEachStage:
         return Failing
 
 
+@pytest.mark.slow
 def test_every_stage_can_be_repeated_for_a_part_of_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(
         label(captioned(few, models), out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "stages"),
     [

@@ -460,6 +460,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, two, monkeypatch, arguments,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_merge_that_stopped_is_resumed_and_a_lost_shard_made_again(tmp_path, two, monkeypatch):
     """At any step of a commit."""
     monkeypatch.setattr(merging, "ROWS_PER_SHARD", 4)

@@ -135,6 +135,7 @@ def test_a_missing_hub_model_is_told_before_annotations_are_read(coco, models, t
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_limit_can_be_raised(finished, coco, models, tmp_path):
     out = tmp_path / "out"
     shards = set[str]()
@@ -146,6 +147,7 @@ def test_a_limit_can_be_raised(finished, coco, models, tmp_path):
     assert rows(out) == rows(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["florence2", "qwen3_vl"])
 def test_a_vision_language_captioner_goes_on_with_another_batch_size(few, models, family, tmp_path):
     model_settings = {
@@ -255,6 +257,7 @@ def labels(run_recipe: Recipe, folder: Path) -> dict[str, Any]:
     return labels_of_images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("captioner", [False, True])
 def test_shuffled_annotations_give_the_same_labels(
     models: Path, tmp_path: Path, captioner: bool

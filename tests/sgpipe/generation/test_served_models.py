@@ -91,6 +91,7 @@ def test_candidates_of_an_image_are_asked_about_one_numbered_image(
     assert {relation.origin for record in related for relation in record.relations} == {"vlm"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "in_flight", "patience", "asked"),
     [

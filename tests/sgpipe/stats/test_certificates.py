@@ -319,6 +319,7 @@ def test_predicates_hold_together_unless_each_is_asked_for(copy):
     )
 
 
+@pytest.mark.slow
 def test_a_predicate_of_three_relations(copy):
     root, right = copy
     for _ in range(13):
@@ -335,6 +336,7 @@ def test_a_predicate_of_three_relations(copy):
     } in sets
 
 
+@pytest.mark.slow
 def test_an_edited_certificate_and_changed_answers_are_refused(copy):
     root, right = copy
     assert certify(

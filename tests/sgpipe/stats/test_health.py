@@ -171,12 +171,14 @@ def records_of(folder: Path, instances: dict, captions: dict, shift: int = 0) ->
     )
 
 
+@pytest.mark.slow
 def test_right_data_is_not_doubted_nor_a_few_images_of_it(annotated, tmp_path):
     records = records_of(tmp_path, *annotated())
     for number in (1, 12, len(records)):
         assert not DOUBTS & check_run(tmp_path / str(number), records[:number]).keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_boxes_of_another_form_are_named(annotated, tmp_path, form):
     instances, captions = annotated()
@@ -190,6 +192,7 @@ def test_boxes_of_another_form_are_named(annotated, tmp_path, form):
     assert Audit(measure(tmp_path / "run")).findings[-1].text != "No problems found."
 
 
+@pytest.mark.slow
 def test_captions_of_other_images_are_named(annotated, tmp_path):
     for shift in (1, 2, -1):
         check = check_run(tmp_path / str(shift), records_of(tmp_path, *annotated(), shift))[

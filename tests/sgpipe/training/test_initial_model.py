@@ -73,6 +73,7 @@ def test_queries_are_dropped_pair_by_pair(tmp_path: Path) -> None:
     assert new.queries.anchors.weight.equal(old.queries.anchors.weight[[0, 1, 8, 9]])
 
 
+@pytest.mark.slow
 def test_another_fusion_keeps_all_other_weights(tmp_path: Path) -> None:
     old = initial_model(tmp_path / "alif", kind="parseda").state_dict()
     start = {"kind": "parseda", "init": str(tmp_path / "alif")}

@@ -66,6 +66,7 @@ def test_what_people_say_becomes_positives_and_negatives(tmp_path: Path) -> None
     }
 
 
+@pytest.mark.slow
 def test_bands_of_which_many_were_asked_count_less(tmp_path: Path) -> None:
     confidences = [0.05] * 40 + [0.9] * 10
     make_run(

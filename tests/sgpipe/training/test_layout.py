@@ -39,6 +39,7 @@ def run_of(folder: Path, number: int, **changes: bool) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_relations_of_a_run(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", 60)
     trained = train_layout([run], tmp_path / "model", Progress(), epochs=40)

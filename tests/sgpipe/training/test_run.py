@@ -128,6 +128,7 @@ def test_a_compiler_that_fails_within_a_step_ends_the_training_with_a_remedy(
         training(drawn_run, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_plan_has_the_steps_of_the_training_and_keeps_nothing(
     drawn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_plan_has_the_steps_of_the_training_and_keeps_nothing(
         plan.plan_training(recipe(drawn_run, workers__count=3), QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fits", [2, 4, 8])
 def test_parts_are_halved_until_they_fit(
     drawn_run: Path, monkeypatch: pytest.MonkeyPatch, fits: int

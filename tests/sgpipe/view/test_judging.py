@@ -143,6 +143,7 @@ def expected_relations(
     return expected, shown
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(steps=st.lists(STEP, max_size=12))
 @example(steps=[("anna", True, "A"), ("anna", True, "R")])

@@ -118,6 +118,7 @@ def connected(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nX: ", POST])
 def test_a_connection_whose_request_does_not_arrive_is_closed(port: int, start: bytes) -> None:
     with connected(port) as connection:
@@ -135,6 +136,7 @@ def test_a_connection_whose_request_does_not_arrive_is_closed(port: int, start: 
             raise AssertionError("it stays open")
 
 
+@pytest.mark.slow
 def test_a_whole_request_is_answered_and_its_connection_serves_the_next(port: int) -> None:
     with connected(port) as connection:
         for part in (b"GET /api/status HTTP/1.1\r\n", b"Host: localhost\r\n\r\n") * 2:
@@ -158,6 +160,7 @@ def test_a_browser_that_goes_away_while_it_sends_is_not_a_bug(
     assert not bugs
 
 
+@pytest.mark.slow
 def test_a_connection_that_reads_nothing_is_closed_and_one_that_reads_is_served(port: int) -> None:
     request = b"GET /photo/val/a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     sizes = []

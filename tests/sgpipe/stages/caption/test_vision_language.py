@@ -53,6 +53,7 @@ def make_captioner(folder, **settings):
     return captioner
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captions_depend_on_the_image_and_the_key_alone(checkpoint, family):
     captioner = make_captioner(checkpoint(family), max_tokens=10)
@@ -199,6 +200,7 @@ def test_image_size_limits_the_longer_side_and_exif_turns_nothing(checkpoint):
     assert captioner.inputs(wide)["image_grid_thw"].tolist() == [[1, 4, 8]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_thread_prepares_the_next_image_and_changes_no_caption(checkpoint, family):
     alone = make_captioner(checkpoint(family))

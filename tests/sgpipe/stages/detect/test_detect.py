@@ -127,6 +127,7 @@ def copy_parseda(folder):
     return Path(shutil.copytree(packaged_model("parseda"), folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [make_closed, make_owl, make_omdet, make_grounding_dino, make_sam3, copy_parseda]
 )
@@ -152,6 +153,7 @@ def test_detectors_with_damaged_weights_are_refused(tmp_path, make):
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [make_closed, make_owl, make_omdet, make_grounding_dino, make_sam3, copy_parseda]
 )
@@ -192,6 +194,7 @@ def assert_same(one: DetectedBoxes, other: DetectedBoxes) -> None:
     assert one.labels.tolist() == other.labels.tolist()
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_of_grounding_dino_are_those_of_each_prompt_alone(tmp_path, image):
     folder = str(make_grounding_dino(tmp_path / "d"))
     boxes = boxes_of(image, DetectConfig(detector=folder, classes=THOUSAND), 0.99)

@@ -147,6 +147,7 @@ ANSWERS: dict[str, tuple[str, str, dict[tuple[int, int], list[str]], int, int]] 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers_are_checked_and_asked_for_once_more(tmp_path: Path, name: str) -> None:
     first, second, expected, asked, failed = ANSWERS[name]
@@ -158,6 +159,7 @@ def test_answers_are_checked_and_asked_for_once_more(tmp_path: Path, name: str) 
     assert (record.ok, pairs(record), record.left_out["answers"]) == (True, expected, failed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["No.", relations((1, "on", 9)), '{"relations": {}}', "[" * 9000, "{}"]
 )

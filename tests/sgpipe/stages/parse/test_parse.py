@@ -107,6 +107,7 @@ def test_each_distinct_caption_is_analysed_once_and_the_cache_returns_copies(par
     assert (copied.subject_category, copied.caption) == (None, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parser", "learned"])
 @pytest.mark.parametrize("caption", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_does_not_crash(kind, caption, request):

@@ -88,6 +88,7 @@ def content(body: Mapping[str, Any]) -> tuple[str, str]:
     return image["image_url"]["url"], text["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [32, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_of_single_questions_with_whole_prompts(
@@ -186,6 +187,7 @@ def test_every_request_begins_with_the_same_bytes(image: Image.Image, tmp_path: 
     assert all(body["max_tokens"] == 1 and body["logprobs"] for body in server.requests)
 
 
+@pytest.mark.slow
 def test_the_first_question_is_answered_before_others_are_asked(image: Image.Image) -> None:
     under_way = []
 

@@ -147,6 +147,7 @@ def answers_in(objects: Objects) -> set[str]:
     return stored
 
 
+@pytest.mark.slow
 def test_a_slow_store_keeps_no_request_waiting(tmp_path: Path, objects: Objects) -> None:
     with EndpointServer() as server:
         endpoint = connect(server, tmp_path)

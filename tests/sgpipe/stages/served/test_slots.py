@@ -58,6 +58,7 @@ async def use(fleet: Fleet, slots: Slots, requests: int) -> float:
     return fleet.busy / (fleet.capacity * virtual_time.now())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capacity", [16, 100, 256])
 @pytest.mark.parametrize("seed", range(3))
 def test_servers_are_kept_busy(capacity: int, seed: int) -> None:

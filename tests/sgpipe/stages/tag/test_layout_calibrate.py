@@ -35,6 +35,7 @@ def log_loss(model: LayoutModel, examples: list[LayoutExample]) -> float:
     return float(np.mean(losses))
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_chance_by_heart_becomes_less_sure() -> None:
     examples = by_chance(0, 40)
     model = fit_layout(examples, SETTINGS)

@@ -213,6 +213,7 @@ def per_image(
     )
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_the_image_that_has_all_classes_gives_the_same_bits(folder: Path) -> None:
     expected = of_many_groups(folder, names=(*NAMES, *OTHERS))(of_equal_size())
     assert per_image(folder, len(OTHERS))(of_equal_size()) == expected

@@ -89,6 +89,7 @@ def joined(batches: list[TrainingBatch], name: str) -> list:
     return [value for batch in batches for value in getattr(batch, name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2)])
 def test_the_parts_of_all_workers_make_up_the_step(config, world, accumulate):
     shares = [

@@ -111,6 +111,7 @@ def images(training_set: TrainingSet) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [3, 60])
 def test_random_limits_are_nested_and_do_not_depend_on_row_groups(tmp_path, rows):
     records = make_records(60)

@@ -246,6 +246,7 @@ def check_texts(part: StepPart, group: Sequence[TrainingItem]) -> None:
     assert len(set(part.texts.relations)) == len(part.texts.relations) == max(3, len(predicates))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 3, 5, 13])
 def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, group):
     """Groups of the 12 images of a step, of which the last may be smaller; more than a batch: one
