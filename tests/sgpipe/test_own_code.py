@@ -57,11 +57,11 @@ Own = sgpipe.Evaluator("own", measure, "hico")
 """
 EXPECTED = "expected a list of captions (str) for each image, in their order"
 
-Own = Callable[[str], str]
+WriteModule = Callable[[str], str]
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteModule:
     """Write a module of one's own; returns the name of what it has."""
     monkeypatch.syspath_prepend(tmp_path / "code")
     folder = tmp_path / "code" / "own"
@@ -104,8 +104,10 @@ def refusal(*words: object) -> str:
         ("open('/none')", "failed: FileNotFoundError: [Errno 2] No such file or directory: '/none' (own/code.py:5)"),
     ],
 )  # fmt: skip
-def test_a_captioner_is_told_what_it_must_yield(own: Own, body: str, expected: str) -> None:
-    name = own(CAPTIONER.replace("{}", body, 1))
+def test_a_captioner_is_told_what_it_must_yield(
+    write_module: WriteModule, body: str, expected: str
+) -> None:
+    name = write_module(CAPTIONER.replace("{}", body, 1))
     captioner = OwnCaptioner(CaptionConfig(captioner=name), name, None)
     inputs = (CaptionInput(Image.new("RGB", (9, 9)), number) for number in range(2))
     with pytest.raises(UserError) as error:
@@ -122,8 +124,10 @@ def test_a_captioner_is_told_what_it_must_yield(own: Own, body: str, expected: s
         ("return {}['x']", "failed: KeyError: 'x' (own/code.py:5)"),
     ],
 )
-def test_a_tagger_is_told_what_it_must_return(own: Own, body: str, expected: str) -> None:
-    name = own(TAGGER.replace("{}", body, 1))
+def test_a_tagger_is_told_what_it_must_return(
+    write_module: WriteModule, body: str, expected: str
+) -> None:
+    name = write_module(TAGGER.replace("{}", body, 1))
     tagger = OwnTagger(TagConfig(tagger=name), name, None)
     image = Image.new("RGB", (9, 9))
     with pytest.raises(UserError) as error:
@@ -162,9 +166,9 @@ class Own(sgpipe.Captioner):
     ],
 )
 def test_a_setting_that_does_not_fit_is_refused(
-    tmp_path: Path, own: Own, options: dict[str, object], expected: str
+    tmp_path: Path, write_module: WriteModule, options: dict[str, object], expected: str
 ) -> None:
-    name = own(SETTINGS)
+    name = write_module(SETTINGS)
     settings = ["--set", f"caption.options={json.dumps(options)}", "--set", "engine.kind=local"]
     line = refusal("generate", "--captioner", name, *settings, "--out", tmp_path / "out")
     assert line == expected.format(name)
@@ -208,9 +212,9 @@ def record(objects: str = "[]", size: str = "9, 9", split: str = "split") -> str
     ],
 )
 def test_a_source_is_told_what_it_must_yield(
-    tmp_path: Path, own: Own, body: str, expected: str
+    tmp_path: Path, write_module: WriteModule, body: str, expected: str
 ) -> None:
-    name = own(SOURCE.replace("{}", body, 1))
+    name = write_module(SOURCE.replace("{}", body, 1))
     Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
     data = ("--annotations", tmp_path, "--images", tmp_path, "--split", "val")
     line = refusal("import", name, *data, "--out", tmp_path / "out")
@@ -225,8 +229,10 @@ def test_a_source_is_told_what_it_must_yield(
         ("1 / 0", "failed: ZeroDivisionError: division by zero (own/code.py:4)"),
     ],
 )
-def test_a_format_has_to_write_files(tmp_path: Path, own: Own, body: str, expected: str) -> None:
-    name = own(FORMAT.replace("{}", body, 1))
+def test_a_format_has_to_write_files(
+    tmp_path: Path, write_module: WriteModule, body: str, expected: str
+) -> None:
+    name = write_module(FORMAT.replace("{}", body, 1))
     make_run(tmp_path / "run", [plain_record("a")])
     line = refusal("export", tmp_path / "run", "--to", name, "--out", tmp_path / "out")
     assert line == f"format {name} {expected}"
@@ -242,9 +248,9 @@ def test_a_format_has_to_write_files(tmp_path: Path, own: Own, body: str, expect
     ],
 )
 def test_an_evaluator_is_told_what_it_must_return(
-    tmp_path: Path, own: Own, body: str, expected: str
+    tmp_path: Path, write_module: WriteModule, body: str, expected: str
 ) -> None:
-    name = own(EVALUATOR.replace("{}", body, 1))
+    name = write_module(EVALUATOR.replace("{}", body, 1))
     predictions = write_predictions(tmp_path, [77])
     files = ("--annotations", tmp_path / "annotations.json", "--predictions", predictions)
     assert refusal("eval", name, *files) == f"evaluator {name} {expected}"
@@ -264,16 +270,18 @@ def test_a_count_is_compared_without_an_interval() -> None:
 
 
 def test_a_captioner_of_the_wrong_kind_is_refused_before_anything_is_written(
-    tmp_path: Path, own: Own
+    tmp_path: Path, write_module: WriteModule
 ) -> None:
-    name = own("import sgpipe\nOwn = sgpipe.Tagger")
+    name = write_module("import sgpipe\nOwn = sgpipe.Tagger")
     line = refusal("generate", "--captioner", name, "--out", tmp_path / "out")
     assert line == f"captioner {name} is not a subclass of sgpipe.Captioner"
     assert not (tmp_path / "out").exists()
 
 
-def test_code_that_cannot_be_imported_is_told_with_its_line(tmp_path: Path, own: Own) -> None:
-    name = own("import sgpipe\n\n1 / 0\n")
+def test_code_that_cannot_be_imported_is_told_with_its_line(
+    tmp_path: Path, write_module: WriteModule
+) -> None:
+    name = write_module("import sgpipe\n\n1 / 0\n")
     line = refusal("generate", "--captioner", name, "--out", tmp_path / "out")
     reason = "(ZeroDivisionError: division by zero) (own/code.py:3)"
     assert line == f"captioner {name}: own.code cannot be imported {reason}"
