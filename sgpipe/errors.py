@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +141,28 @@ def existing_model(name: str) -> str:
     """Return `name`.
 
     Raises:
-        UserError: it can only be a path, as a hub id has at most one slash, and is missing.
+        UserError: it can only be a path, as a hub id has at most one slash, and is missing; or it
+            is code, in another form than this must be named.
     """
     weights = name.endswith(WEIGHTS)
     is_path = (
         weights or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
     )
-    if is_path and "://" not in name and not Path(name).exists():
+    if "://" in name or Path(name).exists():
+        return name
+    if ".py:" in name or _is_module(name):
+        raise UserError(
+            f"{name} is code and no model: name a class of your own as package.module:Class"
+        )
+    if is_path:
         raise UserError(f"no such {'file' if weights else 'folder'}: {name}")
     return name
+
+
+def _is_module(name: str) -> bool:
+    """Return whether a name is that of a module, or of something within one."""
+    words = name.split(".")
+    return all(map(str.isidentifier, words)) and find_spec(words[0]) is not None
 
 
 def format_os_error(error: OSError) -> str:

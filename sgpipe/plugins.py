@@ -66,8 +66,11 @@ def load(kind: Kind, reference: str) -> Any:
     try:
         module = import_module(module_name)
     except Exception as error:
-        is_missing = isinstance(error, ModuleNotFoundError)
-        advice = "; install its package, or name its folder in PYTHONPATH" if is_missing else ""
+        advice = ""
+        if isinstance(error, ModuleNotFoundError):
+            advice = "; install its package, or name its folder in PYTHONPATH"
+        if module_name.endswith(".py"):
+            advice = "; the name of a module has no .py"
         raise CodeError(
             f"{kind} {reference}: {module_name} cannot be imported"
             f" ({_described(error)}){_own_line(error, module_name)}{advice}",

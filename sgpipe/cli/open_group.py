@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from sgpipe.cli.repeated import CommandOfSingleValues
+from sgpipe.errors import UserError
 from sgpipe.plugins import installed, own_reference
 from sgpipe.registry import Kind
 
@@ -49,6 +51,8 @@ class OpenGroup(TyperGroup):
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
         name = args[0]
         reference = own_reference(self.kind, name)
+        if reference is None and re.search("[./:]", name):
+            raise UserError(f"{name}: name code of your own as package.module:NAME")
         if name in self.commands or reference is None:
             return super().resolve_command(ctx, args)
         function = self.function_of(reference, self.options_of(reference))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from sgpipe.errors import existing_model
 from sgpipe.files.model_cache import pin_model
 from sgpipe.files.stores import is_uri
 from sgpipe.recipe.models import MINIWORLD, is_layout_model, named_model
@@ -169,9 +170,12 @@ def with_model_folders(
 def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
     """Return the hub ids of the models that stages but `skipped` ones load; none if one is
     open_clip's.
+
+    Raises:
+        UserError: as `existing_model`.
     """
     names: list[str] = []
     for name in dict.fromkeys(models_of(recipe, skipped).values()):
-        if name != MINIWORLD and not is_uri(name) and not Path(name).exists():
+        if name != MINIWORLD and not is_uri(name) and not Path(existing_model(name)).exists():
             names.append(name)
     return [] if any(":" in name for name in names) else names

@@ -271,12 +271,12 @@ def _is_within(key: str, section: str) -> bool:
     return f"{key}.".startswith(f"{section}.")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], section: str = "") -> str:
     """Return what to add to the message about an unknown name: the known one that is most like it,
-    if any is.
+    if any is, after the `section` that it is in.
     """
     similar = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {similar[0]!r}?" if similar else ""
+    return f"; did you mean {section + similar[0]!r}?" if similar else ""
 
 
 def _similar_setting(kind: type, path: Sequence[str]) -> str:
@@ -293,8 +293,9 @@ def _similar_setting(kind: type, path: Sequence[str]) -> str:
         sections = inner or sections
     siblings: list[str] = []
     for section in sections:
-        siblings += [".".join([*outer, setting]) for setting in _settings(section)]
-    return did_you_mean(".".join(path), siblings) or did_you_mean(name, _all_settings(kind))
+        siblings += _settings(section)
+    outer_name = ".".join([*outer, ""])
+    return did_you_mean(name, siblings, outer_name) or did_you_mean(name, _all_settings(kind))
 
 
 def _settings(section: type) -> dict[str, object]:

@@ -278,6 +278,21 @@ def test_a_captioner_of_the_wrong_kind_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["own.code", "own.code.Own", "own/code.py:Own"])
+def test_code_in_another_form_is_not_taken_for_a_model(
+    tmp_path: Path, write_module: WriteModule, name: str
+) -> None:
+    write_module(CAPTIONER)
+    expected = f"{name} is code and no model: name a class of your own as package.module:Class"
+    for option in ("--captioner", "--tagger"):
+        assert refusal("generate", option, name, "--out", tmp_path / "out") == expected
+    with pytest.raises(UserError, match="name a class of your own as"):
+        Pipeline(captioner=name)
+    for command in ("import", "eval"):
+        expected = f"{name}: name code of your own as package.module:NAME"
+        assert refusal(command, name) == expected
+
+
 def test_code_that_cannot_be_imported_is_told_with_its_line(
     tmp_path: Path, write_module: WriteModule
 ) -> None:
@@ -285,3 +300,5 @@ def test_code_that_cannot_be_imported_is_told_with_its_line(
     line = refusal("generate", "--captioner", name, "--out", tmp_path / "out")
     reason = "(ZeroDivisionError: division by zero) (own/code.py:3)"
     assert line == f"captioner {name}: own.code cannot be imported {reason}"
+    line = refusal("generate", "--captioner", "own.py:Own", "--out", tmp_path / "out")
+    assert line.endswith("; the name of a module has no .py")
