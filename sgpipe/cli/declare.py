@@ -135,11 +135,13 @@ def with_options(
 
 
 def _as_option(parameter: inspect.Parameter) -> inspect.Parameter:
-    """Return a parameter that is an option also without a default value; without a type, a text."""
+    """Return a parameter that is an option also without a default value; without a type, a text. A
+    path has to exist.
+    """
     declared = parameter.annotation
     if get_origin(declared) is not Annotated:
         kind = str if declared is inspect.Parameter.empty else declared
-        declared = Annotated[kind, option("")]
+        declared = Annotated[kind, option("", exists=True)]
     return parameter.replace(annotation=declared, kind=inspect.Parameter.KEYWORD_ONLY)
 
 

@@ -44,12 +44,10 @@ class ReportOptions:
     json_file: Annotated[
         Path | None, declare.writes_file("Write the full result as JSON to this file.")
     ] = None
-    csv: Annotated[Path | None, declare.writes_file("Write one line per class to this file.")] = (
-        None
-    )
-    plot: Annotated[
-        Path | None, declare.writes_file("Write the precision-recall curves to this SVG file.")
-    ] = None
+
+    def files(self, result: EvaluationResult) -> list[tuple[Path | None, Callable[[], str]]]:
+        """Return what may be written: the file, and what makes its text."""
+        return [(self.json_file, result.as_json)]
 
     def run_and_report(
         self,
@@ -70,13 +68,28 @@ class ReportOptions:
             print(result.as_json(), end="")
         else:
             result.print(console.output(), per_class=per_class)
-        for file, form in (
-            (self.json_file, result.as_json),
+        for file, text in self.files(result):
+            if file:
+                write_result_text(file, text())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassReportOptions(ReportOptions):
+    """The same for results that have classes and curves."""
+
+    csv: Annotated[Path | None, declare.writes_file("Write one line per class to this file.")] = (
+        None
+    )
+    plot: Annotated[
+        Path | None, declare.writes_file("Write the precision-recall curves to this SVG file.")
+    ] = None
+
+    def files(self, result: EvaluationResult) -> list[tuple[Path | None, Callable[[], str]]]:
+        return [
+            *super().files(result),
             (self.csv, result.as_csv),
             (self.plot, result.as_svg),
-        ):
-            if file:
-                write_result_text(file, form())
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +147,7 @@ def hico(
     ] = False,
     classes: cli.Classes = None,
     inputs: InputOptions,
-    report: ReportOptions,
+    report: ClassReportOptions,
 ) -> None:
     """HICO-DET: mean average precision over full, rare and non-rare classes, or over unseen and
     seen classes.
@@ -167,7 +180,7 @@ def vcoco(
         declare.reads_stored("--model: training shards; 0 for what they lack."),
     ] = None,
     inputs: InputOptions,
-    report: ReportOptions,
+    report: ClassReportOptions,
 ) -> None:
     """V-COCO: role AP in scenarios 1 and 2, and agent AP.
 
@@ -189,7 +202,7 @@ def openimages(
         Literal["none", "published", "repaired"], declare.option("NMS, as published or repaired.")
     ] = "none",
     inputs: InputOptions,
-    report: ReportOptions,
+    report: ClassReportOptions,
 ) -> None:
     """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd.
 
@@ -211,7 +224,7 @@ def vg(
     annotations: Annotations = None,
     classes: cli.Classes = None,
     inputs: InputOptions,
-    report: ReportOptions,
+    report: ClassReportOptions,
 ) -> None:
     """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph
     constraint (ng-).
@@ -259,7 +272,7 @@ def labels(
         declare.reads_file("YAML or JSON: lists of texts that mean a predicate, by predicate."),
     ] = None,
     image_data: cli.ImageData = None,
-    report: ReportOptions,
+    report: ClassReportOptions,
 ) -> None:
     """Compare a run's relations with ground truth: precision, recall and AP, by threshold,
     predicate and frequency.
@@ -306,7 +319,7 @@ def boxes(
     per_class: Annotated[
         bool, declare.option("Print a row for each class, too.", "--per-class")
     ] = False,
-    report: ReportOptions,
+    report: ClassReportOptions,
 ) -> None:
     """Compare detected boxes with ground truth: COCO's AP and AR, precision and recall, and the
     best F1.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat, TypeVar
 
@@ -438,7 +439,7 @@ def _checked_measures(measures: object, evaluator: str) -> dict[str, float]:
             raise UserError(
                 f"evaluator {evaluator} returns {name!r}: {reprlib.repr(value)}, expected a number"
             )
-        checked[str(name)] = float(value)
+        checked[str(name)] = int(value) if isinstance(value, Integral) else float(value)
     return checked
 
 

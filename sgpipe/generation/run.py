@@ -122,7 +122,7 @@ def announce_own_code(recipe: Recipe, progress: Progress) -> None:
         UserError: no such name.
     """
     if recipe.own_code:
-        progress.say(f"importing {listed(recipe.own_code)}, which the recipe names")
+        progress.say(f"importing {listed(recipe.own_code)}, which is not a part of sgpipe")
 
 
 class LabellingRun:

@@ -1,6 +1,7 @@
 """The examples of docs/extend.md work, and what is wrong with code of others is told in a line."""
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import re
 import shutil
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -19,14 +21,16 @@ from typer.testing import CliRunner
 from sgpipe import load_recipe
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
+from sgpipe.export.formats import FormatOption
 from sgpipe.generation.run import generate
 from sgpipe.plugins import code_identity, installed, is_code_identity, packages_by_module
-from sgpipe.records import Record
+from sgpipe.records import Box, Record, Relation
 from sgpipe.registry import Kind
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 from tests.sgpipe.evaluation.own_predictions import write_predictions
 from tests.sgpipe.generation.in_process import without_ray
+from tests.sgpipe.training.data.runs import make_run
 from tests.values import values_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -52,7 +56,7 @@ def extension(tmp_path, monkeypatch):
 
 def forget_package() -> None:
     """Let the next import of the package of the page read its files."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("own", "test_own")]:
         del sys.modules[name]
 
 
@@ -68,7 +72,7 @@ def labelled(out: Path, engine: str = "local", tagger: str = "miniworld") -> lis
 
 
 @without_ray()
-def test_the_captioner_and_the_format_of_the_page_work(extension, tmp_path):
+def test_the_captioner_of_the_page_works(extension, tmp_path):
     records = labelled(tmp_path / "run")
     captions = [caption.text for record in records for caption in record.captions]
     assert len(captions) == 4
@@ -78,12 +82,42 @@ def test_the_captioner_and_the_format_of_the_page_work(extension, tmp_path):
     identity = Manifest.load(tmp_path / "run").run["identity"]["caption"]["captioner"]
     assert identity == code_identity("captioner", CAPTIONER)
     assert identity.startswith(f"{CAPTIONER} no version sha256:")
-    command = ["export", tmp_path / "run", "--to", "own.lines:LINES", "--threshold", "0", "--out"]
-    done = CliRunner().invoke(app, [*map(str, command), str(tmp_path / "lines")])
-    assert done.exit_code == 0, done.stderr
-    relations = sum(len(record.relations) for record in iter_records(tmp_path / "run"))
-    assert len((tmp_path / "lines" / "val.txt").read_text().splitlines()) == relations
-    assert "--to lines" in (tmp_path / "lines" / "README.md").read_text()
+
+
+def test_the_format_of_the_page_leaves_small_boxes_out(extension, tmp_path):
+    sizes = {"ball": 31, "person": 90, "dog": 32}
+    objects = [Box(name, 1, (5, 5, side, side)) for name, side in sizes.items()]
+    relations = [Relation(1, 0, "throwing", 0.9), Relation(1, 2, "next to", 0.9)]
+    record = Record("1", "own", "val", "1.png", 640, 480, objects, relations=relations)
+    make_run(tmp_path / "run", [record])
+    run("export", tmp_path / "run", "--to", "own.lines:LINES", "--out", tmp_path / "lines")
+    assert (tmp_path / "lines" / "val.txt").read_text() == "1.png\tperson\tnext to\tdog\n"
+    readme = (tmp_path / "lines" / "README.md").read_text()
+    assert "--to lines" in readme
+    assert "Relations that the format cannot hold: 1" in readme
+
+
+def test_the_page_lists_all_options_of_formats():
+    [table] = re.findall(r"\| of `Format\(options=…\)`.*?\n\n", PAGE, re.DOTALL)
+    assert re.findall(r'^\| `"(\S+)"`', table, re.MULTILINE) == list(get_args(FormatOption))
+
+
+@without_ray()
+def test_the_stage_of_the_page_captions_boxes(extension, tmp_path):
+    settings = {"caption.then": ["own.sides:Sides"], "source.miniworld.images": 2}
+    generate(load_recipe("miniworld", settings), tmp_path / "run")
+    for record in iter_records(tmp_path / "run"):
+        texts = values_of(record.captions, "text")
+        left = min(record.objects, key=lambda box: box.bbox[0])
+        assert f"a {left.category} to the left of a " in " ".join(texts)
+
+
+def test_the_tests_of_the_page_pass(extension, tmp_path):
+    module = import_module("test_own")
+    tests = {name: test for name, test in vars(module).items() if name.startswith("test_")}
+    assert len(tests) == 5
+    for test in tests.values():
+        test(*[tmp_path] * len(inspect.signature(test).parameters))
 
 
 @without_ray()
@@ -241,10 +275,12 @@ def test_what_is_wrong_with_a_source_is_told_in_a_line(
 @pytest.fixture
 def package(extension):
     """The package of the page is installed, with the short names that the page gives."""
-    [table] = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    [table] = re.findall(r'```toml title="pyproject.toml"\n(.*?)```', PAGE, re.DOTALL)
     lines = []
-    for group, names in tomllib.loads(table)["project"]["entry-points"].items():
+    project = tomllib.loads(table)["project"]
+    for group, names in project["entry-points"].items():
         lines += [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())]
+    assert (project["name"], project["version"]) == ("own", "1.2")
     folder = extension / "own-1.2.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.2\n")
@@ -327,13 +363,16 @@ def test_a_source_has_options_files_and_counts(tmp_path, yolo, monkeypatch):
     ("name", "message"),
     [
         ("READ", "Missing option '--names'"),
+        ("READ --names none.txt", "path 'none.txt' does not exist"),
         ("WRONG", "open must return a sgpipe.AnnotationSource"),
     ],
 )
 def test_what_is_wrong_with_options_is_told_in_a_line(tmp_path, yolo, monkeypatch, name, message):
     (tmp_path / "sourced.py").write_text(SOURCES)
     monkeypatch.syspath_prepend(tmp_path)
-    words = ["import", f"sourced:{name}", *map(str, yolo), "--out", str(tmp_path / "imported")]
+    source, *options = name.split()
+    words = ["import", f"sourced:{source}", *options, *map(str, yolo)]
+    words += ["--out", str(tmp_path / "imported")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
     assert message in done.stderr

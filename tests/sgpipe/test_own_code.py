@@ -256,6 +256,22 @@ def test_an_evaluator_is_told_what_it_must_return(
     assert refusal("eval", name, *files) == f"evaluator {name} {expected}"
 
 
+def test_counts_are_whole_numbers_and_only_files_with_something_in_them_are_offered(
+    tmp_path: Path, write_module: WriteModule
+) -> None:
+    numbers = "{'pairs': numpy.int64(1200), 'share': 0.5}"
+    name = write_module(EVALUATOR.replace("{}", f"import numpy; return {numbers}", 1))
+    predictions = write_predictions(tmp_path, [77])
+    files = ("--annotations", tmp_path / "annotations.json", "--predictions", predictions)
+    printed = invoke("eval", name, *files).stdout
+    assert "1,200 " in printed
+    assert "0.5000 " in printed
+    assert json.loads(invoke("eval", name, *files, "--json").stdout)["summary"]["pairs"] == 1200
+    for option in ("--csv", "--plot"):
+        assert f"No such option: {option}" in invoke("eval", name, *files, option, "x").stderr
+        assert option in invoke("eval", "hico", "--help").stdout
+
+
 def test_a_count_is_compared_without_an_interval() -> None:
     """Half of the images have half of it."""
     names = [str(number) for number in range(20)]

@@ -4,6 +4,7 @@
 
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from sgpipe import __version__
 from sgpipe.cli.main import app
 from sgpipe.export.run import export_run
 from tests.integration.documents import commands
@@ -37,6 +39,14 @@ def test_every_command_has_valid_examples(path):
         )
         options = {option for param in COMMANDS[name].params for option in param.opts}
         assert {word for word in words if word.startswith("--")} <= options
+
+
+def test_python_runs_the_package_as_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sgpipe", "--version"])
+    monkeypatch.setattr("sgpipe.cli.main.main", app)
+    with pytest.raises(SystemExit):
+        runpy.run_module("sgpipe", run_name="__main__")
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 def test_quiet_prints_only_results(tmp_path):
