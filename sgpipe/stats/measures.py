@@ -157,7 +157,7 @@ def check_health(database: Database, threshold: float, losses: Sequence[Loss] = 
     """Run all checks on the relations of at least `threshold`, on all boxes and captions, and on
     what was lost.
     """
-    prepare_checks(database.rows, threshold)
+    prepare_checks(database.define, threshold)
     sources = {
         "relations": "kept",
         "pairs": f"related_pairs where certainty >= {float(threshold)}::float",
@@ -166,7 +166,7 @@ def check_health(database: Database, threshold: float, losses: Sequence[Loss] = 
     }
     totals = {}
     for name, source in sources.items():
-        [(totals[name],)] = database.rows(f"select count(*) from {source}")
+        [(totals[name],)] = database.sums(f"select count(*) from {source}")
     problems = {**_box_doubts(database), **_caption_doubts(database, totals)}
     checks = [*_missing_boxes(database, losses)]
     for name, title, noun, advice in _DOUBTS:
@@ -182,7 +182,7 @@ def check_health(database: Database, threshold: float, losses: Sequence[Loss] = 
 
 def _break_rule(database: Database, query: str) -> _Problem:
     """Return how much breaks a rule, which selects it."""
-    rows = database.rows(f"""with found as materialized ({query}),
+    rows = database.sums(f"""with found as materialized ({query}),
         first as (select * from found order by image, text limit {_EXAMPLES})
         select (select coalesce(sum(number), 0)::bigint from found), image_id, text
         from first join images using (image) order by image, text""")
@@ -192,8 +192,8 @@ def _break_rule(database: Database, query: str) -> _Problem:
 
 def _missing_boxes(database: Database, losses: Sequence[Loss]) -> Iterator[Check]:
     """Yield the checks that boxes of the source were lost, and that no image has any."""
-    [(boxes,)] = database.rows("select count(*) from objects")
-    [(images, first)] = database.rows(
+    [(boxes,)] = database.sums("select count(*) from objects")
+    [(images, first)] = database.sums(
         "select count(*), min(image_id) from images where status = 'ok'"
     )
     faults = [loss for loss in losses if loss.kind.of == "boxes" and loss.kind.is_fault]
@@ -221,7 +221,7 @@ def _missing_boxes(database: Database, losses: Sequence[Loss]) -> Iterator[Check
 
 
 def _box_doubts(database: Database) -> dict[str, _Problem]:
-    [(boxes, left, right, clipped, parts, image)] = database.rows(
+    [(boxes, left, right, clipped, parts, image)] = database.sums(
         f"""select count(*), count(*) filter (x <= 0.5), count(*) filter (x + w >= width - 0.5),
             count(*) filter (x + w >= width - 0.5 or y + h >= height - 0.5),
             count(*) filter (x + w <= 1.5 and y + h <= 1.5 and greatest(width, height) > {_SMALL_IMAGE}), min(image_id)
@@ -238,11 +238,11 @@ def _box_doubts(database: Database) -> dict[str, _Problem]:
 
 
 def _caption_doubts(database: Database, totals: Mapping[str, int]) -> dict[str, _Problem]:
-    names = [name for (name,) in database.rows(
+    names = [name for (name,) in database.sums(
         f"""select category::varchar from objects where category <> '{NO_OBJECT}' group by category
         order by count(*) desc, 1 limit {_CLASSES}"""
     )]  # fmt: skip
-    rows = database.rows(
+    rows = database.sums(
         f"""with captioned as (select image, list(distinct caption) as texts from captions where scope = 'image'
             group by image order by image limit {_CAPTIONED})
         select image_id, texts, (select list(distinct category::varchar) from objects o where o.image = captioned.image)
@@ -468,7 +468,7 @@ class Measures:
 
 
 def _use_probabilities(database: Database, calibration: Calibration) -> None:
-    if not database.rows("select 1 from relations where confidence is not null limit 1"):
+    if not database.sums("select 1 from relations where confidence is not null limit 1"):
         return
     calibration.check_run(database.run, database.root)
     inside = f"least(greatest(confidence::double, {NEAREST}), {1 - NEAREST})"
@@ -504,33 +504,33 @@ def measure_database(
     if calibration is not None:
         _use_probabilities(database, calibration)
     run = database.run
-    rows = database.rows
+    sums = database.sums
     summary = add_up(database.files.manifest, 0, {})
     losses = list(summary.losses)
     predicates = _counts(database, "select predicate, relations from predicates")
-    [(kinds, of_people)] = rows(
+    [(kinds, of_people)] = sums(
         """select count(*), coalesce(sum(times) filter (list_contains(?, lower(subject_category)))
             / sum(times), 0) from run.triplets""",
         [list(PEOPLE)],
     )
     above = ", ".join(f"count(*) filter (certainty >= {level}::float)" for level in THRESHOLDS)
     sources = ("relations", "related_images", "related_pairs", "predicates")
-    columns = [rows(f"select {above} from {source}")[0] for source in sources]
-    bins = dict(rows(
+    columns = [sums(f"select {above} from {source}")[0] for source in sources]
+    bins = dict(sums(
         f"""select least(greatest(floor(confidence::double * {BINS}), 0), {BINS - 1})::int, count(*)
         from relations where confidence is not null group by 1"""
     ))  # fmt: skip
-    [confidences] = rows(
+    [confidences] = sums(
         """select count(confidence), count(*) - count(confidence), avg(confidence)::double,
             quantile_disc(confidence, 0.5)::double, max(confidence)::double from relations"""
     )
-    return Measures(
+    measures = Measures(
         run=str(run.get("name", "")),
         fingerprint=database.fingerprint,
         images=_counts(database, "select split, count(*) from images group by 1"),
         datasets=_counts(database, "select dataset, count(*) from images group by 1"),
         errors=_counts(database, f"select kind, number from ({_ERRORS})"),
-        error_examples=dict(rows(f"select kind, example from ({_ERRORS}) order by kind")),
+        error_examples=dict(sums(f"select kind, example from ({_ERRORS}) order by kind")),
         totals=_totals(database, "true"),
         in_error_rows=_totals(database, "status = 'error'"),
         without_relations=_counts(
@@ -541,24 +541,26 @@ def measure_database(
         attributes=_counts(database, "select unnest(attributes), count(*) from objects group by 1"),
         thresholds=[Level(*values) for values in zip(THRESHOLDS, *columns, strict=True)],
         tail=measure_long_tail(list(predicates.values())),
-        triplets=[TripletCount(*row) for row in rows(_TRIPLETS)],
+        triplets=[TripletCount(*row) for row in sums(_TRIPLETS)],
         triplet_kinds=kinds,
         person_subject_share=float(of_people),
         confidence=Confidence([bins.get(at, 0) for at in range(BINS)], *confidences),
         health=check_health(database, threshold, losses),
         losses=losses,
         tokens=dict(tokens_of(summary.counts)),
-        clip_score=ScoreMeasures(*rows(_CLIP)[0]) if database.scored else None,
-        vlm_score=ScoreMeasures(*rows(_VLM)[0]) if database.has_vlm_scores else None,
+        clip_score=ScoreMeasures(*sums(_CLIP)[0]) if database.scored else None,
+        vlm_score=ScoreMeasures(*sums(_VLM)[0]) if database.has_vlm_scores else None,
         assumed=unscored_reason(run),
         origins=_counts(database, "select origin, count(*) from relations group by 1"),
         threshold_of=database.measure,
     )
+    database.keep_sums()
+    return measures
 
 
 def _counts(database: Database, query: str) -> dict[str, int]:
     return dict(
-        database.rows(
+        database.sums(
             f"select * from ({query}) as counted(name, number) order by number desc, name"
         )
     )
@@ -574,7 +576,7 @@ def _totals(database: Database, where: str) -> dict[str, int]:
         "described_objects",
     )
     sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in names)
-    [row] = database.rows(f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),
+    [row] = database.sums(f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),
         (select count(distinct caption) from captions join images using (image) where {where}),
         (select count(*) from relations join images using (image)
             where {where} and certainty >= {TRAINING_CONFIDENCE}::float),

@@ -7,11 +7,12 @@ process builds it while others wait, and deletes the earlier one, which others m
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -32,7 +33,7 @@ from sgpipe.storage.health_rules import quoted
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, SCORES, embedded_images
-from sgpipe.utils.atomic import temporary_folder
+from sgpipe.utils.atomic import temporary_folder, write_text
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
 
@@ -238,21 +239,58 @@ class Database(Index):
         related_images, related_pairs, predicates: those with relations, their number, and the
         highest `certainty`.
 
+    They are made when a query reads them. What `sums` returned is kept in a file beside the index,
+    so that it is computed once for each state of a run.
+
     `measure`: what the certainty of relations is: confidence or probability.
     """
 
     measure = "confidence"
 
     def __init__(self, root: str | Location, progress: Progress | None = None) -> None:
+        self._definitions: list[tuple[str, list[object]]] = []
+        self._defined = 0
         super().__init__(root, progress)
+        self._sums_file = self._path.with_suffix(".sums.json")
+        self._sums: dict[str, list[Sequence[Any]]] = {}
+        with suppress(OSError, ValueError):  # there is none, or a damaged one
+            self._sums = json.loads(self._sums_file.read_bytes())
         for table in ("images", "objects", "captions"):
-            self.rows(f"create view {table} as from run.{table}")
+            self.define(f"create view {table} as from run.{table}")
         self.replace_certainty("coalesce(confidence, 1)")
+
+    def define(self, statement: str, values: Sequence[object] = ()) -> None:
+        """Execute a statement, which makes a table or a view, before the next query."""
+        self._definitions.append((statement, list(values)))
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        pending = self._definitions[self._defined :]
+        self._defined = len(self._definitions)
+        for statement, of_statement in pending:
+            super().rows(statement, of_statement)
+        return super().rows(query, values)
+
+    def sums(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows of a query, those that are kept if it was asked before.
+
+        Raises:
+            UserError: as `rows`.
+        """
+        asked = {"definitions": self._definitions, "query": query, "values": list(values)}
+        key = fingerprint(asked)
+        if key not in self._sums:
+            self._sums[key] = [*self.rows(query, values)]
+        return [tuple(row) for row in self._sums[key]]
+
+    def keep_sums(self) -> None:
+        """Keep what `sums` has returned; a full disk keeps what was kept before."""
+        with suppress(OSError):
+            write_text(self._sums_file, json.dumps(self._sums))
 
     def replace_certainty(self, expression: str) -> None:
         """Let the certainty of all relations be that of an SQL expression of their columns."""
         for statement in (_RELATIONS.format(certainty=expression), *_BY_CERTAINTY):
-            self.rows(statement)
+            self.define(statement)
 
 
 @contextmanager
@@ -303,7 +341,7 @@ def _make(files: RunFiles, progress: Progress) -> _Opened:
             with temporary_folder(files.cache) as folder:
                 os.replace(build_index(files, folder, progress), path)
             opened = _open(path)
-        for outdated in set(files.cache.glob("index-*.duckdb")) - {path}:
+        for outdated in set(files.cache.glob("index-*")) - {path}:
             outdated.unlink(missing_ok=True)
     if opened is None:
         raise UserError(f"{path} cannot be read, though it was just written: is the disk damaged?")

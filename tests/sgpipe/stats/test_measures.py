@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import Attribute, Pair, Triplet
 from sgpipe.stats.measures import measure, measure_long_tail
 from sgpipe.stats.tables import overview
+from sgpipe.storage.index import Index
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, labelled_records, make_shards, scene
 from tests.values import values_of
@@ -220,3 +222,40 @@ def test_the_long_tail_of_equal_counts_and_of_one_that_has_nearly_everything():
     assert tail.gini == pytest.approx(6 * 996 / 16 / (2 * 250))
     assert (tail.half, tail.singletons) == (1, 3)
     assert tail.entropy < 0.05
+
+
+@pytest.fixture
+def queries(monkeypatch):
+    """The queries that the index answers."""
+    answered = []
+    answer = Index.rows
+
+    def rows(index, query, values=()):
+        answered.append(query)
+        return answer(index, query, values)
+
+    monkeypatch.setattr(Index, "rows", rows)
+    return answered
+
+
+def test_sums_are_computed_once(tmp_path, queries):
+    root = make_shards(tmp_path / "run", labelled_records(60), rows=20)
+    measures = measure(root, 0.3)
+    assert any("related_pairs" in query for query in queries)
+    queries.clear()
+    assert measure(root, 0.3) == measures
+    assert not any("from relations" in query for query in queries)
+    other_threshold = measure(root, 0.5)
+    for file in (root / ".sgpipe/cache").glob("*.sums.json"):
+        file.write_bytes(b"{damaged")
+    assert measure(root, 0.5) == other_threshold
+
+
+def test_sums_of_a_grown_run_are_new(tmp_path):
+    records = labelled_records(60)
+    root = make_shards(tmp_path / "run", records[:20], rows=20)
+    measure(root)
+    grown = make_shards(tmp_path / "grown", records, rows=20)
+    shutil.copytree(grown, root, dirs_exist_ok=True)
+    assert measure(root) == measure(grown)
+    assert len(list((root / ".sgpipe/cache").glob("*.sums.json"))) == 1
