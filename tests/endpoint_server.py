@@ -8,6 +8,7 @@ import argparse
 import base64
 import hashlib
 import json
+import math
 import os
 import random
 import socket
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +32,7 @@ from PIL import Image
 Fault = str
 PASSING: tuple[Fault, ...] = ("limited", "broken", "cut")
 LASTING: tuple[Fault, ...] = ("refusal", "filtered", "empty", "rejected")
+FEW = 10  # answers before a server waits
 CHILD = "import time; time.sleep(600)"  # what a server has started
 _ERRORS: dict[Fault | None, tuple[int, str]] = {
     "limited": (429, "Rate limit reached"), "broken": (500, "worker lost; request had {key}"),
@@ -364,6 +367,7 @@ def main() -> None:
     parser.add_argument("--loading", type=float, default=0.0, help="seconds before it listens")
     parser.add_argument("--failure", help="the last line before it ends, after loading")
     parser.add_argument("--child", action="store_true", help="start a process, as engines do")
+    parser.add_argument("--go", type=Path, help="a file: before it is there, few are answered")
     options = parser.parse_args()
     if options.child:
         subprocess.Popen([sys.executable, "-c", CHILD])
@@ -376,7 +380,17 @@ def main() -> None:
         seconds=options.seconds,
         address=(options.host, options.port),
     )
+    if options.go:
+        threading.Thread(target=_wait_for, args=(server, options.go), daemon=True).start()
     server.server.serve_forever()
+
+
+def _wait_for(server: EndpointServer, go: Path) -> None:
+    """Answer no more requests until a file is there."""
+    wait_until(lambda: server.paid.total() >= FEW, math.inf)
+    server.released.clear()
+    wait_until(go.exists, math.inf)
+    server.released.set()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ def descendants(pid: int | None) -> list[int]:
     """The processes that a process has started, and these in turn."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
+        child = int(entry.parent.name)
         try:
-            parent = int(entry.read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent_of(child), []).append(child)
         except (FileNotFoundError, ProcessLookupError):
             continue
-        parents.setdefault(parent, []).append(int(entry.parent.name))
     processes = []
     at = [pid]
     while at:
@@ -22,6 +22,11 @@ def descendants(pid: int | None) -> list[int]:
         processes += children
         at += children
     return processes
+
+
+def parent_of(pid: int) -> int:
+    """The process that has started a process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def is_gone(pid: int) -> bool:

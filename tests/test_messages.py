@@ -95,6 +95,8 @@ CASES: dict[str, str] = {
     f"{SERVED} --batch-file DIR/new.jsonl --set engine.kind=ray": "not Ray",
     f"{SERVED} --batch-file DIR/new.jsonl --max-cost 1 --prompt-price 1 --completion-price 1": "--max-cost",
     f"{CAPTIONED} {PACKAGED} --set tag.method=all --batch-file DIR/new.jsonl": "no stage of this run asks",
+    f"{COCO} --captioner m --set caption.engine=vllm --set tag.method=all --ray-address ray://127.0.0.1:9":
+        "ray://127.0.0.1:9",
     f"{CAPTIONED} --tagger none --limit 0": "limit",
     f"{CAPTIONED} --tagger none --limit many": "limit",
     f"{CAPTIONED} --tagger none --set tag.threshold=2": "tag.threshold",

@@ -49,7 +49,7 @@ class BatchFiles:
                 f"{_OPTIONS} need worker processes of this machine, not Ray: omit engine.address,"
                 " and set engine.kind=local"
             )
-        nowhere = dict.fromkeys(plan.stages.with_engines, (_NOWHERE,))
+        nowhere = dict.fromkeys(plan.stages.with_engines, _NOWHERE)
         return replace(
             plan,
             stages=plan.stages.with_endpoints(nowhere),

@@ -150,6 +150,12 @@ def check_servers(recipe: Recipe, stages: Collection[str]) -> None:
     """Engines serve models that are asked."""
     sections = {name: recipe.stages[name] for name in stages if recipe.stages[name].has_engine}
     model_servers(sections)
+    if sections and str(recipe.engine.address).startswith("ray://"):
+        raise UserError(
+            f"{next(iter(sections))}.engine needs a driver within the cluster, which"
+            f" {recipe.engine.address} is not: run this on one of its machines with"
+            " --ray-address auto"
+        )
     if recipe.parse.has_engine and recipe.parse.parser != "llm":
         raise UserError(f"parse.parser is {recipe.parse.parser}: parse.engine is for llm")
 

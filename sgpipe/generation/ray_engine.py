@@ -49,6 +49,7 @@ from sgpipe.generation.engine import (
     open_units_of,
     unlabelled,
 )
+from sgpipe.generation.ray_replicas import Directory, RayReplicas
 from sgpipe.recipe import EngineConfig, Resources
 from sgpipe.stages.base import Stage
 from sgpipe.stages.runner import IsolatedRunner, StageRunner, Usage
@@ -146,10 +147,13 @@ class Worker:
     writer: UnitWriter | None
     driver: str  # its software
     gpus: float
+    directory: Directory | None  # of the servers of engines
 
     def __post_init__(self) -> None:
         if not self.gpus:
             hide_gpus()
+        if self.directory is not None:
+            self.directory.follow()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         if _WORK not in block.column_names:
@@ -213,26 +217,27 @@ class Pool:
 class RayEngine(Engine):
     """See `Engine`."""
 
-    def __init__(self, engine: EngineConfig) -> None:
+    def __init__(self, engine: EngineConfig, replicas: RayReplicas | None = None) -> None:
+        """`replicas`: the servers of stages with engines on a cluster."""
         self._config = engine
+        self._replicas = replicas
 
     def start(
         self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress, run_rows: int
     ) -> list[WorkUnit]:
         self._stages = stages()
         engine = self._config
-        progress.say(f"joining Ray at {engine.address}" if engine.address else "starting Ray")
-        start_ray(engine.address, engine.cpus)
+        start_ray(engine.address, engine.cpus, progress.say)
         rows = sum(unit.rows for unit in units)
-        actors = max(pool.actors for pool in plan_pools(self._stages, rows))
+        actors = max(pool.actors for pool in self._plan_pools(rows))
         units = cut_units(units, engine.unit_size, actors, run_rows)
         self._losses = tell_losses(progress.say)
-        pools, placed = reserve(plan_pools(self._stages, len(units)))
+        pools, placed = reserve(self._plan_pools(len(units)))
         remove_placement_group(placed)  # this was a test
         self.workers = {tuple(stage.name for stage in pool.stages): pool.actors for pool in pools}
         self.gpus = math.ceil(sum(_total(pool, "GPU") for pool in pools) - _ROUNDING)
         cluster_gpus = int(ray.cluster_resources().get("GPU", 0))
-        if cluster_gpus and not self.gpus:
+        if cluster_gpus and not self.gpus and self._replicas is None:
             progress.say(
                 f"NOTE: no stage uses the {count(cluster_gpus, 'GPU')} of Ray: set"
                 " caption.resources.gpus and tag.resources.gpus"
@@ -241,6 +246,11 @@ class RayEngine(Engine):
             share = f" of {pool.resources.gpus:g} GPU" if pool.resources.gpus else ""
             progress.say(f"{count(pool.actors, 'actor')}{share}: {pool.name}")
         return units
+
+    def _plan_pools(self, units: int) -> list[Pool]:
+        """Return the pools for what the servers of engines leave of the cluster."""
+        nodes = self._replicas.nodes_left() if self._replicas else None
+        return plan_pools(self._stages, units, nodes)
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
@@ -277,7 +287,7 @@ class RayEngine(Engine):
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, kind: type[Any]
     ) -> Generator[LabelledUnit | PostponedUnit]:
         entering = _enter(units)  # by a task, for which `reserve` leaves no CPU
-        pools, placed = reserve(plan_pools(self._stages, len(units)))
+        pools, placed = reserve(self._plan_pools(len(units)))
         name = f"sgpipe {uuid4().hex} "
         open_units = [
             1 if kind is IsolatedRunner else open_units_of(units, pool.streamed_requests)
@@ -293,6 +303,7 @@ class RayEngine(Engine):
                 writer if pool is pools[-1] else None,
                 software(),
                 pool.resources.gpus or 0,
+                self._replicas.directory if self._replicas else None,
             )
             places = _bundles(placed, first_bundle, pool.actors)
             first_bundle += pool.actors

@@ -9,8 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sgpipe.errors import UserError
 from sgpipe.files.hub import fetch_models
 from sgpipe.generation.batch import Batch, BatchFiles
 from sgpipe.generation.budget import ErrorBudget
@@ -48,7 +48,10 @@ from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, RunFolder, check
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.tokens import Spending
 from sgpipe.utils.console import Advance, Progress, count, listed
-from sgpipe.utils.ray_cluster import prepare_ray
+from sgpipe.utils.ray_cluster import prepare_ray, start_ray
+
+if TYPE_CHECKING:
+    from sgpipe.generation.ray_replicas import RayReplicas
 
 
 def generate(
@@ -150,7 +153,7 @@ class LabellingRun:
         self.indexes: dict[str, SourceIndex] = {}
         self.rows: dict[str, int] = {}
         self.engine: Engine | None = None
-        self._replicas: LocalReplicas | None = None
+        self._replicas: LocalReplicas | RayReplicas | None = None
         cache = CacheFolder(
             folder.private.absolute(),
             spending=spending or Spending(),
@@ -278,35 +281,41 @@ class LabellingRun:
         """
         if self.plan.missing_models:
             fetch_models(self.plan.missing_models)
-        if self.plan.stages.with_engines and self._batch is None:
+        rows = sum(unit.rows for unit in units)
+        if runs_locally(self.plan.engine, self.plan.stages, rows):
             self._start_replicas()
-        plan = self.plan
-        stages = self._builder()
-        if not runs_locally(plan.engine, plan.stages, sum(unit.rows for unit in units)):
-            prepare_ray(plan.engine.address)
-            from sgpipe.generation.ray_engine import RayEngine
+            self.engine = self.engine or LocalEngine(self.plan.stages, self.plan.engine)
+        else:
+            self.engine = self._ray_engine()
+        return self.engine.start(self._builder(), units, self.progress, sum(self.rows.values()))
 
-            self.engine = RayEngine(plan.engine)
-        elif self.engine is None:
-            self.engine = LocalEngine(plan.stages, plan.engine)
-        return self.engine.start(stages, units, self.progress, sum(self.rows.values()))
+    def _ray_engine(self) -> Engine:
+        """Return the engine on Ray, after the servers of stages with engines have started."""
+        address = self.plan.engine.address
+        prepare_ray(address)
+        from sgpipe.generation.ray_engine import RayEngine
+        from sgpipe.generation.ray_replicas import RayReplicas
+
+        stages = self.plan.stages
+        if not address or not stages.with_engines:
+            self._start_replicas()
+            return RayEngine(self.plan.engine)
+        start_ray(address, say=self.progress.say)
+        replicas = RayReplicas(stages, self.folder.private / LOGS, self.progress.say)
+        self._replicas = replicas
+        self.plan = replace(self.plan, stages=stages.with_endpoints(replicas.start()))
+        return RayEngine(self.plan.engine, replicas)
 
     def _start_replicas(self) -> None:
-        """Start the servers of stages with engines, and note in the plan where they are.
-
-        Raises:
-            UserError: the run joins a cluster; see also `LocalReplicas`.
+        """Start the servers of stages with engines on this machine, and note in the plan where they
+        are.
         """
-        if self.plan.engine.address:
-            raise UserError(
-                f"{next(iter(self.plan.stages.with_engines))}.engine starts servers on this machine"
-                " alone: omit engine.address (--ray-address), or set endpoint to servers of the"
-                " cluster"
-            )
-        logs = self.folder.private / LOGS
         stages = self.plan.stages
-        self._replicas = LocalReplicas(stages.with_engines, logs, self.progress.say)
-        self.plan = replace(self.plan, stages=stages.with_endpoints(self._replicas.start()))
+        if stages.with_engines and self._batch is None:
+            logs = self.folder.private / LOGS
+            self._replicas = LocalReplicas(stages.with_engines, logs, self.progress.say)
+            stages = stages.with_endpoints(self._replicas.start())
+            self.plan = replace(self.plan, stages=stages)
 
     def _builder(self) -> StageBuilder:
         """Return what builds the stages for the images and classes of the source."""

@@ -202,8 +202,7 @@ def _predict_on_ray(
     from ray.util import ActorPool
 
     progress = Progress()
-    progress.say("starting Ray")
-    start_ray()
+    start_ray(say=progress.say)
     workers = min(config.workers, len(row_groups))
     gpus = 0 if config.device == "cpu" else config.gpus
     note = check_workers(ray.nodes(), workers, 1, gpus)

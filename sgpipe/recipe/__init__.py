@@ -45,6 +45,7 @@ from sgpipe.recipe.source import (
 )
 from sgpipe.recipe.stage import (
     AUTO_ON_CPU,
+    ENGINE_KEY,
     ENGINES,
     JPEG_QUALITY,
     SENT_AS,
@@ -72,6 +73,7 @@ __all__ = [
     "AUTO_ON_CPU",
     "DEFAULT_SIDES",
     "ENGINES",
+    "ENGINE_KEY",
     "JPEG_QUALITY",
     "MINIWORLD",
     "PACKAGED_LAYOUT",

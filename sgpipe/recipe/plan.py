@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from sgpipe.recipe.recipe import STAGES, Recipe
-from sgpipe.recipe.stage import Resources, StageConfig
+from sgpipe.recipe.stage import ENGINE_KEY, Endpoints, Requests, Resources, StageConfig
 from sgpipe.recipe.stages import (
     CaptionConfig,
     DetectConfig,
@@ -99,17 +99,19 @@ class StagePlan:
         sections = {name: self.section(name) for name in self.names}
         return {name: section for name, section in sections.items() if section.has_engine}
 
-    def with_endpoints(self, endpoints: Mapping[str, Sequence[str]]) -> StagePlan:
-        """Return the plan in which stages ask these servers, which have the GPUs.
+    def with_endpoints(self, endpoints: Mapping[str, Endpoints]) -> StagePlan:
+        """Return the plan in which stages ask these servers of engines, which have the GPUs.
 
         Args:
-            endpoints: the URLs of the servers of each stage.
+            endpoints: of each stage.
         """
         sections = {}
         for name, urls in endpoints.items():
             section = self.section(name)
             resources = section.resources.model_copy(update={"gpus": 0})
-            changes = {"endpoint": list(urls), "resources": resources}
+            asked: Requests = section.requests  # type: ignore[attr-defined]
+            requests = asked.model_copy(update={"key": ENGINE_KEY})
+            changes = {"endpoint": urls, "resources": resources, "requests": requests}
             sections[name] = section.model_copy(update=changes)
         return self._with(sections)
 

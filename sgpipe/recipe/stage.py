@@ -26,6 +26,7 @@ _DISTRIBUTION = {"resources", "batch_size", "device", "requests", "engine", "rep
 _OF_OWN_CODE = {"options"}  # which is identified with them
 # Engines that sgpipe starts by their names; another one is a command of the user's own.
 ENGINES = ("vllm", "sglang", "transformers")
+ENGINE_KEY = "SGPIPE_ENGINE_KEY"  # environment variable with the key of their servers
 
 
 class Resources(Config):

@@ -37,8 +37,7 @@ def run_workers(job: TrainingJob, show: Callable[[Row], None], progress: Progres
     config = job.recipe.workers
     refusal = job.private / _REFUSAL
     refusal.unlink(missing_ok=True)
-    progress.say(f"joining Ray at {config.address}" if config.address else "starting Ray")
-    start_ray(config.address)
+    start_ray(config.address, say=progress.say)
     note = check_workers(ray.nodes(), config.count, config.cpus, _gpus(config))
     if note:
         progress.say(note)

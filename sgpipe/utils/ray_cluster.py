@@ -116,14 +116,26 @@ def _answers(address: str, mode: str) -> bool:
         return False
 
 
-def start_ray(address: str | None = None, cpus: int | None = None) -> None:
-    """Join the cluster at `address`, or start one on this machine with `cpus` CPUs (None: all).
-    Raises EngineError.
+def start_ray(
+    address: str | None = None,
+    cpus: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Join a cluster, or start one on this machine, unless this process has.
+
+    Args:
+        address: of the cluster; None: start one.
+        cpus: of one that starts; None: all.
+        say: gets a line on what is done.
+
+    Raises:
+        EngineError: Ray does not start, or the cluster cannot be joined.
     """
     import ray
 
     if ray.is_initialized():
         return
+    say(f"joining Ray at {address}" if address else "starting Ray")
     on_terminate = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:

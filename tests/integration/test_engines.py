@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from ray._private.node import Node
+from ray.cluster_utils import Cluster
 
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
@@ -17,7 +20,7 @@ from sgpipe.storage.shards import iter_records
 from tests.detections import make_coco
 from tests.endpoint_server import wait_until
 from tests.engine_commands import MODEL, servers_of, stand_in
-from tests.processes import descendants, is_gone
+from tests.processes import descendants, is_gone, parent_of
 
 IMAGES = 80
 SAMPLES = 2
@@ -54,6 +57,10 @@ class EngineRun:
             return self.shards() >= number
 
         wait_until(are_there, 300, every=0.05)
+
+    def wait_for_servers(self, number: int) -> None:
+        """Wait until so many have answered for the first time, as the log says."""
+        wait_until(lambda: self.log.read_text().count(" answers\n") == number, 300)
 
     def shards(self) -> int:
         try:
@@ -116,3 +123,105 @@ def test_a_run_that_has_nothing_to_do_starts_no_server(tmp_path: Path, data: lis
     before = (tmp_path / "run.log").read_text().count("starting tiny-vlm")
     assert len(EngineRun(tmp_path, data, "local", limit=8).rows()) == 8
     assert (tmp_path / "run.log").read_text().count("starting tiny-vlm") == before == 1
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Three machines, two of them with a GPU; the driver is on the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        head = {"num_cpus": 1, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, num_gpus=1)
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_servers_of_a_cluster_outlive_their_actor_and_their_machine(
+    cluster: Cluster, tmp_path: Path, data: list[str], undisturbed: list[Record]
+) -> None:
+    """Of two servers the actor of one is killed and the machine of the other lost, so that only
+    those that have moved are left.
+    """
+    run = EngineRun(tmp_path, data, "ray", **on_cluster(cluster, tmp_path / "go"))
+    run.wait_for_shards(1)
+    first, second = servers_of(os.getpid())
+    key = key_of(first)
+    started = [first, second]
+    os.kill(actor_of(first), signal.SIGKILL)
+    run.wait_for_servers(3)
+    started += servers_of(os.getpid())
+    cluster.remove_node(machine_of(second, cluster), allow_graceful=False)
+    cluster.add_node(num_cpus=1, num_gpus=1)
+    run.wait_for_servers(4)
+    started += servers_of(os.getpid())
+    assert is_gone(first)
+    assert is_gone(second)
+    assert not [pid for pid in descendants(os.getpid()) if key in command_of(pid)]
+    (tmp_path / "go").touch()
+    assert run.rows() == undisturbed
+    wait_until(lambda: all(map(is_gone, started)))
+    text = run.log.read_text()
+    assert "Traceback" not in text
+    assert text.count("is lost with its process or machine; Ray places it anew") == 2
+    for folder in (tmp_path, Path(cluster.head_node.get_session_dir_path())):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert not [path for path in files if key.encode() in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_no_server_of_a_cluster_outlives_its_run(
+    cluster: Cluster, tmp_path: Path, data: list[str]
+) -> None:
+    run = EngineRun(tmp_path, data, "ray", **on_cluster(cluster, tmp_path / "go"))
+    run.wait_for_shards(1)
+    started = servers_of(os.getpid())
+    assert len(started) == 2
+    run.process.kill()
+    run.process.wait()
+    wait_until(lambda: all(map(is_gone, started)))
+
+
+def on_cluster(cluster: Cluster, go: Path) -> dict[str, object]:
+    """Return the settings of a run with a server on each GPU, which answers a few requests before
+    the file is there.
+    """
+    engine = stand_in("--seconds", "0.1", "--child", "--go", str(go))
+    return {
+        "caption.engine": engine,
+        "engine.address": cluster.address,
+        "caption.replicas.gpus": 1,
+    }
+
+
+def key_of(server: int) -> str:
+    """Return the key that a server requires."""
+    variables = Path(f"/proc/{server}/environ").read_text().split("\0")
+    [key] = [words.partition("=")[2] for words in variables if words.startswith("VLLM_API_KEY=")]
+    assert len(key) > 20
+    return key
+
+
+def actor_of(server: int) -> int:
+    """Return the process of the actor that has started the watcher of a server."""
+    return parent_of(parent_of(server))
+
+
+def machine_of(server: int, cluster: Cluster) -> Node:
+    """Return the machine of a cluster that has started the actor of a server."""
+    raylet = parent_of(actor_of(server))
+    for machine in cluster.worker_nodes:
+        if machine.all_processes["raylet"][0].process.pid == raylet:
+            return machine
+    raise LookupError
+
+
+def command_of(process: int) -> str:
+    """Return the command line of a process; "": it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text()
+    return ""

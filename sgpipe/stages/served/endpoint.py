@@ -39,6 +39,8 @@ from sgpipe.stages.served.chat import (
     read_choices,
     read_tokens,
 )
+from sgpipe.stages.served.engines.addresses import moves
+from sgpipe.stages.served.moving import MovingServers
 from sgpipe.stages.served.server import MODELS, ChatServer, RequestError, ServerGroup, new_session
 from sgpipe.stages.served.slots import Slots
 from sgpipe.utils.prefetch import start_early
@@ -96,10 +98,7 @@ class ChatEndpoint:
             raise UserError(
                 f"{requests.key} contains characters that are not allowed in an API key"
             )
-        servers = []
-        for url in [urls] if isinstance(urls, str) else urls:
-            servers.append(ChatServer(endpoint_url(url), key, requests.key, requests.timeout))
-        self._servers = ServerGroup(servers, requests.patience, waiting.say)
+        self._servers = _server_group(urls, key, requests)
         # Servers append a date, a revision or a tag.
         self._served_name = re.compile(rf"{re.escape(model)}(-\d{{4}}-?\d\d-?\d\d|[@:].+)?")
         self._names_model = False  # answers name the model as the recipe does
@@ -477,6 +476,22 @@ class ChatEndpoint:
             error.server = server
             server.put_away(str(error))
             raise error
+
+
+def _server_group(urls: str | Sequence[str], key: str, requests: Requests) -> ServerGroup:
+    """Return the servers at these URLs, or those of an engine on a cluster.
+
+    Raises:
+        UserError: as `endpoint_url`.
+    """
+
+    def server(url: str) -> ChatServer:
+        return ChatServer(endpoint_url(url), key, requests.key, requests.timeout)
+
+    if isinstance(urls, str) and moves(urls):
+        return MovingServers(urls, server, requests.patience, waiting.say)
+    servers = [server(url) for url in ([urls] if isinstance(urls, str) else urls)]
+    return ServerGroup(servers, requests.patience, waiting.say)
 
 
 def _close(loop: asyncio.AbstractEventLoop, session: ClientSession) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import ENGINES, Replicas, StageConfig
+from sgpipe.recipe import ENGINE_KEY, ENGINES, Replicas, StageConfig
 
 LOOPBACK = "127.0.0.1"
 _PLACES = ("{model}", "{host}", "{port}", "{gpus}")
@@ -29,6 +29,8 @@ _PACKAGES: Mapping[str, str] = {
     "sglang": "sgpipe[sglang]",
     "transformers": "transformers[serving]>=5",
 }
+# Variables that servers read their key from. SGLang takes it as an option only, which it logs.
+_KEYS = (ENGINE_KEY, "VLLM_API_KEY", "LLAMA_API_KEY")
 _TRANSFORMERS = "from transformers.cli.transformers import main; main()"
 
 
@@ -146,6 +148,11 @@ class ModelServer:
         else:
             return [] if gpus else ["--device", "cpu"]
         return options if memory is None else [*options, share, f"{memory:g}"]
+
+
+def key_variables(key: str) -> dict[str, str]:
+    """Return the environment by which servers learn the key that they require."""
+    return dict.fromkeys(_KEYS, key)
 
 
 def model_servers(sections: Mapping[str, StageConfig]) -> dict[ModelServer, list[str]]:

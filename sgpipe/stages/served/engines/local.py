@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import StageConfig
@@ -111,8 +112,19 @@ class LocalReplicas:
             replica.end()
 
 
+class AnyReplica(Protocol):
+    """A replica here or on a cluster. Attributes as of `Replica`."""
+
+    name: str
+    is_ready: bool
+    failure: str | None
+    log: Path
+
+    def speak(self) -> None: ...
+
+
 def wait_until_ready(
-    server: ModelServer, replicas: Sequence[Replica], say: Callable[[str], None]
+    server: ModelServer, replicas: Sequence[AnyReplica], say: Callable[[str], None]
 ) -> None:
     """Wait until as many replicas answer as a recipe requires.
 
@@ -136,8 +148,7 @@ def wait_until_ready(
     servers = count(len(replicas), "server")
     say(f"{ready} of {servers} of {server.name} ready after {seconds:.0f} seconds")
     for replica in replicas:
-        replica.is_quiet = False
-        replica.tell_failure()
+        replica.speak()
 
 
 def visible_gpus() -> list[str]:

@@ -23,7 +23,6 @@ class Replica:
         url: of its server, the same after each start.
         is_ready: it answers.
         failure: why it has ended last, with the last line of its log; None: it never has.
-        is_quiet: nothing is said of it, as long as the run waits for its first answers.
     """
 
     def __init__(
@@ -48,14 +47,15 @@ class Replica:
         self.url = url
         self.is_ready = False
         self.failure: str | None = None
-        self.is_quiet = True
         self.log = log
         self._command = command
         self._environment = environment
         self._key = key
         self._ready_timeout = ready_timeout
         self._say = say
+        self._is_quiet = True  # as long as the run waits for first answers
         self._starts = 0
+        self._next_start = 0.0
         self._process: ServerProcess | None = None
         self._start()
 
@@ -92,7 +92,7 @@ class Replica:
             self._starts = 0
             if not self.is_ready:
                 self.is_ready = True
-                if not self.is_quiet:
+                if not self._is_quiet:
                     self._say(f"{self.name} answers")
             return
         limit = _HUNG_SECONDS if self.is_ready else self._ready_timeout
@@ -109,11 +109,15 @@ class Replica:
         self.is_ready = False
         pause = min(_FIRST_PAUSE * 2**self._starts, _LONGEST_PAUSE)
         self._next_start = time.monotonic() + pause
-        if not self.is_quiet:
-            self.tell_failure()
+        if not self._is_quiet:
+            self._tell_failure()
 
-    def tell_failure(self) -> None:
-        """Say why it has ended last, if it has."""
+    def speak(self) -> None:
+        """Say why it has ended last, if it has, and from now on what happens."""
+        self._is_quiet = False
+        self._tell_failure()
+
+    def _tell_failure(self) -> None:
         if self.failure is None:
             return
         then = "it is started again"

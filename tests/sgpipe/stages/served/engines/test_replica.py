@@ -17,6 +17,7 @@ from sgpipe.stages.served.engines.commands import model_servers
 from sgpipe.stages.served.engines.local import LocalReplicas
 from sgpipe.stages.served.engines.process import ServerProcess, answers
 from sgpipe.stages.served.engines.replica import Replica
+from tests import endpoint_server
 from tests.endpoint_server import wait_until
 from tests.engine_commands import MODEL, servers_of, stand_in
 from tests.processes import descendants, is_gone
@@ -36,7 +37,7 @@ def test_servers_answer_and_end_with_what_they_have_started(tmp_path: Path) -> N
     assert len(set(urls)) == 2
     assert all(answers(url, "") for url in urls)
     processes = descendants(os.getpid())
-    assert len(processes) == 6, "two watchers, servers and children of these"
+    assert len(processes) == 8, "two watchers, guardians, servers and children of these"
     servers.close()
     wait_until(lambda: all(map(is_gone, processes)))
     assert "starting tiny-vlm on 2 servers of " in lines[0]
@@ -61,6 +62,16 @@ def test_a_killed_server_is_started_again_at_the_same_address(
         assert all(map(is_gone, processes)), "what the killed one has started has ended, too"
     finally:
         servers.close()
+
+
+def test_a_killed_watcher_leaves_nothing(tmp_path: Path) -> None:
+    program = [sys.executable, endpoint_server.__file__, "--child", "--port", "0"]
+    server = ServerProcess(program, {}, tmp_path / "log")
+    wait_until(lambda: len(descendants(os.getpid())) == 4)
+    [watcher, *others] = descendants(os.getpid())
+    os.kill(watcher, signal.SIGKILL)
+    wait_until(lambda: all(map(is_gone, others)))
+    server.end()
 
 
 def test_a_server_that_hangs_is_started_again(
@@ -95,7 +106,7 @@ def test_a_server_that_never_starts_is_given_up(
     broken = Replica(
         "it", command, {}, "http://127.0.0.1:1/v1", "", tmp_path / "log", 9, lines.append
     )
-    broken.is_quiet = False
+    broken.speak()
 
     def is_given_up() -> bool:
         broken.look()
