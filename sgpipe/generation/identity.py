@@ -54,8 +54,19 @@ _EVERY_ROW = (
     "error",
     "left_out",
 )
-# Settings of which an identity has what they are here: content of files, a number format.
-_COMPUTED = ("detector", "captioner", "model", "synonyms", "prior", "dtype", "seed")
+# Settings of which an identity has what they are here: content of files, code, a number format.
+_COMPUTED = (
+    "detector",
+    "captioner",
+    "model",
+    "tagger",
+    "synonyms",
+    "prior",
+    "calibration",
+    "dtype",
+    "seed",
+    "then",
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,7 @@ def identity(recipe: Recipe, sharing: Collection[str] = ()) -> RunIdentity:
     if recipe.ground.detector is not None:
         parts["ground"] = recipe.ground.identity(facts) | recipe.pair.matching(facts)
     for name, part in parts.items():
+        part.pop("options", None)  # in the identities of the code that has them
         section = sections[name]
         codes = [own_identity(section, "stage", reference) for reference in section.own_stages]
         if codes:

@@ -23,7 +23,6 @@ AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
 _AUTO_ON_GPU = "auto on a GPU"
 # Settings of all stages that only distribute work
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests", "engine", "replicas"}
-_OF_OWN_CODE = {"options"}  # which is identified with them
 # Engines that sgpipe starts by their names; another one is a command of the user's own.
 ENGINES = ("vllm", "sglang", "transformers")
 ENGINE_KEY = "SGPIPE_ENGINE_KEY"  # environment variable with the key of their servers
@@ -252,7 +251,7 @@ class StageConfig(Config):
         """Return the settings that decide labels, but `unused` ones; models by name, files by
         path.
         """
-        settings = self.model_dump(mode="json", exclude=_DISTRIBUTION | _OF_OWN_CODE | set(unused))
+        settings = self.model_dump(mode="json", exclude=_DISTRIBUTION | set(unused))
         if settings.get("endpoint") is not None:
             settings["endpoint"] = SERVED
         if self.has_engine:

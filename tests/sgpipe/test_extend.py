@@ -492,6 +492,28 @@ def test_the_tagger_of_the_page_scores_candidates(extension, tmp_path):
     assert identity == code_identity("tagger", TAGGER)
 
 
+@without_ray()
+def test_a_tagger_that_is_edited_or_set_otherwise_runs_again_on_what_a_run_has(extension, tmp_path):
+    code = extension / "own/near.py"
+    start = "    def __init__(self, config, *, power=1):\n        super().__init__(config)"
+    scores = "\n        self.power = power\n\n    def scores("
+    edited = code.read_text().replace("    def scores(", f"{start}{scores}")
+    code.write_text(edited.replace("1 - distance / diagonal", "0.5**self.power"))
+    labelled(tmp_path / "run", tagger=TAGGER)
+    names = ("--captioner", CAPTIONER, "--tagger", TAGGER, "--set", "engine.kind=local")
+    command = ("generate", "--from", tmp_path / "run", *names, "--out")
+    squared = run(*command, tmp_path / "squared", "--set", "tag.options.power=2")
+    code.write_text(code.read_text().replace("0.5", "0.9"))
+    forget_package()
+    nearly = run(*command, tmp_path / "nearly")
+    for out, output, confidence in (("squared", squared, 0.25), ("nearly", nearly, 0.9)):
+        assert "tag to run (tag.tagger: " in " ".join(output.split())
+        records = list(iter_records(tmp_path / out))
+        confidences = [relation.confidence for row in records for relation in row.relations]
+        assert confidences
+        assert confidences == pytest.approx([confidence] * len(confidences))
+
+
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
