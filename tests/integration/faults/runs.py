@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,11 +28,20 @@ SERVER.set_forkserver_preload([stub.__name__, "sgpipe.view.app"])
 FIFTY = int(os.environ.get("SGPIPE_SOAK_KILLS", "50"))
 
 
-def make_dataset(folder: Path, images: int, fatal: tuple[int, ...] = ()) -> list[str]:
+def make_dataset(
+    folder: Path, images: int, fatal: Collection[int] = (), broken: Collection[int] = ()
+) -> list[str]:
     """A dataset in COCO form with one empty image, since the stub opens none; returns the options
     that name it.
+
+    Args:
+        fatal: numbers of the images on which the stub crashes.
+        broken: of those on which it raises.
     """
-    names = {number: f"{'fatal-' * (number in fatal)}{number:04d}.png" for number in range(images)}
+    names = {}
+    for number in range(images):
+        fault = "fatal-" * (number in fatal) + "broken-" * (number in broken)
+        names[number] = f"{fault}{number:04d}.png"
     box = {"bbox": [1, 1, 5, 5], "iscrowd": 0, "category_id": 1}
     annotations = {
         "images": [

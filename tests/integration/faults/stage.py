@@ -9,12 +9,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sgpipe.errors import ComputationError
 from sgpipe.recipe import Resources
 from sgpipe.records import Caption, Record, Relation
 from sgpipe.stages.base import Stage
+from sgpipe.utils.gpu import MemoryFullError
 
 SECONDS = "SGPIPE_STUB_SECONDS"
 MARKS = "SGPIPE_STUB_MARKS"
+KINDS = (ValueError, MemoryError, TimeoutError, ComputationError, MemoryFullError, LookupError)
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Stub(Stage):
             time.sleep(self.seconds)
             if "fatal" in record.file_name:
                 os.kill(os.getpid(), signal.SIGSEGV)
+            if "broken" in record.file_name:
+                raise KINDS[int(record.image_id) % len(KINDS)](f"image {record.image_id}")
             digest = hashlib.sha256(record.image_id.encode()).digest()
             record.captions = [Caption(digest.hex() + "." * self.bytes)]
             last = len(record.objects) - 1

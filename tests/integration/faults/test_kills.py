@@ -37,6 +37,7 @@ from tests.sgpipe.stats.runs import make_shards, scene
 from tests.values import values_of
 
 IMAGES = 80
+BROKEN = range(5, IMAGES, 11)  # on which the stage raises, in each way once or twice
 KILLS = 200
 RUNS = 20
 ON_THE_WORKER = ("before write", "mid write", "before rename", "after rename")
@@ -121,7 +122,7 @@ class Killer:
 def killed(
     folder: Path, dataset: list[str], expected: list[Record], engine: str, seed: int, times: int
 ) -> Counter[str]:
-    """Kill a run so often, let it go on to its end, and compare."""
+    """Kill a run so often, let it go on to its end, and compare, error rows too."""
     run = Run(dataset, folder / f"run{seed}", options(engine), environment={SECONDS: "0.1"})
     killer = Killer(run, random.Random(seed), VICTIMS[engine])
     killer.kill(times)
@@ -144,8 +145,11 @@ def options(engine: str) -> tuple[str, ...]:
 
 
 def uninterrupted(folder: Path) -> tuple[list[str], list[Record]]:
-    dataset = make_dataset(folder / "data", IMAGES)
-    return dataset, rows(finished(Run(dataset, folder / "whole", options("local"))).out)
+    """Return a dataset with images on which the stage raises, and the rows of a run."""
+    dataset = make_dataset(folder / "data", IMAGES, broken=BROKEN)
+    expected = rows(finished(Run(dataset, folder / "whole", options("local"))).out)
+    assert [int(row.image_id) for row in expected if not row.ok] == list(BROKEN)
+    return dataset, expected
 
 
 @pytest.mark.parametrize(("engine", "times"), [("local", 4), ("ray", 2)])
