@@ -6,7 +6,6 @@ that in column photo.
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -34,10 +33,9 @@ from sgpipe.errors import (
     os_error_reason,
 )
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
-from sgpipe.files.index import NAME, IndexReference, IndexValues, index_table
+from sgpipe.files.index import IndexReference
 from sgpipe.files.locations import Location, info_of
 from sgpipe.files.stores import AccessError, CutError, ObjectInfo, ReplacedError, StorePath
-from sgpipe.utils.console import Progress
 
 _NAME = re.compile(
     r"(?P<file>.+\.parquet)#(?:(?P<column>[^#:]+):)?(?P<row>\d+)", re.IGNORECASE | re.DOTALL
@@ -79,9 +77,7 @@ _OF_AN_IMAGE: dict[type[OSError], str] = {
     CutError: "it is truncated",
 }
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
-_COLUMNS = {"size": pa.int64(), "version": pa.large_string()}  # of the index of a prefix
 HEADER = 64 << 10  # bytes of an image file; headers are rarely longer
-_OBJECTS_PER_STEP = 1000  # of the progress
 
 
 def row_name(file: str, row: int, column: str | None = None) -> str:
@@ -492,25 +488,6 @@ class ObjectRoot(ImageRoot):
 
     def file(self, name: str) -> StorePath:
         return self.files / name
-
-
-def list_objects(files: StorePath, progress: Progress) -> tuple[str, pa.Table]:
-    """Return a hash of the objects of a prefix, and them, sorted by name; a million rows of Arrow
-    take 100 MB.
-    """
-    with progress.images(None, "listing") as advance:
-
-        def rows() -> Iterator[IndexValues]:
-            for done, info in enumerate(files.list(), 1):
-                yield info.name, info.size, info.version
-                if not done % _OBJECTS_PER_STEP:
-                    advance(_OBJECTS_PER_STEP, {})
-
-        table = index_table(_COLUMNS, rows()).sort_by(NAME)
-    digest = hashlib.sha256()
-    for batch in table.to_batches():
-        digest.update(batch.serialize())
-    return digest.hexdigest(), table
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from obstore.store import from_url
 from sgpipe.errors import StoreError, UserError, first_line
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, UpdateVersion
+    from obstore import GetOptions, ObjectMeta, UpdateVersion
     from obstore.store import ObjectStore as Connection
 
 
@@ -37,6 +37,7 @@ _WRITE_SECONDS = 1800.0
 _WRITE_RETRIES = 2
 # Bytes; what is uploaded in parts stays in the bucket if its process is killed.
 _MOST_AT_ONCE = 256 << 20
+PAGE = 1000  # objects of an answer
 _ATTEMPTS = 3  # to read a body that ends early
 _BUFFER = 8 << 20  # of a file: a request takes so long that small ones cost more
 _REFUSED = re.compile(
@@ -216,12 +217,24 @@ class StorePath:
         """Yield the objects of the folder, those in folders of it included, as the store sends
         them.
         """
+        for page in self.pages():
+            yield from page
+
+    def pages(self, after: str = "") -> Iterator[Sequence[ObjectInfo]]:
+        """Yield the same by the answers of the store, of up to `PAGE` objects.
+
+        Args:
+            after: what stores that sort their objects begin behind.
+        """
+        offset = f"{self._prefix}/{after}".lstrip("/") if after else None
         with self._naming():
-            for chunk in obstore.list(self._reads, self._prefix, chunk_size=1000):
-                for meta in chunk:
-                    name = meta["path"].removeprefix(self._prefix).lstrip("/")
-                    if name:  # not the folder's own object
-                        yield ObjectInfo(name, meta["size"], meta["e_tag"], meta["last_modified"])
+            for chunk in obstore.list(self._reads, self._prefix, offset=offset, chunk_size=PAGE):
+                yield [self._info(meta) for meta in chunk if meta["path"] != self._prefix]
+
+    def _info(self, meta: ObjectMeta) -> ObjectInfo:
+        """Return an object of the folder."""
+        name = meta["path"].removeprefix(self._prefix).lstrip("/")
+        return ObjectInfo(name, meta["size"], meta["e_tag"], meta["last_modified"])
 
     def open(self, mode: Literal["rb"] = "rb", buffering: int = _BUFFER) -> io.BufferedReader:
         """Open the object, as it is now, as a file read by `buffering` bytes or more. Raises

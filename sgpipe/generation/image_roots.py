@@ -15,7 +15,7 @@ from sgpipe.files.image_roots import (
     has_images,
     lacks_images,
 )
-from sgpipe.files.index import IndexReference, KeptListing
+from sgpipe.files.index import IndexReference, KeptListing, copy_index, put_index
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.files.roots import ObjectRoot
@@ -23,7 +23,7 @@ from sgpipe.recipe import SourceConfig
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import PRIVATE, RunFolder
 from sgpipe.storage.source_index import SourceIndex
-from sgpipe.utils.atomic import atomic_write, write_text
+from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, single_line
 
 # images of a split
@@ -162,17 +162,13 @@ def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
     listings = folder.private / _LISTINGS
     if folder.store is not None and listings.exists():
         (folder.store / f"{PRIVATE}/{_LISTINGS}").put(listings)
-    for path in folder.private.glob("images-*.arrow"):
+    for path in folder.private.glob("images-*"):
         if path.name not in names:
-            path.unlink()
+            shutil.rmtree(path)
 
 
 def _keep_index(index: IndexReference, folder: RunFolder) -> None:
     copy = folder.private / index.name
-    if not copy.exists():
-        with atomic_write(copy) as temporary:
-            shutil.copyfile(index.path, temporary)
+    copy_index(index.path, copy)
     if folder.store is not None:
-        stored = folder.store / f"{PRIVATE}/{index.name}"
-        if stored.head() is None:
-            stored.put(copy)
+        put_index(copy, folder.store / f"{PRIVATE}/{index.name}")

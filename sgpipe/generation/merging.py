@@ -29,7 +29,7 @@ from sgpipe.records import SCHEMA, from_table, to_table
 from sgpipe.sources.extended_run import open_parent
 from sgpipe.sources.import_run import ROWS_PER_SHARD
 from sgpipe.storage.header import SingleRun
-from sgpipe.storage.index_build import FAULTS, configure, interruptible
+from sgpipe.storage.index_build import FAULTS
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFiles, RunFolder
 from sgpipe.storage.shards import (
@@ -42,6 +42,7 @@ from sgpipe.storage.shards import (
     write_copy,
 )
 from sgpipe.utils.console import Progress
+from sgpipe.utils.database import configure, interruptible
 
 Database: TypeAlias = duckdb.DuckDBPyConnection
 Ints: TypeAlias = NDArray[np.int64]

@@ -30,11 +30,12 @@ from sgpipe.errors import UserError, first_line
 from sgpipe.files.locations import Location
 from sgpipe.records import Record, from_table
 from sgpipe.storage.health_rules import quoted
-from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
+from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, SCORES, embedded_images
 from sgpipe.utils.atomic import temporary_folder, write_text
 from sgpipe.utils.console import Progress
+from sgpipe.utils.database import configure, interruptible
 from sgpipe.utils.hashing import fingerprint
 
 _REMEMBERED = 64

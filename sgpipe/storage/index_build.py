@@ -10,8 +10,7 @@ health rules), objects (boxes in pixels), captions, relations (`certainty`: the 
 left out), and counts: marks, everything, about.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -29,6 +28,7 @@ from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, SCORES
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
+from sgpipe.utils.database import configure, interruptible
 from sgpipe.utils.hashing import fingerprint
 
 LOTS = 4294967291  # a prime: x -> k x mod p shuffles the numbers below it
@@ -40,7 +40,6 @@ HEAD = 4096  # triplets that the run has most often
 # Errors of DuckDB that come from a file or the disk; all others are bugs in a query.
 FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationException, duckdb.InternalException,
           duckdb.FatalException, duckdb.TransactionException)  # fmt: skip
-_THREADS = 8  # more do not fit into the memory
 _SHARDS = 16  # read at once
 
 _SCRATCH = f"""
@@ -215,40 +214,6 @@ def build_index(files: RunFiles, folder: Path, progress: Progress) -> Path:
             f"the index of {files.root} cannot be built ({first_line(error)})"
         ) from None
     return path
-
-
-def configure(
-    connection: duckdb.DuckDBPyConnection,
-    spill: Path,
-    memory: str = "600MB",
-    *,
-    ordered: bool = False,
-) -> None:
-    """Bound the memory and threads of a connection; what does not fit spills to a folder.
-
-    `fetchall` keeps an ORDER BY in any case, Arrow's tables only if the connection is `ordered`.
-    """
-    [(cores,)] = connection.execute("select current_setting('threads')").fetchall()
-    for setting in (
-        f"memory_limit = '{memory}'",
-        f"temp_directory = {quoted(spill)}",
-        f"threads = {1 if ordered else min(cores, _THREADS)}",
-        f"preserve_insertion_order = {ordered}",
-        "autoinstall_known_extensions = false",
-        "enable_progress_bar = false",
-    ):
-        connection.execute(f"set {setting}")
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C during a query interrupt the program: DuckDB makes a RuntimeError of it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if str(error) != "Query interrupted":
-            raise
-        raise KeyboardInterrupt from None
 
 
 def _read_shards(

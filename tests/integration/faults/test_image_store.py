@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rich.console import Console
 from sgpipe.errors import EngineError, UserError
 from sgpipe.files import stores
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, image_root
+from sgpipe.files.index import IndexReference
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.stores import StorePath
 from sgpipe.generation.image_roots import keep_indexes, keep_listings, open_image_roots
@@ -160,12 +162,12 @@ def test_the_indexes_travel_with_the_run(
     split = {"images": tars.uri, "annotations": tmp_path / "instances.json"}
     source = SourceConfig.model_validate({"splits": {"val": split}})
     with folder.lock():
-        (folder.private / "images-old.arrow").touch()
+        (folder.private / "images-old").mkdir()
         roots = open_image_roots(source, folder, progress)
         assert len(open_source(source, "val", folder.index("val"), images=roots["val"])) == IMAGES
         keep_indexes(roots, folder)
-        [index] = folder.private.glob("images-*.arrow")
-        assert (labels / f".sgpipe/{index.name}").head()
+        [index] = folder.private.glob("images-*")
+        assert (labels / f".sgpipe/{index.name}/index.json").head()
         assert "2 archives" in string_io.getvalue()
         shutil.rmtree(folder.private)
         shutil.rmtree(cache_folder())
@@ -225,9 +227,37 @@ def test_a_lost_list_is_made_again(images: StorePath, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "out")
     photo_run(images, folder)
     shutil.rmtree(cache_folder())
-    [index] = folder.private.glob("images-*.arrow")
-    index.write_bytes(index.read_bytes()[:100])
+    [part] = folder.private.glob("images-*/*.arrow")
+    part.write_bytes(part.read_bytes()[:100])
     assert f"listing {images.uri}" in photo_run(images, folder)
+
+
+def test_a_machine_fetches_a_part_of_an_index_once(
+    images: StorePath, tmp_path: Path, faults: Faults
+) -> None:
+    folder = RunFolder(tmp_path / "out", StorePath(f"{images.uri}-labels"))
+    photo_run(images, folder)
+    [name] = [path.name for path in folder.private.glob("images-*")]
+    shutil.rmtree(cache_folder())
+    faults.requests.clear()
+    workers = [IndexReference(name, folder.store) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        rows = list(pool.map(lambda worker: worker.opened.find(NAMES[3]), workers))
+    assert all(row == rows[0] and row for row in rows)
+    fetched = [path.rpartition("/")[2] for method, path in faults.requests if method == "GET"]
+    assert sorted(fetched) == ["00000.arrow", "index.json"]
+
+
+def test_a_damaged_part_in_the_store_is_named(images: StorePath, tmp_path: Path) -> None:
+    labels = StorePath(f"{images.uri}-labels")
+    folder = RunFolder(tmp_path / "out", labels)
+    photo_run(images, folder)
+    [part] = folder.private.glob("images-*/*.arrow")
+    (labels / f".sgpipe/{part.parent.name}/{part.name}").put(part.read_bytes()[:100])
+    shutil.rmtree(cache_folder())
+    index = IndexReference(part.parent.name, labels).opened
+    with pytest.raises(UserError, match=r"cannot be read .*; delete it, and run again"):
+        index.find(NAMES[3])
 
 
 @pytest.mark.soak
