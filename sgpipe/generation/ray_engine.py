@@ -6,13 +6,12 @@ shards to the manifest, as they are finished. Ray keeps 100 KB for every block t
 units enter in blocks of many.
 """
 
-import asyncio
 import logging
 import math
 import socket
 import threading
 import warnings
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import cycle, groupby
@@ -24,7 +23,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Dataset, from_arrow
 from ray.data.extensions import ArrowPythonObjectArray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util import (
     list_named_actors,
     placement_group,
@@ -49,10 +48,12 @@ from sgpipe.generation.engine import (
     open_units_of,
     unlabelled,
 )
+from sgpipe.generation.ray_limit import WORK, Entrance, UnitLimit, relay
 from sgpipe.generation.ray_replicas import Directory, RayReplicas
 from sgpipe.recipe import EngineConfig, Resources
 from sgpipe.stages.base import Stage
 from sgpipe.stages.runner import IsolatedRunner, StageRunner, Usage
+from sgpipe.stages.served import waiting
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus, room_for
 from sgpipe.utils.ray_cluster import (
@@ -63,9 +64,7 @@ from sgpipe.utils.ray_cluster import (
     worker_failure,
 )
 
-# columns of the only row of a block
-_WORK = "work"
-_ANSWER = "answer"
+_ANSWER = "answer"  # the column of what is done
 # Units in progress: one being computed, one that Ray has assigned, and two in the queue. Where
 # there is one pool, units that wait have cost nothing yet, and quick stages want more.
 _UNITS_PER_ACTOR = 4
@@ -85,55 +84,6 @@ _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
 _LIMIT_OPTIONS = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
 
 
-class UnitLimit:
-    """Backpressure: admits units as long as fewer than `limit` are between the first stage and the
-    manifest.
-
-    Ray Data limits what waits between stages by bytes. Captions are small, so hours of them fit,
-    and a lost driver loses them all. A unit that comes again because an actor died is admitted at
-    once, and takes no more room.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._entered = set[Hashable]()
-        self._left = set[Hashable]()
-        self._changed = asyncio.Condition()
-
-    async def enter(self, unit: Hashable) -> None:
-        """Wait until the unit is admitted."""
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: unit in self._entered or len(self._entered) - len(self._left) < self.limit
-            )
-            self._entered.add(unit)
-
-    async def leave(self, unit: Hashable) -> None:
-        """The unit is committed."""
-        async with self._changed:
-            self._entered.add(unit)  # this actor may have started again meanwhile
-            self._left.add(unit)
-            self._changed.notify_all()
-
-
-class Entrance:
-    """The actor before the first pool, on the driver's machine: it passes a unit on once the limit
-    admits it.
-
-    If workers waited themselves, one that has to redo a lost unit could wait for that very unit to
-    leave.
-    """
-
-    def __init__(self, limit: ActorHandle) -> None:
-        self.limit = limit
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        with suppress(RayActorError):  # the run has ended
-            unit, _, _ = block[_WORK][0].as_py()
-            ray.get(self.limit.enter.remote((unit.split, unit.start)))
-        return block
-
-
 @dataclass
 class Worker:
     """The actor of a pool: it runs stages, with the reader before them or the writer after them.
@@ -148,17 +98,19 @@ class Worker:
     driver: str  # its software
     gpus: float
     directory: Directory | None  # of the servers of engines
+    limit: ActorHandle  # gets what it says
 
     def __post_init__(self) -> None:
         if not self.gpus:
             hide_gpus()
+        waiting.listen(lambda line: self.limit.say.remote(line))
         if self.directory is not None:
             self.directory.follow()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        if _WORK not in block.column_names:
+        if WORK not in block.column_names:
             return block
-        unit, records, usage = block[_WORK][0].as_py()
+        unit, records, usage = block[WORK][0].as_py()
         try:
             self._check_software()
             if self.reader:
@@ -167,7 +119,7 @@ class Worker:
             usage.add(more_usage)
             if self.writer:
                 return _block(_ANSWER, self.writer(unit, records, usage))
-            return _block(_WORK, (unit, records, usage))
+            return _block(WORK, (unit, records, usage))
         except (UserError, EngineError, OSError) as error:
             return _block(_ANSWER, unlabelled(unit, error))
 
@@ -231,6 +183,7 @@ class RayEngine(Engine):
         rows = sum(unit.rows for unit in units)
         actors = max(pool.actors for pool in self._plan_pools(rows))
         units = cut_units(units, engine.unit_size, actors, run_rows)
+        self._say = progress.say
         self._losses = tell_losses(progress.say)
         pools, placed = reserve(self._plan_pools(len(units)))
         remove_placement_group(placed)  # this was a test
@@ -294,6 +247,7 @@ class RayEngine(Engine):
             for pool in pools
         ]
         limit = _start_limit(pools, max(open_units))
+        threading.Thread(target=relay, args=(limit, self._say), daemon=True).start()
         graph = _mapped(entering, Entrance, (limit,), {}, name, [on_driver_node()])
         first_bundle = 0
         for pool, at_once in zip(pools, open_units, strict=True):
@@ -304,6 +258,7 @@ class RayEngine(Engine):
                 software(),
                 pool.resources.gpus or 0,
                 self._replicas.directory if self._replicas else None,
+                limit,
             )
             places = _bundles(placed, first_bundle, pool.actors)
             first_bundle += pool.actors
@@ -333,7 +288,7 @@ def _enter(units: Sequence[WorkUnit]) -> Dataset:
     blocks: list[pa.Table] = []
     for start in range(0, len(units), _UNITS_PER_BLOCK):
         part = units[start : start + _UNITS_PER_BLOCK]
-        blocks.append(_block(_WORK, *((unit, [], Usage()) for unit in part)))
+        blocks.append(_block(WORK, *((unit, [], Usage()) for unit in part)))
     return from_arrow(blocks)
 
 

@@ -1,19 +1,22 @@
 """Requests about images of several units are under way at once, on both engines, and the rows are
-those of one unit after the other.
+those of one unit after the other; a server may be away meanwhile.
 """
 
 from __future__ import annotations
 
+import io
 import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from sgpipe.generation.run import generate
 from sgpipe.recipe import load_recipe
 from sgpipe.storage.shards import iter_records
+from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, make_coco
 from tests.endpoint_server import EndpointServer, wait_until
 
@@ -47,14 +50,25 @@ def hold_back(server: EndpointServer) -> None:
     server.answer = answer
 
 
+def be_away(server: EndpointServer, output: io.StringIO) -> None:
+    """Answer nothing after a part of the requests, until the run says that it waits."""
+    with suppress(TimeoutError):
+        wait_until(lambda: server.paid.total() > 2 * UNIT, 300)
+        server.away = True
+        wait_until(lambda: "waiting for at most" in output.getvalue())
+    server.away = False
+
+
 @pytest.mark.parametrize("kind", ["local", "ray"])
 def test_requests_stream_across_units(tmp_path: Path, kind: str) -> None:
     coco = make_coco(tmp_path / "coco", images=IMAGES)
     rows = {}
+    output = io.StringIO()
     for name, in_flight in (("alone", 1), ("streamed", IN_FLIGHT)):
         with EndpointServer(caption) as server:
             if name == "streamed":
                 hold_back(server)
+                threading.Thread(target=be_away, args=(server, output)).start()
             values = {
                 "source.format": "coco",
                 "source.splits": {"val": {"annotations": coco.annotations, "images": coco.images}},
@@ -64,8 +78,11 @@ def test_requests_stream_across_units(tmp_path: Path, kind: str) -> None:
                 "tag.method": "all",
                 "engine": {"kind": kind if name == "streamed" else "local", "unit_size": UNIT},
             }
-            generate(load_recipe("folder", values), tmp_path / name)
+            progress = Progress(Console(file=output, width=1000))
+            generate(load_recipe("folder", values), tmp_path / name, progress)
         assert max(server.paid.values()) <= 2  # the example, before the work and by workers
         rows[name] = list(iter_records(tmp_path / name))
     assert 2 * UNIT < server.most_at_once <= IN_FLIGHT
     assert rows["streamed"] == rows["alone"]
+    assert output.getvalue().count("waiting for at most") == 1
+    assert output.getvalue().count(f"{server.url} answers again") == 1

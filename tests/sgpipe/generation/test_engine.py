@@ -19,14 +19,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from sgpipe.errors import EngineError, UserError
 from sgpipe.generation import engine, ray_engine
 from sgpipe.generation.engine import share_gpus, stages_sharing_gpus
-from sgpipe.generation.ray_engine import (
-    Pool,
-    UnitLimit,
-    is_placed,
-    kill_actors,
-    plan_pools,
-    reserve,
-)
+from sgpipe.generation.ray_engine import Pool, is_placed, kill_actors, plan_pools, reserve
+from sgpipe.generation.ray_limit import UnitLimit
 from sgpipe.recipe import STAGES, Recipe, Resources, StagePlan
 from sgpipe.stages.base import Stage
 from sgpipe.utils.ray_cluster import start_ray
@@ -245,6 +239,16 @@ def test_no_more_units_than_the_limit_are_in_progress_and_one_that_comes_again_i
         return [unit for unit, task in tasks if task.done()]
 
     assert run(scenario()) == ["a", "b", "c", "a", "b"]  # "c" has asked before "d" and "e"
+
+
+def test_a_line_that_all_workers_say_is_passed_on_once():
+    async def scenario() -> list[str]:
+        limit = UnitLimit(1)
+        for line in ("it is away", "it is away", "it is back", "it is away"):
+            await limit.say(line)
+        return [await limit.next_line() for _ in range(3)]
+
+    assert run(scenario()) == ["it is away", "it is back", "it is away"]
 
 
 class Cluster:
