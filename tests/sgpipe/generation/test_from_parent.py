@@ -127,6 +127,7 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(
         (HIGHER, ["tag"]),
     ],
 )
+@without_ray()
 def test_stages_after_the_first_that_differs_run_and_rows_are_those_of_a_run_without_a_parent(
     few, models, tmp_path, changes, stages
 ):
