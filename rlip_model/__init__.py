@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
@@ -55,7 +54,7 @@ def _register(auto: Any) -> None:
         auto.AutoConfig.register(kind, type(name, (_Later,), {}), exist_ok=True)
 
 
-class _Registration(MetaPathFinder):
+class _Registration:
     """Registers the configurations when transformers imports its AutoConfig."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:

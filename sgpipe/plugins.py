@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +36,8 @@ def is_reference(name: str) -> bool:
 @cache
 def installed(kind: Kind) -> Mapping[str, str]:
     """Return the references that installed packages state for a kind, by name."""
+    from importlib.metadata import entry_points  # `--help` must not wait for it
+
     stated = entry_points(group=f"sgpipe.{kind}s")
     return {entry.name: entry.value for entry in stated if is_reference(entry.value)}
 
@@ -164,6 +165,8 @@ def is_code_identity(text: object) -> bool:
 
 def _version_of(module: str) -> str:
     """Return the version of the package that a module is installed from, or else that it states."""
+    from importlib.metadata import PackageNotFoundError, version
+
     package = module.partition(".")[0]
     for distribution in packages_by_module().get(package, ()):
         try:
@@ -176,6 +179,8 @@ def _version_of(module: str) -> str:
 @cache
 def packages_by_module() -> Mapping[str, list[str]]:
     """Return the installed packages that have a top-level module, by its name: a second's work."""
+    from importlib.metadata import packages_distributions
+
     return packages_distributions()
 
 

@@ -43,20 +43,20 @@ class OpenGroup(TyperGroup):
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
         """Return a command; one of others without its options, for lists of commands."""
         known = super().get_command(ctx, cmd_name)
-        reference = own_reference(self.kind, cmd_name)
-        if known is not None or reference is None:
+        if known is not None:
             return known
-        return _command(cmd_name, self.function_of(reference))
+        reference = own_reference(self.kind, cmd_name)
+        return None if reference is None else _command(cmd_name, self.function_of(reference))
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
         name = args[0]
-        reference = own_reference(self.kind, name)
-        if reference is None and re.search("[./:]", name):
+        reference = None if name in self.commands else own_reference(self.kind, name)
+        if reference is not None:
+            function = self.function_of(reference, self.options_of(reference))
+            return name, _command(name, function), args[1:]
+        if re.search("[./:]", name):
             raise UserError(f"{name}: name code of your own as package.module:NAME")
-        if name in self.commands or reference is None:
-            return super().resolve_command(ctx, args)
-        function = self.function_of(reference, self.options_of(reference))
-        return name, _command(name, function), args[1:]
+        return super().resolve_command(ctx, args)
 
 
 def _command(name: str, function: Callable[..., None]) -> Any:
