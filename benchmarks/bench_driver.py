@@ -72,6 +72,7 @@ class NoRecords:
 
     storage: object
     indexes: dict[str, str]
+    roots: object
 
     def __call__(self, unit: object) -> list[Record]:
         return []

@@ -26,6 +26,7 @@ from sgpipe.files.locations import Location, open_file
 from sgpipe.files.stores import AccessError
 from sgpipe.recipe import AUTO_ON_CPU, STAGES, EngineConfig, Resources, StageConfig, StagePlan
 from sgpipe.records import Record, from_table
+from sgpipe.sources.stored_folder import add_sizes
 from sgpipe.stages.base import Stage
 from sgpipe.stages.failures import Failure, FailuresInARowError, ImageLimits
 from sgpipe.stages.runner import Usage
@@ -94,10 +95,11 @@ class UnansweredUnit:
 
 @dataclass(frozen=True)
 class UnitReader:
-    """Work unit → its records, from the source index of its split."""
+    """Work unit → its records, from the source index of its split; `roots`: the images."""
 
     storage: Location
     indexes: dict[str, str]
+    roots: Mapping[str, ImageRoot]
 
     def __call__(self, unit: WorkUnit) -> list[Record]:
         records = self.read(unit)
@@ -110,7 +112,9 @@ class UnitReader:
         """Return all records of a unit, as they are before the first stage."""
         name = self.indexes[unit.split]
         with open_file(self.storage / name) as index:
-            return read_records(index, unit.start, unit.stop, self.storage / name)
+            records = read_records(index, unit.start, unit.stop, self.storage / name)
+        add_sizes(records, self.roots)
+        return records
 
 
 @dataclass(frozen=True)

@@ -372,7 +372,7 @@ class Reuse:
 
     def reader(self, reader: UnitReader) -> ParentReader:
         """Return what reads units from the source indexes and from the parent."""
-        return ParentReader(reader.storage, reader.indexes, self.files, self.reused)
+        return ParentReader(**vars(reader), files=self.files, reused=self.reused)
 
 
 def _check_same_images(

@@ -336,7 +336,7 @@ class LabellingRun:
     def reader(self) -> UnitReader:
         """Return what reads the units from the source indexes, and from the parent."""
         names = {split: self.folder.index_name(split) for split in self.indexes}
-        reader = UnitReader(self.folder.storage, names)
+        reader = UnitReader(self.folder.storage, names, self.roots)
         return self.plan.reuse.reader(reader) if self.plan.reuse else reader
 
     def describe(self, *, has_work: bool) -> None:

@@ -19,10 +19,10 @@ from sgpipe.utils.prefetch import prefetch
 
 SUFFIXES = (*roots.SUFFIXES, *roots.HEIF_SUFFIXES) if reads_heif() else roots.SUFFIXES
 # Texts that belong to an image of the same name.
-_SIDECARS = (".json", ".txt", ".xml", ".xmp", ".csv", ".yaml", ".yml", ".md", ".aae")
-_MOST_NAMED = 5
+SIDECARS = (".json", ".txt", ".xml", ".xmp", ".csv", ".yaml", ".yml", ".md", ".aae")
+MOST_NAMED = 5
 # that are read together where opening a file waits
-_HEADERS_PER_THREAD = 4
+HEADERS_PER_THREAD = 4
 _HEADERS_AT_ONCE = 4096
 
 
@@ -40,16 +40,22 @@ class FolderFiles:
 
     @property
     def notes(self) -> list[str]:
-        if not self.unread:
-            return []
-        shown = ", ".join(map(fields.single_line, self.unread[:_MOST_NAMED]))
-        further = len(self.unread) - _MOST_NAMED
-        if further > 0:
-            shown += f" and {count(further, 'other')}"
-        notes = [f"{count(len(self.unread), 'file')} not read: {shown}"]
-        if any(_suffix(name) in roots.HEIF_SUFFIXES for name in self.unread):
-            notes.append("pip install 'sgpipe[heif]' reads .heic and .heif")
-        return notes
+        has_heif = any(_suffix(name) in roots.HEIF_SUFFIXES for name in self.unread)
+        return notes_on_unread(len(self.unread), self.unread[:MOST_NAMED], has_heif=has_heif)
+
+
+def notes_on_unread(number: int, first: Sequence[str], *, has_heif: bool) -> list[str]:
+    """Return what the user should know of files that are neither images nor texts of one."""
+    if not number:
+        return []
+    shown = ", ".join(map(fields.single_line, first))
+    further = number - len(first)
+    if further > 0:
+        shown += f" and {count(further, 'other')}"
+    notes = [f"{count(number, 'file')} not read: {shown}"]
+    if has_heif:
+        notes.append("pip install 'sgpipe[heif]' reads .heic and .heif")
+    return notes
 
 
 def list_folder(location: ImagePlace) -> FolderFiles:
@@ -70,7 +76,7 @@ def list_folder(location: ImagePlace) -> FolderFiles:
 
 
 def _is_sidecar(name: str, stems: set[str]) -> bool:
-    return _suffix(name) in _SIDECARS and PurePosixPath(name).stem in stems
+    return _suffix(name) in SIDECARS and PurePosixPath(name).stem in stems
 
 
 def _suffix(name: str) -> str:
@@ -87,7 +93,7 @@ def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, Origin
     detections = Detections(FOLDER_DATASET, split)
     files = list_folder(root)
     read = partial(size_or_reason, root)
-    threads = _HEADERS_PER_THREAD * root.threads
+    threads = HEADERS_PER_THREAD * root.threads
     with prefetch(read, files.images, threads, _HEADERS_AT_ONCE) as sizes:
         for name, (size, reason) in zip(files.images, sizes, strict=True):
             shown = fields.escape_name(name)

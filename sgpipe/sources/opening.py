@@ -8,7 +8,9 @@ from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, existing_images
+from sgpipe.files.index import IndexReference
 from sgpipe.files.locations import Location, content_id
+from sgpipe.files.roots import ObjectRoot
 from sgpipe.recipe import SourceConfig
 from sgpipe.sources.coco import locate_images, read_coco
 from sgpipe.sources.detections import Detections, Origin, write_detections
@@ -16,6 +18,7 @@ from sgpipe.sources.doubts import doubt_detections, settle_boxes
 from sgpipe.sources.extended_run import index_run, prepare_run, stamp_run
 from sgpipe.sources.folder import list_folder, read_folder
 from sgpipe.sources.hub import prepare_hub, read_split, stamp_split
+from sgpipe.sources.stored_folder import index_prefix
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
@@ -75,9 +78,13 @@ def open_source(
         index_run(source, split, path, files)
         return SourceIndex(path)
     annotations = source.splits[split].annotations
+    listing = _listing(images)
     located = True
     if source.format == "hub":
         detections, origin = read_split(source, split)
+    elif annotations is None and listing is not None:
+        index_prefix(path, absolute(images), listing.opened, split, files)
+        return SourceIndex(path)
     elif annotations is None:
         detections, origin = read_folder(images, split=split)
     else:
@@ -89,6 +96,11 @@ def open_source(
     meta = {**origin, "files": files, "located": located, "notes": notes}
     write_detections(path, detections, meta)
     return SourceIndex(path)
+
+
+def _listing(images: ImagePlace) -> IndexReference | None:
+    """Return the list of a prefix of a store; None: they are elsewhere, or not listed."""
+    return images.index if isinstance(images, ObjectRoot) else None
 
 
 def _fresh_index(path: Path, files: Mapping[str, object]) -> SourceIndex | None:
@@ -135,6 +147,9 @@ def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, ob
     if source.format == "run":
         return stamp | stamp_run(source, split)
     stamp |= {"format": source.format, "images": absolute(images), "boxes": source.boxes}
+    listing = _listing(images)
+    if config.annotations is None and listing is not None:
+        return stamp | {"contents": listing.name}
     if config.annotations is None:
         folder = list_folder(images)
         states = [(image.name, image.size, image.state) for image in folder.images.values()]

@@ -19,9 +19,10 @@ from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, im
 from sgpipe.files.index import IndexReference
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.stores import StorePath
+from sgpipe.generation.engine import UnitReader, WorkUnit
 from sgpipe.generation.image_roots import keep_indexes, keep_listings, open_image_roots
 from sgpipe.images import ImageError, open_ahead
-from sgpipe.recipe import Resources, SourceConfig
+from sgpipe.recipe import Resources, SourceConfig, SplitConfig
 from sgpipe.records import Record
 from sgpipe.sources.opening import open_source
 from sgpipe.stages.base import LoadStage
@@ -221,6 +222,47 @@ def test_a_resumed_run_lists_nothing_again_and_says_what_has_changed(
     faults.requests.clear()
     photo_run(images, folder)
     assert not [path for method, path in faults.requests if path.endswith(".png")]
+
+
+def photo_records(images: ImageRoot, folder: RunFolder) -> list[Record]:
+    """The records of photos as a worker gets them, whose images the driver has not opened."""
+    source = SourceConfig(format="folder", splits={"all": SplitConfig(images=images.location)})
+    index = open_source(source, "all", folder.index("all"), images=images)
+    assert index.meta["notes"] == ["1 file not read: notes.txt"]
+    reader = UnitReader(folder.storage, {"all": folder.index_name("all")}, {"all": images})
+    return reader(WorkUnit("all", 0, len(index)))
+
+
+def test_workers_read_the_sizes_of_photos(
+    images: StorePath, tmp_path: Path, faults: Faults
+) -> None:
+    files = {".hidden.png": b"", "broken.png": b"none", "notes.txt": b"", "z.PNG": png(50)}
+    files |= {
+        "empty.png": b"",
+        "z.json": b"{}",
+        **dict(zip(NAMES, map(png, range(IMAGES)), strict=True)),
+    }
+    for name, content in files.items():
+        (images / name).put(content)
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    run = RunFolder(tmp_path / "out")
+    run.private.mkdir(parents=True)
+    local = photo_records(existing_images(tmp_path / "photos"), run)
+    faults.requests.clear()
+    root = existing_images(images.uri, IndexFolder(run.root, versioned=True))
+    stored = photo_records(root, run)
+    assert len(faults.requests) < 3 * len(stored)
+    failed = {record.image_id: str(record.error) for record in stored if not record.ok}
+    assert failed == {
+        "broken.png": f"source: image cannot be read: {images}/broken.png (unknown format)",
+        "empty.png": f"source: image cannot be read: {images}/empty.png (the file is empty)",
+    }
+    for record in (*local, *stored):
+        record.error = None
+    assert stored == local
+    assert [record.width for record in stored if record.ok] == [*range(20, 20 + IMAGES), 70]
 
 
 def test_a_lost_list_is_made_again(images: StorePath, tmp_path: Path) -> None:

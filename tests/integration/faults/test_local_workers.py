@@ -80,7 +80,7 @@ def label(folder: Path, names: Sequence[str], stage: Stub) -> dict[str, str | No
     engine = LocalEngine(stages.plan, EngineConfig(cpus=2))
     try:
         units = engine.start(stages, [WorkUnit("val", 0, len(names))], Progress(), len(names))
-        reader = MadeUpRecords(folder, {}, tuple(names))
+        reader = MadeUpRecords(folder, {}, {}, tuple(names))
         units_done = list(engine.run(units, reader, UnitWriter(folder)))
     finally:
         engine.close()

@@ -276,11 +276,11 @@ def taken_over(
     shard = write_shard(
         folder, "data/all-000000000-000000009.parquet", "all", 0, list(finished_rows), {}
     )
-    reader = UnitReader(folder, {"all": "index.arrow"})
+    reader = UnitReader(folder, {"all": "index.arrow"}, {})
     Manifest.create(folder, {}).commit(shard)
     sections = Recipe().stages
     reused_sections = {name: sections[name] for name in reused}
-    parent = ParentReader(reader.storage, reader.indexes, RunFiles(folder), reused_sections)
+    parent = ParentReader(**vars(reader), files=RunFiles(folder), reused=reused_sections)
     return parent(WorkUnit("all", start, len(finished_rows)))
 
 
