@@ -212,7 +212,8 @@ class RayEngine(Engine):
 
         When workers or machines are lost more often than Ray replaces them, the remaining units
         start again on what is left of the cluster, as long as that makes progress; an image that
-        kills its worker becomes an error row. Units whose store did not answer start again, too.
+        kills its worker becomes an error row. Requests do not stream across the units that were in
+        progress then. Units whose store did not answer start again, too.
         """
         left = {(unit.split, unit.start): unit for unit in units}
         open_units = open_units_of(units, streamed_requests(self._stages))
@@ -220,8 +221,11 @@ class RayEngine(Engine):
         kind: type[StageRunner | IsolatedRunner] = StageRunner
         while left:
             before = len(left)
+            units = list(left.values())
+            if kind is IsolatedRunner and open_units > 1:
+                units = units[: self._most_in_progress]
             try:
-                with closing(self._run_once(list(left.values()), reader, writer, kind)) as answers:
+                with closing(self._run_once(units, reader, writer, kind)) as answers:
                     for answer in answers:
                         if isinstance(answer, PostponedUnit):
                             patience.postpone(answer)
@@ -235,6 +239,8 @@ class RayEngine(Engine):
                 if kind is IsolatedRunner and len(left) == before:
                     raise
                 kind = IsolatedRunner
+            else:
+                kind = StageRunner
 
     def _run_once(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, kind: type[Any]
@@ -246,7 +252,8 @@ class RayEngine(Engine):
             1 if kind is IsolatedRunner else open_units_of(units, pool.streamed_requests)
             for pool in pools
         ]
-        limit = _start_limit(pools, max(open_units))
+        self._most_in_progress = _most_in_progress(pools, max(open_units))
+        limit = _start_limit(self._most_in_progress)
         threading.Thread(target=relay, args=(limit, self._say), daemon=True).start()
         graph = _mapped(entering, Entrance, (limit,), {}, name, [on_driver_node()])
         first_bundle = 0
@@ -292,15 +299,19 @@ def _enter(units: Sequence[WorkUnit]) -> Dataset:
     return from_arrow(blocks)
 
 
-def _start_limit(pools: Sequence[Pool], open_units: int) -> Any:
-    """Start the `UnitLimit` of a graph, on the driver's machine.
+def _most_in_progress(pools: Sequence[Pool], open_units: int) -> int:
+    """Return how many units are in progress at once.
 
     Args:
         open_units: the most that an actor labels at once.
     """
     per_actor = _UNITS_PER_ONLY_ACTOR if len(pools) == 1 else _UNITS_PER_ACTOR
     per_actor = max(per_actor, open_units + _UNITS_PER_ACTOR)
-    units = per_actor * sum(pool.actors for pool in pools)
+    return per_actor * sum(pool.actors for pool in pools)
+
+
+def _start_limit(units: int) -> Any:
+    """Start the `UnitLimit` of a graph, on the driver's machine."""
     actor = ray.remote(UnitLimit).options(scheduling_strategy=on_driver_node(), **_LIMIT_OPTIONS)
     return actor.remote(units)
 

@@ -79,7 +79,8 @@ class Entrance:
 
 def relay(limit: ActorHandle, say: Callable[[str], None]) -> None:
     """Say what the workers of a graph say, until its limit is killed."""
+    next_line = limit.next_line.options(max_task_retries=0)  # Ray would print each retry
     with suppress(RayError):
         while True:
-            question: ray.ObjectRef[str] = limit.next_line.remote()
+            question: ray.ObjectRef[str] = next_line.remote()
             say(f"NOTE: {ray.get(question)}")

@@ -16,13 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import EngineError, UserError, WorkersLostError
 from sgpipe.generation import engine, ray_engine
-from sgpipe.generation.engine import share_gpus, stages_sharing_gpus
+from sgpipe.generation.engine import (
+    LabelledUnit,
+    WorkUnit,
+    share_gpus,
+    stages_sharing_gpus,
+)
 from sgpipe.generation.ray_engine import Pool, is_placed, kill_actors, plan_pools, reserve
 from sgpipe.generation.ray_limit import UnitLimit
-from sgpipe.recipe import STAGES, Recipe, Resources, StagePlan
+from sgpipe.recipe import STAGES, EngineConfig, Recipe, Resources, StagePlan
 from sgpipe.stages.base import Stage
+from sgpipe.stages.runner import StageRunner
+from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.ray_cluster import start_ray
 from tests.values import values_of
 
@@ -249,6 +256,41 @@ def test_a_line_that_all_workers_say_is_passed_on_once():
         return [await limit.next_line() for _ in range(3)]
 
     assert run(scenario()) == ["it is away", "it is back", "it is away"]
+
+
+class Crashing(ray_engine.RayEngine):
+    """Crashes on one unit unless it isolates images; `graphs`: the first unit and the number of
+    units of each attempt.
+    """
+
+    def __init__(self, fatal: int) -> None:
+        super().__init__(EngineConfig())
+        self._stages = [Stub("caption")]
+        self.workers = {("caption",): 1}
+        self.fatal = fatal
+        self.graphs: list[tuple[str, int, int]] = []
+
+    def _run_once(self, units, reader, writer, kind):
+        self._most_in_progress = 4
+        self.graphs.append((kind.__name__, units[0].start, len(units)))
+        for unit in units:
+            if unit.start == self.fatal and kind is StageRunner:
+                raise WorkersLostError("a worker is lost")
+            shard = ShardEntry("val", unit.start, unit.stop, "data/a.parquet", sha256="", bytes=0)
+            yield LabelledUnit(shard, [])
+
+
+@pytest.mark.parametrize("requests", [0, 8])
+def test_after_a_crash_units_stream_again(monkeypatch: pytest.MonkeyPatch, requests: int) -> None:
+    monkeypatch.setattr(ray_engine, "streamed_requests", lambda stages: requests)
+    crashing = Crashing(fatal=3)
+    units = [WorkUnit("val", start, start + 1) for start in range(10)]
+    assert len(list(crashing.run(units, None, None))) == 10
+    whole = ("StageRunner", 0, 10)
+    if requests:
+        assert crashing.graphs == [whole, ("IsolatedRunner", 3, 4), ("StageRunner", 7, 3)]
+    else:
+        assert crashing.graphs == [whole, ("IsolatedRunner", 3, 7)]
 
 
 class Cluster:
