@@ -55,6 +55,7 @@ def merge(
         declare.reads_stored("RUN whose relations count alone for its images."),
     ] = None,
     images: cli.MovedImages = None,
+    workers: cli.Processes = None,
     json_: cli.Json = False,
 ) -> None:
     """Merge runs: objects and relations of the same images are united.
@@ -69,10 +70,13 @@ def merge(
     """
     from sgpipe.generation.merging import MERGED, UNITED, merge_runs
     from sgpipe.storage.manifest import add_up
+    from sgpipe.utils.processes import usable_cpus
 
     if len(runs) < 2:
         raise UserError("merge needs two runs or more: sgpipe merge RUN RUN --out NEW")
-    manifest = merge_runs(runs, out, console.Progress(), match, iou, images, prefer)
+    manifest = merge_runs(
+        runs, out, console.Progress(), match, iou, images, prefer, workers or usable_cpus()
+    )
     summary = add_up(manifest, 0, {})
     counts = summary.counts
     cli.say_losses(summary.losses)

@@ -77,6 +77,10 @@ JudgedFile = Annotated[
 RayAddress = Annotated[
     str | None, option("Ray cluster to connect to, such as auto.", panel=COMPUTE)
 ]
+Processes = Annotated[
+    int | None,
+    option("Processes. Default: one for each CPU.", "--workers", min=1, panel=COMPUTE),
+]
 Device = Annotated[str, option("auto, cpu, cuda or cuda:N.", panel=COMPUTE)]
 MovedImages = Annotated[
     str | None, reads_images("Where the images are now: folder, archives or store.")

@@ -6,10 +6,8 @@ The driver plans and commits, and imports no model code.
 import math
 import os
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Protocol
 
 from sgpipe.errors import (
@@ -311,15 +309,6 @@ def runs_locally(engine: EngineConfig, stages: StagePlan, images: float) -> bool
         return engine.kind == "local"
     equal = len(set(stages.resources)) == 1 and not stages.resources[0].gpus
     return engine.address is None and (equal or images <= _LOCAL_IMAGES)
-
-
-def usable_cpus() -> int:
-    """Return the number of CPUs that this process may use, also in a container."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cpus = min(cpus, max(1, int(quota) // int(period)))
-    return cpus
 
 
 def stages_sharing_gpus(

@@ -38,7 +38,6 @@ from sgpipe.generation.engine import (
     limits_of,
     open_units_of,
     unlabelled,
-    usable_cpus,
 )
 from sgpipe.recipe import EngineConfig, StagePlan
 from sgpipe.stages.base import Stage
@@ -46,6 +45,7 @@ from sgpipe.stages.runner import IsolatedRunner, StageRunner
 from sgpipe.stages.served import waiting
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import usable_gpus
+from sgpipe.utils.processes import usable_cpus
 
 _IMAGES_PER_WORKER = 64  # the packaged models label this many while a worker imports them
 _PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait

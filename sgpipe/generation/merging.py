@@ -9,7 +9,8 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -43,6 +44,7 @@ from sgpipe.storage.shards import (
 )
 from sgpipe.utils.console import Progress
 from sgpipe.utils.database import configure, interruptible
+from sgpipe.utils.processes import in_processes
 
 Database: TypeAlias = duckdb.DuckDBPyConnection
 Ints: TypeAlias = NDArray[np.int64]
@@ -61,6 +63,7 @@ _FILES_AT_ONCE = 4096
 # the place of an image, and its hash
 _PLACE = pa.schema([("start", pa.int64()), ("size", pa.int64()), ("content", pa.string())])
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
+_UNITS_OF_PROCESS = 4  # for fewer shards no process is started
 _NO_IMAGE = (0, 0)  # its start and size
 
 # `names`: what identifies the rows. `files`: what tells files apart, read where it matters.
@@ -139,6 +142,7 @@ def merge_runs(
     min_iou: float = 0.6,
     images: ImagePlace | None = None,
     prefer: str | Location | None = None,
+    workers: int = 1,
 ) -> Manifest:
     """Merge runs into `out`, and return its manifest; an earlier call that stopped is resumed.
 
@@ -151,6 +155,7 @@ def merge_runs(
         min_iou: IoU from which boxes of one class are one object.
         images: where they are, if they moved.
         prefer: one of the runs; the images that it has keep its relations alone.
+        workers: the most processes that unite rows, each at least `_UNITS_OF_PROCESS` shards.
 
     Raises:
         UserError: a place is not a complete run, all are the same run, `prefer` is none of them, a
@@ -183,18 +188,24 @@ def merge_runs(
                 configure(database, scratch / "spill", _MEMORY, ordered=True)
                 progress.say("reading the runs")
                 _read(database, inputs, header["runs"], embedded, hashed=match == "hash")
+                embedded.flush()  # the processes open it
                 _plan(database, match)
                 [matched] = database.sql(_COUNTED).to_arrow_table().to_pylist()
                 units, manifest.run["images"] = _units(database)
                 manifest.rewrite()
+                missing = {
+                    number: unit for number, unit in enumerate(units) if unit.file not in done
+                }
+                unite_rows = partial(
+                    _unite_rows,
+                    min_iou=min_iou,
+                    images=scratch / "images",
+                    precedence=precedence,
+                )
                 with progress.images(matched["images"], "merging") as advance:
-                    for number, unit in enumerate(units):
-                        if unit.file not in done:
-                            members = database.sql(_OF_UNIT, params=[number]).to_arrow_table()
-                            rows, counts = _unite_rows(
-                                members, unit.split, min_iou, embedded, precedence
-                            )
-                            manifest.commit(write_copy(out, unit, rows, counts))
+                    advance(matched["images"] - sum(unit.rows for unit in missing.values()), {})
+                    for unit, rows, counts in _unite_units(database, missing, unite_rows, workers):
+                        manifest.commit(write_copy(out, unit, rows, counts))
                         advance(unit.rows, {})
             except FAULTS as error:
                 raise UserError(
@@ -332,10 +343,26 @@ def _free_name(split: str, variant: int, taken: Collection[str]) -> str:
     return f"{split}_{number}"
 
 
+def _unite_units(
+    database: Database,
+    units: Mapping[int, ShardEntry],
+    unite_rows: Callable[[pa.Table], tuple[pa.Table, dict[str, int]]],
+    workers: int,
+) -> Iterator[tuple[ShardEntry, pa.Table, dict[str, int]]]:
+    """Yield shards, by their numbers in the database, each with its rows and its counts."""
+    members = (database.sql(_OF_UNIT, params=[number]).to_arrow_table() for number in units)
+    processes = min(workers, len(units) // _UNITS_OF_PROCESS)
+    place = SCHEMA.names.index("split")
+    with in_processes(unite_rows, members, processes) as united:
+        for unit, (rows, counts) in zip(units.values(), united, strict=True):
+            split = pa.array([unit.split] * len(rows))
+            yield unit, rows.set_column(place, SCHEMA.field("split"), split), counts
+
+
 def _unite_rows(
-    members: pa.Table, split: str, min_iou: float, images: BinaryIO, precedence: Precedence
+    members: pa.Table, min_iou: float, images: Path, precedence: Precedence
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Return the rows of a shard and its counts.
+    """Return the rows of a shard, with the splits that single runs have, and its counts.
 
     Args:
         members: the rows of single runs, by the image that they are of (`slot`), the leading one
@@ -350,9 +377,6 @@ def _unite_rows(
     alone = members.take(first[sizes == 1]).select(SCHEMA.names).cast(SCHEMA)
     alone_first = np.argsort(sizes > 1, kind="stable")
     rows = pa.concat_tables([alone, united]).take(np.argsort(alone_first))
-    rows = rows.set_column(
-        SCHEMA.names.index("split"), SCHEMA.field("split"), pa.array([split] * len(rows))
-    )
     if members["start"].null_count < len(members):
         rows = with_images(rows, _read_images(members, first, sizes, images))
     rows = rows.append_column(SOURCES, _sources(members, first, is_shared))
@@ -381,17 +405,15 @@ def _unite_shared(
     return to_table(united), counts
 
 
-def _read_images(
-    members: pa.Table, first: Ints, sizes: Ints, images: BinaryIO
-) -> list[bytes | None]:
+def _read_images(members: pa.Table, first: Ints, sizes: Ints, images: Path) -> list[bytes | None]:
     """Return the file of each image, of the first row that has it."""
     places = list(zip(members["start"].to_pylist(), members["size"].to_pylist(), strict=True))
-    images.flush()
     contents = []
-    for begin, size in zip(first.tolist(), sizes.tolist(), strict=True):
-        of_image = places[begin : begin + size]
-        start, length = next((place for place in of_image if place[1]), _NO_IMAGE)
-        contents.append(os.pread(images.fileno(), length, start) or None)
+    with images.open("rb") as file:
+        for begin, size in zip(first.tolist(), sizes.tolist(), strict=True):
+            of_image = places[begin : begin + size]
+            start, length = next((place for place in of_image if place[1]), _NO_IMAGE)
+            contents.append(os.pread(file.fileno(), length, start) or None)
     return contents
 
 

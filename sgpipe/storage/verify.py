@@ -18,10 +18,11 @@ from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import count_rows, open_checked, open_shard, row_faults
 from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch
+from sgpipe.utils.processes import usable_cpus
 
 Advance = Callable[[int, dict[str, int]], None]
 _ROWS = 512  # checked together
-_FETCHED = 8  # shards of a store at once
+_AT_ONCE = 8  # shards; of a folder no more than CPUs
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _check_shards(
     root: Location, manifest: Manifest, advance: Advance | None
 ) -> dict[str, list[str]]:
     """Return the faults of each shard, by its file."""
-    threads = _FETCHED if isinstance(root, StorePath) else 1
+    threads = _AT_ONCE if isinstance(root, StorePath) else min(_AT_ONCE, usable_cpus())
     faults: dict[str, list[str]] = {}
     earlier: set[int] = set()
     with prefetch(partial(_check_shard, root), manifest.shards, threads, 2 * threads) as results:

@@ -495,3 +495,15 @@ def test_a_merge_that_stopped_is_resumed_and_a_lost_shard_made_again(tmp_path, t
     assert merged(out, *two) == expected
     assert written == [f"data/{lost.name}"]
     assert shards(out) == shards(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_processes_write_the_same_files(tmp_path, two, monkeypatch):
+    monkeypatch.setattr(merging, "ROWS_PER_SHARD", 4)
+    monkeypatch.setattr(merging, "_PLAN", merging._PLAN.replace("// 512", "// 4"))
+    merge_runs(two, tmp_path / "one", QUIET)
+    merge_runs(two, tmp_path / "processes", QUIET, workers=2)
+    assert shards(tmp_path / "processes") == shards(tmp_path / "one")
+    manifests = [Manifest.load(tmp_path / name) for name in ("one", "processes")]
+    assert [manifest.shards for manifest in manifests[1:]] == [manifests[0].shards]
+    assert manifests[0].run == manifests[1].run
