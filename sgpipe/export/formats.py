@@ -50,7 +50,8 @@ def load_format(name: str) -> Format:
     """
     reference = reference_of("format", name)
     if reference is None:
-        raise UserError(f"--to {name}: expected one of {', '.join(names_of('format'))}")
+        formats = ", ".join(names_of("format"))
+        raise UserError(f"--to {name}: expected one of {formats}, or package.module:NAME")
     return load_instance("format", reference, Format)
 
 

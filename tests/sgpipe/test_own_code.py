@@ -307,6 +307,8 @@ def test_code_in_another_form_is_not_taken_for_a_model(
     for command in ("import", "eval"):
         expected = f"{name}: name code of your own as package.module:NAME"
         assert refusal(command, name) == expected
+    line = refusal("export", tmp_path, "--to", name, "--out", tmp_path / "out")
+    assert line.endswith("instructions, or package.module:NAME")
 
 
 def test_code_that_cannot_be_imported_is_told_with_its_line(
