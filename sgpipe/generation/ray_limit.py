@@ -79,8 +79,8 @@ class Entrance:
 
 def relay(limit: ActorHandle, say: Callable[[str], None]) -> None:
     """Say what the workers of a graph say, until its limit is killed."""
-    next_line = limit.next_line.options(max_task_retries=0)  # Ray would print each retry
+    once = {"max_task_retries": 0}  # Ray would print each retry
     with suppress(RayError):
         while True:
-            question: ray.ObjectRef[str] = next_line.remote()
-            say(f"NOTE: {ray.get(question)}")
+            line: ray.ObjectRef[str] = limit.next_line.options(**once).remote()
+            say(f"NOTE: {ray.get(line)}")
