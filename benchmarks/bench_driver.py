@@ -172,7 +172,7 @@ def make_index(folder: Path, out: Path, images: int) -> None:
     small = open_source(recipe_of(folder, 1, 2).source, "train", path)
     [record] = small.records(0, 1)
     assert len(record.objects) == BOXES
-    with pa.memory_map(str(path)) as file:
+    with pa.memory_map(str(small.parts[0])) as file:
         table = pa.concat_tables(repeat(pa.ipc.open_file(file).read_all(), _SLICE)).combine_chunks()
     sizes = [min(_SLICE, images - at) for at in range(0, images, _SLICE)]
     meta = {key: value for key, value in small.meta.items() if key != "crc32"}

@@ -20,7 +20,7 @@ from sgpipe.errors import (
     format_os_error,
 )
 from sgpipe.files.image_roots import ImageRoot
-from sgpipe.files.locations import Location, open_file
+from sgpipe.files.locations import Location
 from sgpipe.files.stores import AccessError
 from sgpipe.recipe import AUTO_ON_CPU, STAGES, EngineConfig, Resources, StageConfig, StagePlan
 from sgpipe.records import Record, from_table
@@ -109,8 +109,7 @@ class UnitReader:
     def read(self, unit: WorkUnit) -> list[Record]:
         """Return all records of a unit, as they are before the first stage."""
         name = self.indexes[unit.split]
-        with open_file(self.storage / name) as index:
-            records = read_records(index, unit.start, unit.stop, self.storage / name)
+        records = read_records(self.storage, name, unit.start, unit.stop)
         add_sizes(records, self.roots)
         return records
 

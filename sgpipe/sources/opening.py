@@ -24,7 +24,7 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
-from sgpipe.utils.hashing import file_sha256, json_sha256
+from sgpipe.utils.hashing import json_sha256
 
 
 def prepare_source(
@@ -108,8 +108,8 @@ def _fresh_index(path: Path, files: Mapping[str, object]) -> SourceIndex | None:
     try:
         index = SourceIndex(path)
         known = index.meta
-        is_whole = known.get("located") and known.get("sha256") == file_sha256(path)
-        return index if is_whole and known.get("files") == files else None
+        is_same = known.get("located") and known.get("files") == files
+        return index if is_same and index.is_whole else None
     except UserError:  # missing or damaged: it is only a cache
         return None
 

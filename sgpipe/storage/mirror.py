@@ -20,8 +20,9 @@ from sgpipe.storage.manifest import (
     replace_manifest,
     whole_lines,
 )
-from sgpipe.storage.run_folder import README, RECIPE, RunFolder
+from sgpipe.storage.run_folder import PRIVATE, README, RECIPE, RunFolder
 from sgpipe.storage.shards import open_checked
+from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.hashing import file_sha256
 
@@ -101,11 +102,11 @@ class ManifestMirror:
         if self.store is None:
             return
         description = index.with_suffix(".json")
-        stored = self.store / index.relative_to(self.folder.root).as_posix()
-        stored_description = self.store / description.relative_to(self.folder.root).as_posix()
-        if stored_description.read() != description.read_bytes():
-            stored.put(index)
-            stored_description.put(description)
+        stored = self.store / PRIVATE
+        if (stored / description.name).read() != description.read_bytes():
+            for part in SourceIndex(index).parts:
+                (stored / part.name).put(part)
+            (stored / description.name).put(description)
 
     def copy(self) -> None:
         """Copy everything but the index into the store, the manifest last.
