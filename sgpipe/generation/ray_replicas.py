@@ -211,6 +211,8 @@ class RayReplica:
         except RayError:
             self._lose()
             return
+        if state.url != self.url:  # it has already been placed anew
+            self._lose()
         self.url = state.url
         self.node = state.node
         self.is_ready = state.is_ready
