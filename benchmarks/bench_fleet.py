@@ -6,7 +6,10 @@ Eight scripted servers of one process, each with 32 requests at once (others wai
 latencies from a log-normal distribution (sigma 0.5, mean S seconds); one client process asks about
 images in units of 512, each a JPEG of 174 KB. "One unit after the other" is what a worker did
 before requests streamed across units. Used: seconds of work of all servers, of what they could
-have worked while the client ran. CPU: of the client, with the time of its threads.
+have worked while the client ran. CPU: of the client, with the time of its threads. A server that
+hangs, or lies about its model, does so after 30 seconds, for good; requests time out after 120 (the
+default). Answers of another model count as paid twice, as their requests are asked again. If all
+are away, it is after 30 seconds, for 5 minutes.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ import random
 import re
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import Literal
 
 from rich.table import Table
 
@@ -44,12 +48,15 @@ JPEG_BYTES = 174 * 1024
 CONTENT_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 DOWN_EVERY = 30.0  # seconds
 DOWN_FOR = 5.0
+FAULT_AFTER = 30.0
+ALL_AWAY_FOR = 300.0
+Fault = Literal["none", "killed", "hangs", "lies", "all away"]
 
 
 @dataclass
 class Replica:
-    """A server. `busy`: seconds of work; `answers`: that were read to the end; `dropped`: requests
-    that it had when it was killed.
+    """A server. `model`: that its answers name; `busy`: seconds of work; `answers`: that were read
+    to the end; `dropped`: requests that it had when it was killed.
     """
 
     seconds: float
@@ -57,6 +64,8 @@ class Replica:
     places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CAPACITY))
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
     is_down: bool = False
+    hangs: bool = False
+    model: str = MODEL
     busy: float = 0.0
     answers: int = 0
     dropped: int = 0
@@ -76,8 +85,10 @@ class Replica:
     async def _answer(
         self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
         if head.startswith(b"GET"):
-            send(writer, {"data": [{"id": MODEL}]})
+            send(writer, {"data": [{"id": self.model}]})
             return
         length = CONTENT_LENGTH.search(head)
         assert length is not None
@@ -85,22 +96,47 @@ class Replica:
         async with self.places:
             seconds = self.seconds * self.noise.lognormvariate(-SIGMA * SIGMA / 2, SIGMA)
             await asyncio.sleep(seconds)
-            if self.is_down:
+            if self.is_down or self.hangs:
                 self.dropped += 1
                 raise ConnectionError
             self.busy += seconds
             self.answers += 1
         message = {"role": "assistant", "content": "a dog on grass"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        send(writer, {"model": MODEL, "choices": [choice], "usage": {}})
+        send(writer, {"model": self.model, "choices": [choice], "usage": {}})
 
-    async def go_down_and_up(self, after: float) -> None:
+    async def go_down_and_up(self, after: float, seconds: float) -> None:
         await asyncio.sleep(after)
         self.is_down = True
         for writer in list(self.connections):
             writer.close()
-        await asyncio.sleep(DOWN_FOR)
+        await asyncio.sleep(seconds)
         self.is_down = False
+
+    async def hang(self) -> None:
+        await asyncio.sleep(FAULT_AFTER)
+        self.hangs = True
+
+    async def lie(self) -> None:
+        await asyncio.sleep(FAULT_AFTER)
+        self.model = "another-model"
+
+
+def faults(fault: Fault, replicas: Sequence[Replica]) -> list[Coroutine[None, None, None]]:
+    """Return what happens to the replicas while they serve."""
+    if fault == "killed":  # one after the other
+        kills = []
+        for number in range(1000):
+            replica = replicas[number % SERVERS]
+            kills.append(replica.go_down_and_up(DOWN_EVERY * (number + 1), DOWN_FOR))
+        return kills
+    if fault == "hangs":
+        return [replicas[0].hang()]
+    if fault == "lies":
+        return [replicas[0].lie()]
+    if fault == "all away":
+        return [replica.go_down_and_up(FAULT_AFTER, ALL_AWAY_FOR) for replica in replicas]
+    return []
 
 
 def send(writer: asyncio.StreamWriter, answer: dict[str, object]) -> None:
@@ -109,11 +145,9 @@ def send(writer: asyncio.StreamWriter, answer: dict[str, object]) -> None:
     writer.write(f"{head}\r\n\r\n".encode() + content)
 
 
-def run_fleet(pipe: Connection, seconds: float, is_killed: bool) -> None:
-    """Send the ports; serve until a message comes; send busy seconds, answers and dropped requests.
-
-    Args:
-        is_killed: a replica after the other is down for a while.
+def run_fleet(pipe: Connection, seconds: float, fault: Fault) -> None:
+    """Send the ports; serve until a message comes; send busy seconds, answers and dropped
+    requests.
     """
 
     async def run() -> None:
@@ -122,15 +156,12 @@ def run_fleet(pipe: Connection, seconds: float, is_killed: bool) -> None:
         for replica in replicas:
             servers.append(await asyncio.start_server(replica.serve, "127.0.0.1", 0, limit=1 << 20))
         pipe.send([server.sockets[0].getsockname()[1] for server in servers])
-        kills = []
-        if is_killed:
-            for number in range(1000):
-                replica = replicas[number % SERVERS]
-                kills.append(asyncio.create_task(replica.go_down_and_up(DOWN_EVERY * (number + 1))))
+        tasks = [asyncio.create_task(happening) for happening in faults(fault, replicas)]
         await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
         busy = sum(replica.busy for replica in replicas)
         answers = sum(replica.answers for replica in replicas)
         pipe.send((busy, answers, sum(replica.dropped for replica in replicas)))
+        del tasks
         os._exit(0)
 
     with suppress(EOFError):
@@ -138,11 +169,11 @@ def run_fleet(pipe: Connection, seconds: float, is_killed: bool) -> None:
 
 
 @contextmanager
-def fleet(seconds: float, *, is_killed: bool) -> Iterator[tuple[list[str], Connection]]:
+def fleet(seconds: float, fault: Fault) -> Iterator[tuple[list[str], Connection]]:
     """Yield the URLs of the servers, and what `run_fleet` answers by."""
     pipe, servers_end = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(
-        target=run_fleet, args=(servers_end, seconds, is_killed), daemon=True
+        target=run_fleet, args=(servers_end, seconds, fault), daemon=True
     )
     process.start()
     urls = [f"http://127.0.0.1:{port}/v1" for port in pipe.recv()]
@@ -161,10 +192,10 @@ def ask(endpoint: ChatEndpoint, image: str, start: int, stop: int) -> int:
     return sum(isinstance(answer, list) for answer in endpoint.ask_all(requests))
 
 
-def measure(requests: int, seconds: float, open_units: int, *, is_killed: bool) -> list[str]:
+def measure(requests: int, seconds: float, open_units: int, fault: Fault) -> list[str]:
     """Return the cells of a row."""
     image = file_url(os.urandom(JPEG_BYTES), "image/jpeg")
-    with fleet(seconds, is_killed=is_killed) as (urls, pipe):
+    with fleet(seconds, fault) as (urls, pipe):
         endpoint = ChatEndpoint(urls, MODEL, Requests())
         used = resource.getrusage(resource.RUSAGE_SELF)
         cpu = used.ru_utime + used.ru_stime
@@ -198,14 +229,19 @@ def main() -> None:
     arguments = parser.parse_args()
     columns = ("way", "answered", "seconds", "used", "requests/s", "CPU ms", "paid twice", "lost")
     table = Table(*columns)
-    ways = {
-        "one unit after the other": (1, False),
-        f"{OPEN_UNITS} units open": (OPEN_UNITS, False),
-        f"{OPEN_UNITS} units open, a replica is down for 5 s every 30 s": (OPEN_UNITS, True),
+    table.add_row(
+        "one unit after the other", *measure(arguments.requests, arguments.seconds, 1, "none")
+    )
+    ways: dict[str, Fault] = {
+        "": "none",
+        ", a replica is down for 5 s every 30 s": "killed",
+        ", a replica hangs": "hangs",
+        ", a replica lies about its model": "lies",
+        ", all are away for 5 minutes": "all away",
     }
-    for name, (open_units, is_killed) in ways.items():
-        row = measure(arguments.requests, arguments.seconds, open_units, is_killed=is_killed)
-        table.add_row(name, *row)
+    for name, fault in ways.items():
+        row = measure(arguments.requests, arguments.seconds, OPEN_UNITS, fault)
+        table.add_row(f"{OPEN_UNITS} units open{name}", *row)
     report(__doc__, table)
 
 
