@@ -63,6 +63,10 @@ class AccessError(StoreError):
     """The store refuses the keys, or what they may do."""
 
 
+class UnconditionalError(StoreError):
+    """The store has no writes with a condition."""
+
+
 @dataclass(frozen=True)
 class ObjectInfo:
     """An object of a store, or a file. `name` is relative to the location; `version`: its ETag, if
@@ -253,21 +257,23 @@ class StorePath:
 
     def put_if(self, data: bytes, version: UpdateVersion | None) -> bool:
         """Write the object if it is of this version (None: absent); return whether. Some stores
-        always do.
+        take such a condition and ignore it.
+
+        Raises:
+            UnconditionalError: the store refuses conditions.
         """
+        mode: UpdateVersion | Literal["create"] = version or "create"
         with self._naming(writes=True):
             try:
-                obstore.put(
-                    self._writes, self._prefix, data, mode=version or "create", use_multipart=False
-                )
+                obstore.put(self._writes, self._prefix, data, mode=mode, use_multipart=False)
             except (refused.AlreadyExistsError, refused.PreconditionError):
                 return False
-            except refused.NotSupportedError:
-                self.put(data)
+            except (refused.NotSupportedError, NotImplementedError) as error:
+                raise UnconditionalError(f"{self}: {failure(error)}") from None
             except refused.BaseError as error:
-                if not _NOT_IMPLEMENTED.search(str(error)):
-                    raise
-                self.put(data)
+                if _NOT_IMPLEMENTED.search(str(error)):
+                    raise UnconditionalError(f"{self}: {failure(error)}") from None
+                raise
         return True
 
     def unlink(self, missing_ok: bool = True) -> None:

@@ -136,9 +136,9 @@ class UnitWriter:
         revision = revision_of(unit.replaces) + 1 if unit.replaces else 0
         name = shard_name(unit.split, unit.start, unit.stop, revision)
         seconds = {name: round(value, 3) for name, value in usage.seconds.items()}
-        if self.claim:  # or a run that was taken over would replace shards of the later one
-            self.claim.check()
-        entry = write_shard(self.storage, name, unit.split, unit.start, records, seconds)
+        entry = write_shard(
+            self.storage, name, unit.split, unit.start, records, seconds, claim=self.claim
+        )
         counts = entry.counts | usage.tokens
         return LabelledUnit(replace(entry, counts=counts, gpus=usage.gpus), usage.failures)
 

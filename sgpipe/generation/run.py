@@ -108,9 +108,7 @@ def generate(
                 units = run.start_engine(units)
             mirror.has_work = bool(units)
         if mirror.is_owner:
-            if retry_failed:  # served models are asked again about images that they have refused
-                run.forget_refusals()
-            run.describe(has_work=bool(units))
+            run.take_place(has_work=bool(units), retry_failed=retry_failed)
             mirror.copy()
         meter = run.meter(units)
         with meter.written_to(metrics and check_output(metrics), progress):
@@ -338,6 +336,20 @@ class LabellingRun:
         names = {split: self.folder.index_name(split) for split in self.indexes}
         reader = UnitReader(self.folder.storage, names, self.roots)
         return self.plan.reuse.reader(reader) if self.plan.reuse else reader
+
+    def take_place(self, *, has_work: bool, retry_failed: bool) -> None:
+        """Prepare the folder, which is this run's own from now on, and the store, if there is one.
+
+        Args:
+            has_work: see `describe`.
+            retry_failed: served models are asked again about images that they have refused.
+        """
+        claim = self.folder.claim
+        if claim is not None and claim.note:
+            self.progress.say(f"NOTE: {claim.note}")
+        if retry_failed:
+            self.forget_refusals()
+        self.describe(has_work=has_work)
 
     def describe(self, *, has_work: bool) -> None:
         """Clear up after a killed run, and write the recipe and README beside the data.

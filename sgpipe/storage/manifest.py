@@ -13,11 +13,11 @@ import os
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -32,17 +32,25 @@ from sgpipe.files.image_roots import (
 )
 from sgpipe.files.locations import Location, absolute_location, location, sizes
 from sgpipe.files.roots import FolderRoot
-from sgpipe.files.stores import StorePath
+from sgpipe.files.stores import StorePath, UnconditionalError
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.storage.header import ClassLists, GpuUse, Identity, ParentRun, RunHeader
 from sgpipe.storage.losses import Loss, losses_of
 from sgpipe.utils.atomic import atomic_write, fault_point
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
 
 MANIFEST = "manifest.jsonl"
 DATA = "data"
 WRITER = ".sgpipe/writer"
 _CRC = b'{"crc32": "%08x", '  # of the rest of the line
 _TRIES = 5
+# Of an object that is there: absent, and one that no store gives.
+_WRONG_VERSIONS: tuple[UpdateVersion | None, ...] = (
+    None,
+    {"e_tag": f'"{"0" * 32}"', "version": "0"},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,32 +411,23 @@ def read_manifest(root: Location) -> bytes | None:
     return None if content is None else whole_lines(content)
 
 
-def put_file(store: StorePath, name: str, content: bytes, check_claim: Callable[[], None]) -> None:
-    """Write a run's manifest or description into its store.
-
-    Raises:
-        StoreError: another run has taken that over.
-    """
-    file = store / name
-    for _ in range(_TRIES):
-        version = file.version()
-        check_claim()
-        if file.put_if(content, version) or file.read() == content:
-            return
-    raise StoreError(f"{store.uri}: {name} changes too often to be written; try again")
-
-
 class WriterClaim:
     """Which run writes into a store: the one that claimed it last. An earlier one ends at its next
-    `check`.
+    `check` or `write`.
 
     A claim needs no renewal, so a run that was killed never keeps the next one waiting.
+
+    Attributes:
+        is_conditional: whether the store refuses to replace an object that has changed, known once
+            the claim is made. Where it does not, a write that is on its way while another run
+            claims the store still lands there.
     """
 
     def __init__(self, store: StorePath) -> None:
         self._store = store
         self._file = store / WRITER
         self._content = uuid.uuid4().hex.encode()
+        self.is_conditional = True
 
     def make(self) -> None:
         """Claim the store.
@@ -436,13 +435,37 @@ class WriterClaim:
         Raises:
             UserError: another run does so at the same moment.
         """
-        self._file.put_if(self._content, self._file.version())
+        try:
+            self._file.put_if(self._content, self._file.version())
+        except UnconditionalError:
+            self._file.put(self._content)
         # also right if only the answer to the request was lost
         if self._file.read() != self._content:
             raise UserError(
                 f"another run has just started writing into {self._store.uri}; wait for it to"
                 " finish"
             )
+        self.is_conditional = self._refuses_changed()
+
+    def _refuses_changed(self) -> bool:
+        """Return whether the store refuses to write the claim, which is there, as if it were absent
+        or another; if it does not, the claim stays as it is.
+        """
+        try:
+            return not any(self._file.put_if(self._content, version) for version in _WRONG_VERSIONS)
+        except UnconditionalError:
+            return False
+
+    @property
+    def note(self) -> str | None:
+        """What a user has to know of the store; None: nothing."""
+        if self.is_conditional:
+            return None
+        return (
+            f"{self._store.uri} ignores the conditions of writes (If-None-Match, If-Match), so let"
+            " no two runs write there at once: what one is sending when the other starts would"
+            " replace that one's shards"
+        )
 
     def check(self) -> None:
         """Check that this run still writes into the store.
@@ -454,3 +477,27 @@ class WriterClaim:
             raise TakenOverError(
                 f"{self._store.uri}: another run took over; what this one committed there is kept"
             )
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write an object of the store, unless another run claims the store before it is in place.
+
+        The version that is replaced was there before the claim is checked: what a later run
+        writes is of another one.
+
+        Raises:
+            TakenOverError: another run has claimed the store.
+            StoreError: the object changes all the time, or the store cannot be reached.
+        """
+        file = self._store / name
+        if not self.is_conditional:
+            self.check()
+            fault_point("before put")
+            file.put(content)
+            return
+        for _ in range(_TRIES):
+            version = file.version()
+            self.check()
+            fault_point("before put")
+            if file.put_if(content, version) or file.read() == content:
+                return
+        raise StoreError(f"{self._store.uri}: {name} changes too often to be written; try again")

@@ -15,7 +15,6 @@ from sgpipe.storage.manifest import (
     MANIFEST,
     Manifest,
     ShardEntry,
-    put_file,
     read_manifest,
     replace_manifest,
     whole_lines,
@@ -114,13 +113,14 @@ class ManifestMirror:
         Raises:
             StoreError: another run took over.
         """
-        if self.store is None or self.folder.claim is None:
+        claim = self.folder.claim
+        if claim is None:
             return
         began = time.monotonic()
         for name in (RECIPE, README, MANIFEST):
             content = whole_lines((self.folder.root / name).read_bytes())
             if self._copied.get(name) != content:
-                put_file(self.store, name, content, self.folder.claim.check)
+                claim.write(name, content)
                 self._copied[name] = content
         took = time.monotonic() - began
         self._next = began + took + max(_SECONDS_BETWEEN_COPIES, _LONGER_THAN_COPIES * took)

@@ -233,9 +233,9 @@ class RunFolder:
         """Delete what a killed run left behind: shards that the manifest does not list, and
         temporary files.
         """
-        if self.claim:
-            self.claim.check()
         for file in self.unlisted(manifest):
+            if self.claim:
+                self.claim.check()
             (self.storage / file).unlink(missing_ok=True)
         temporary = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp")]
         for name in _ROOT_FILES:

@@ -33,7 +33,7 @@ from sgpipe.records import (
     from_table,
     to_table,
 )
-from sgpipe.storage.manifest import DATA, Manifest, ShardEntry, sync_folder
+from sgpipe.storage.manifest import DATA, Manifest, ShardEntry, WriterClaim, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
@@ -120,36 +120,49 @@ def write_shard(
     records: list[Record],
     seconds: dict[str, float],
     images: Sequence[bytes | None] | None = None,
+    claim: WriterClaim | None = None,
 ) -> ShardEntry:
     """Write records `start`… of a split to `root/name` and describe the shard for the manifest.
 
-    Raises OSError; no file is left behind.
+    Raises as `write_copy`; no file is left behind.
 
     Args:
         images: the image files of the records, for a column `image`.
+        claim: see `write_copy`.
     """
     table = to_table(records) if images is None else with_images(to_table(records), images)
-    return write_copy(
-        root, ShardEntry(split, start, start + len(records), name, "", 0, {}, seconds), table
-    )
+    shard = ShardEntry(split, start, start + len(records), name, "", 0, {}, seconds)
+    return write_copy(root, shard, table, claim=claim)
 
 
 def write_copy(
-    root: Location, shard: ShardEntry, table: pa.Table, counts: Mapping[str, int] | None = None
+    root: Location,
+    shard: ShardEntry,
+    table: pa.Table,
+    counts: Mapping[str, int] | None = None,
+    claim: WriterClaim | None = None,
 ) -> ShardEntry:
-    """Write a shard with these rows into a run and return its entry; `counts`: if they are not
-    those of the rows.
+    """Write a shard with these rows into a run and return its entry.
 
-    It is made in memory, and written or uploaded whole. Raises OSError.
+    It is made in memory, and written or uploaded whole.
+
+    Args:
+        counts: if they are not those of the rows.
+        claim: of the run on its store; None: `root` is a folder.
+
+    Raises:
+        TakenOverError: another run has claimed the store.
+        OSError: it cannot be written.
     """
     buffer = io.BytesIO()
-    path = root / shard.file
     with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
         writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
     data = buffer.getvalue()
-    if isinstance(path, StorePath):
-        path.put(data)
+    path = root / shard.file
+    if claim is not None:
+        claim.write(shard.file, data)
     else:
+        assert isinstance(path, Path), path
         path.parent.mkdir(parents=True, exist_ok=True)
         fault_point("before write")
         with atomic_write(path) as temporary:

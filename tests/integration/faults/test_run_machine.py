@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import io
 import random
 import shutil
 import sys
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.files.locations import sizes
-from sgpipe.files.stores import StorePath
+from sgpipe.files.stores import StorePath, connect
 from sgpipe.generation.run import generate
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
@@ -49,6 +50,7 @@ POINTS = (
     "after manifest entry",
 )
 points = st.sampled_from(POINTS)
+points_with_store = st.sampled_from(("before put", "before manifest entry", "after manifest entry"))
 moments = st.integers(1, 5)
 unit_sizes = st.sampled_from((1, 3, 5))
 BUSY = ("503 SlowDown", "500 InternalError", "cut", "400 ExpiredToken")
@@ -68,7 +70,13 @@ def dataset() -> Path:
     return folder
 
 
-def label(out: Path, unit_size: int = 4, store: StorePath | None = None, **more: object) -> None:
+def label(
+    out: Path,
+    unit_size: int = 4,
+    store: StorePath | None = None,
+    console: Console | None = None,
+    **more: object,
+) -> None:
     files = {
         "images": "images",
         "annotations": "instances_val.json",
@@ -77,7 +85,8 @@ def label(out: Path, unit_size: int = 4, store: StorePath | None = None, **more:
     values = {"source.root": str(dataset() / "coco"), "source.splits": {"val": files}}
     values |= {"caption.captioner": None, "tag.method": "overlap", "engine.unit_size": unit_size}
     values |= {"engine.store": store and store.uri}
-    generate(load_recipe("coco", values | more), out, Progress(Console(quiet=True)))
+    progress = Progress(console or Console(quiet=True))
+    generate(load_recipe("coco", values | more), out, progress)
 
 
 @cache
@@ -324,7 +333,7 @@ def test_any_sequence_of_faults_leads_to_the_same_rows_in_a_store(
                 self.label(2)
             faults.fault = lambda method, path: None
 
-        @rule(point=points, moment=moments)
+        @rule(point=points_with_store, moment=moments)
         def lose_the_store_to_another_run(self, point: str, moment: int) -> None:
             """The later run takes over, the earlier one ends."""
             taken: list[Path] = []
@@ -340,3 +349,15 @@ def test_any_sequence_of_faults_leads_to_the_same_rows_in_a_store(
             self.lost = False
 
     explore(StoredRuns, examples)
+
+
+def test_a_store_without_conditional_writes_is_told_and_written(
+    store: StorePath, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")  # of the library that sgpipe asks
+    connect.cache_clear()
+    console = Console(file=io.StringIO(), width=1000)
+    with without_ray():
+        label(tmp_path / "out", store=store, console=console)
+    assert console.file.getvalue().count("ignores the conditions of writes") == 1
+    assert list(iter_records(store)) == expected()

@@ -11,21 +11,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from obstore.store import MemoryStore
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.stores import StorePath
 from sgpipe.storage.manifest import (
     MANIFEST,
     Manifest,
     ShardEntry,
     WriterClaim,
-    put_file,
     read_manifest,
     whole_lines,
 )
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import RunFolder
+from tests.memory_store import KilledError, Memory
 from tests.values import values_of
 
 LINES = 6
@@ -102,32 +100,6 @@ def test_a_failed_append_leaves_the_manifest_as_it_was(tmp_path, monkeypatch):
     assert Manifest.load(tmp_path).shards == [entry(0, 8)]
 
 
-class KilledError(Exception):
-    """The process is gone."""
-
-
-class Memory(StorePath):
-    """A store in memory. `left`: operations that change it until its process is killed."""
-
-    def __init__(self) -> None:
-        super().__init__("s3://bucket/run")
-        self.memory = MemoryStore()
-        self.left: list[int | None] = [None]  # also of places below it
-
-    @property
-    def _reads(self) -> MemoryStore:
-        return self.memory
-
-    @property
-    def _writes(self) -> MemoryStore:
-        left = self.left[0]
-        if left is not None:
-            if not left:
-                raise KilledError
-            self.left[0] = left - 1
-        return self.memory
-
-
 def shards(store: Memory) -> list[ShardEntry]:
     manifest = Manifest.parse(read_manifest(store) or b"", Path("unused"), Path("it"))
     return manifest.shards
@@ -151,7 +123,7 @@ class Driver:
         self.copy()
 
     def copy(self) -> None:
-        put_file(self.store, MANIFEST, whole_lines(self.content), self.claim.check)
+        self.claim.write(MANIFEST, whole_lines(self.content))
 
     def commit(self, number: int) -> None:
         self.manifest.commit(entry(number, number + 1))
