@@ -33,6 +33,10 @@ StoredRun = Annotated[
     Place, stored_argument("Folder or store (s3://bucket/labels) of a run or an import.")
 ]
 Limit = Annotated[int | None, option("Use only the first N images.", min=1, panel=DATA)]
+PartOfImages = Annotated[
+    str | None,
+    option("Label one of N parts of the images, in a run of its own: I/N.", "--part", panel=DATA),
+]
 Seed = Annotated[int | None, option("Random seed.", min=0)]
 Settings = Annotated[
     list[str] | None, option("Change any setting of the recipe: KEY=VALUE. Repeatable.", "--set")

@@ -138,6 +138,7 @@ class RecipeOptions:
     calibration: cli.CalibrationFile = None
     precision: cli.ExpectedPrecision = None
     limit: cli.Limit = None
+    part: cli.PartOfImages = None
     seed: cli.Seed = None
     ray_address: cli.RayAddress = None
     assign: cli.Settings = None
@@ -176,6 +177,7 @@ class RecipeOptions:
         return changed(
             loaded,
             limit=self.limit,
+            part=self.part,
             seed=self.seed,
             source=data.applied_to(loaded.source, extend),
             detect=changed(loaded.detect, detector=self.detector),

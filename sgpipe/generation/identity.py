@@ -203,7 +203,7 @@ def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
         overrides = {"caption.captioner": None, **overrides}
     if "tag" not in manifest.identity:
         return load_recipe("miniworld", overrides)
-    return parent_recipe(run, {"limit": None, **overrides})
+    return parent_recipe(run, {"limit": None, "part": None, **overrides})
 
 
 def _open(run: str, overrides: Mapping[str, Any] | None = None) -> tuple[RunFiles, Recipe]:
@@ -330,19 +330,20 @@ class Reuse:
             f" ({'; '.join(self.changes)})"
         )
 
-    def check_rows(self, rows: Mapping[str, int]) -> None:
-        """Check that the parent has the rows that are taken over.
+    def check_rows(self, rows: Mapping[str, range]) -> None:
+        """Check that the parent has the rows that are taken over, by split.
 
         Raises:
-            UserError: the parent lacks some of the first `rows` of a split, or has lost a shard.
+            UserError: the parent lacks some of them, or has lost a shard.
         """
         manifest = self.files.manifest
         lacking = 0
-        for split, number in rows.items():
-            lacking += sum(stop - start for start, stop in manifest.missing(split, number))
+        for split, asked in rows.items():
+            lacking += sum(stop - start for start, stop in manifest.missing(split, asked))
         if lacking:
+            images = sum(map(len, rows.values()))
             raise UserError(
-                f"{self.files.root} lacks {lacking:,} of {count(sum(rows.values()), 'image')}:"
+                f"{self.files.root} lacks {lacking:,} of {count(images, 'image')}:"
                 " finish it first with the command that started it, without a smaller --limit, or"
                 " take fewer with --limit"
             )

@@ -104,18 +104,19 @@ def open_image_roots(
 
 
 def check_names(
-    roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceIndex], rows: Mapping[str, int]
+    roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceIndex], rows: Mapping[str, range]
 ) -> None:
-    """Look for an image of each split of a new run.
+    """Look for an image of each split of a new run among the rows that are asked for.
 
     Raises:
         UserError: none is there, so all rows would be errors.
     """
-    for split, number in rows.items():
+    for split, asked in rows.items():
         root = roots[split]
-        step = -(-number // _MOST_LOOKED_FOR)
-        starts = range(0, number, _AT_ONCE)
-        parts = (indexes[split].records(start, min(start + _AT_ONCE, number)) for start in starts)
+        step = -(-len(asked) // _MOST_LOOKED_FOR)
+        starts = asked[::_AT_ONCE]
+        stops = (min(start + _AT_ONCE, asked.stop) for start in starts)
+        parts = map(indexes[split].records, starts, stops)
         names = (record.file_name for part in parts for record in part[::step])
         first = next(names, None)
         if first is not None and not root.contains(first) and not any(map(root.contains, names)):

@@ -38,6 +38,7 @@ class RunPlan:
     Attributes:
         name: of the run.
         limit: how many images are labelled; None: all.
+        part: which part of these, such as "3/100"; None: all.
         source: the dataset; its images are put in place within the run's folder.
         stages: that run, with models pinned and the GPUs of this machine shared.
         engine: how the work is distributed.
@@ -51,6 +52,7 @@ class RunPlan:
 
     name: str
     limit: int | None
+    part: str | None
     source: SourceConfig
     stages: StagePlan
     engine: EngineConfig
@@ -108,6 +110,7 @@ def resolve(recipe: Recipe, out: Path, parent: str | None = None) -> RunPlan:
     return RunPlan(
         name=recipe.name,
         limit=recipe.limit,
+        part=recipe.part,
         source=recipe.source,
         stages=share_gpus(stages, sharing & {*runnable}, recipe.engine),
         engine=recipe.engine,

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sgpipe.errors import UserError
 from sgpipe.files.hub import fetch_models
 from sgpipe.generation.batch import Batch, BatchFiles
 from sgpipe.generation.budget import ErrorBudget
@@ -35,7 +36,7 @@ from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.resolve import RunPlan, resolve
 from sgpipe.generation.spending import RunSpending, asks_endpoint, check_prices
-from sgpipe.recipe import Recipe
+from sgpipe.recipe import Recipe, numbers_of_part
 from sgpipe.sources.extended_run import open_parent
 from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.build import build_stages
@@ -132,7 +133,7 @@ class LabellingRun:
     Attributes:
         plan: of the run; its images are in place once it is open.
         roots, indexes: the images and annotations of each split.
-        rows: how many images of each split are asked for.
+        rows: those of each split that are asked for.
         engine: a local one gets ready while annotations are read.
         spending: the tokens of the run, once it is open.
     """
@@ -149,7 +150,7 @@ class LabellingRun:
         self.folder = folder
         self.progress = progress
         self.indexes: dict[str, SourceIndex] = {}
-        self.rows: dict[str, int] = {}
+        self.rows: dict[str, range] = {}
         self.engine: Engine | None = None
         self._replicas: LocalReplicas | RayReplicas | None = None
         cache = CacheFolder(
@@ -188,6 +189,7 @@ class LabellingRun:
                 self.progress.say(f"NOTE: {note}")
             self.indexes[split] = index
         self.manifest = self.folder.open(self._header())
+        self._check_part()
         keep_listings(self.roots, self.folder, now)
         self.folder.set_ground_truth(ground_truth)
         cache = self._stages.cache_folder
@@ -195,6 +197,17 @@ class LabellingRun:
         self.spending = RunSpending(cache.spending, self.manifest.shards, answers)
         cache = replace(cache, spending=self.spending.spending)
         self._stages = replace(self._stages, cache_folder=cache)
+
+    def _check_part(self) -> None:
+        """Raise UserError if the folder contains another part of the source."""
+        before = self.manifest.run.get("part")
+        now = self.plan.part
+        if before != now:
+            advice = f"pass --part {before}" if before else "omit --part"
+            raise UserError(
+                f"{self.folder.location} contains {_name_of(before)} of the images, not"
+                f" {_name_of(now)}: {advice}, or choose another --out"
+            )
 
     def cache(self) -> RequestCache:
         """Return the answers of served models."""
@@ -229,6 +242,8 @@ class LabellingRun:
             run["labels"] = extended.get("labels")
         if folder.store:
             run["store"] = folder.store.uri
+        if plan.part:
+            run["part"] = plan.part
         return run
 
     def missing_units(self, retry_failed: bool) -> list[WorkUnit]:
@@ -253,23 +268,21 @@ class LabellingRun:
         return units
 
     def _unlabelled(self) -> list[WorkUnit]:
-        """Return the rows without a shard among those that are asked for, whose numbers are noted
-        in `rows`.
+        """Return the rows without a shard among those that are asked for, which are noted in
+        `rows`.
         """
-        available = sum(map(len, self.indexes.values()))
-        left = available if self.plan.limit is None else self.plan.limit
+        lengths = {split: len(index) for split, index in self.indexes.items()}
+        self.rows = asked_rows(lengths, self.plan.limit, self.plan.part)
         units = []
-        for split, index in self.indexes.items():
-            self.rows[split] = min(len(index), left)
-            left -= self.rows[split]
-            for start, stop in self.manifest.missing(split, self.rows[split]):
+        for split, asked in self.rows.items():
+            for start, stop in self.manifest.missing(split, asked):
                 units.append(WorkUnit(split, start, stop))
         return units
 
     def _failed(self, lost: Sequence[ShardEntry]) -> Iterator[WorkUnit]:
         """Yield the shards with error rows, among the images that are asked for."""
         for shard in self.manifest.shards:
-            is_asked_for = shard.start < self.rows.get(shard.split, 0)
+            is_asked_for = shard.start in self.rows.get(shard.split, ())
             if shard.counts.get("errors") and is_asked_for and shard not in lost:
                 yield WorkUnit(shard.split, shard.start, shard.stop, shard.file, errors_only=True)
 
@@ -285,7 +298,7 @@ class LabellingRun:
             self.engine = self.engine or LocalEngine(self.plan.stages, self.plan.engine)
         else:
             self.engine = self._ray_engine()
-        return self.engine.start(self._builder(), units, self.progress, sum(self.rows.values()))
+        return self.engine.start(self._builder(), units, self.progress, self._images_asked_for)
 
     def _ray_engine(self) -> Engine:
         """Return the engine on Ray, after the servers of stages with engines have started."""
@@ -440,8 +453,12 @@ class LabellingRun:
             return time.time()
         return (self.folder.root / shard.file).stat().st_mtime
 
+    @property
+    def _images_asked_for(self) -> int:
+        return sum(map(len, self.rows.values()))
+
     def _say_nothing_is_left(self) -> None:
-        asked = sum(self.rows.values())
+        asked = self._images_asked_for
         images = sum(shard.rows for shard in self.manifest.shards)
         part = f", of which {asked:,} were asked for" if asked < images else ""
         self.progress.say(
@@ -461,7 +478,7 @@ class LabellingRun:
         problems = Counter[str]()
         for index in self.indexes.values():
             problems.update(index.meta["problems"])
-        return add_up(self.manifest, sum(self.rows.values()), problems)
+        return add_up(self.manifest, self._images_asked_for, problems)
 
     def close(self) -> None:
         """End the workers, and the servers that they ask."""
@@ -469,6 +486,30 @@ class LabellingRun:
             self.engine.close()
         if self._replicas is not None:
             self._replicas.close()
+
+
+def asked_rows(lengths: Mapping[str, int], limit: int | None, part: str | None) -> dict[str, range]:
+    """Return the rows of each split that a run labels.
+
+    The parts of a split follow each other, and have the same number of images, or one more.
+
+    Args:
+        lengths: how many images each split has.
+        limit: of how many images together, the first ones; None: all.
+        part: which part of each split then, such as "3/100"; None: all.
+    """
+    number, parts = numbers_of_part(part or "1/1")
+    left = sum(lengths.values()) if limit is None else limit
+    rows: dict[str, range] = {}
+    for split, length in lengths.items():
+        labelled = min(length, left)
+        left -= labelled
+        rows[split] = range(labelled * (number - 1) // parts, labelled * number // parts)
+    return rows
+
+
+def _name_of(part: str | None) -> str:
+    return f"part {part}" if part else "all parts"
 
 
 def source_header(indexes: Mapping[str, SourceIndex]) -> RunHeader:

@@ -29,6 +29,7 @@ from sgpipe.recipe.recipe import (
     hub_models,
     load_recipe,
     models_of,
+    numbers_of_part,
     resolved,
     with_model_folders,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "models_of",
     "named_model",
     "network_folder",
+    "numbers_of_part",
     "options_of",
     "own_identity",
     "packaged_model",

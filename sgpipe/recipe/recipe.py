@@ -1,11 +1,12 @@
 """The whole recipe: its sections, what it leaves open, and the models that its stages load."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from sgpipe.errors import existing_model
 from sgpipe.files.model_cache import pin_model
@@ -25,6 +26,7 @@ from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import Config, load, recipe_folder
 
 STAGES = ("detect", "caption", "parse", "ground", "pair", "tag")  # in their order
+_PART = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 
 
 class EngineConfig(Config):
@@ -52,6 +54,26 @@ class EngineConfig(Config):
     )
 
 
+def numbers_of_part(part: str) -> tuple[int, int]:
+    """Return the numbers of a part of the images: of "3/100", 3 and 100.
+
+    Raises:
+        ValueError: it is not of this form, or there are not so many parts.
+    """
+    match = _PART.fullmatch(part)
+    if match is None or int(match[1]) > int(match[2]):
+        raise ValueError(f"{part!r} is no part: expected I/N, such as 3/100, with I from 1 to N")
+    return int(match[1]), int(match[2])
+
+
+def _checked_part(part: str) -> str:
+    numbers_of_part(part)
+    return part
+
+
+Part = Annotated[str, AfterValidator(_checked_part)]
+
+
 class Recipe(Config):
     """The data, the models and all settings of a run. Every setting that changes a label is
     here.
@@ -62,6 +84,9 @@ class Recipe(Config):
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the caption sampling")
     limit: int | None = Field(None, ge=1, description="only the first N images")
+    part: Part | None = Field(
+        None, description="which of the parts of the images, such as 3/100: the third of 100"
+    )
     source: SourceConfig = SourceConfig()
     detect: DetectConfig = DetectConfig()
     caption: CaptionConfig = CaptionConfig()

@@ -56,10 +56,15 @@ def open_parent(place: str | Location | None) -> RunFiles:
 def _lacks(files: RunFiles) -> str | None:
     """Return what an incomplete run lacks."""
     manifest = files.manifest
-    stops = {shard.split: shard.stop for shard in manifest.shards}
+    first_rows: dict[str, int] = {}
+    stops: dict[str, int] = {}
+    for shard in manifest.shards:
+        first_rows.setdefault(shard.split, shard.start if "part" in manifest.run else 0)
+        stops[shard.split] = shard.stop
     images = 0
-    for split, stop_of_split in stops.items():
-        images += sum(stop - start for start, stop in manifest.missing(split, stop_of_split))
+    for split, first_row in first_rows.items():
+        missing = manifest.missing(split, range(first_row, stops[split]))
+        images += sum(stop - start for start, stop in missing)
     if images:
         return f"lacks {count(images, 'image')}"
     if not manifest.shards:

@@ -54,6 +54,7 @@ class RunHeader(TypedDict, total=False):
         images: where the images of each split are.
         labels: the classes and predicates of a closed list; None: any name.
         store: where the shards are, if not in the folder.
+        part: which part of its source it has, such as "3/100", if not all.
         finished: an import or a merge has all rows; `limit`: those that were asked for.
         runs, matched: of a merged run, by the ids of runs, and how many images were united.
     """
@@ -69,6 +70,7 @@ class RunHeader(TypedDict, total=False):
     images: dict[str, str]
     labels: ClassLists | None
     store: str
+    part: str
     finished: bool
     limit: int | None
     runs: dict[str, SingleRun]

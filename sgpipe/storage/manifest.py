@@ -236,15 +236,15 @@ class Manifest:
             if present.get(shard.file.removeprefix(f"{DATA}/")) != shard.bytes
         ]
 
-    def missing(self, split: str, rows: int) -> list[tuple[int, int]]:
-        """Return the ranges of a split's first `rows` rows that no shard covers."""
+    def missing(self, split: str, rows: range) -> list[tuple[int, int]]:
+        """Return the ranges of a split's rows that no shard covers."""
         gaps: list[tuple[int, int]] = []
-        covered = 0
+        covered = rows.start
         for shard in self.shards:
             if shard.split == split:
-                gaps.append((covered, min(shard.start, rows)))
+                gaps.append((covered, min(shard.start, rows.stop)))
                 covered = max(covered, shard.stop)
-        gaps.append((covered, rows))
+        gaps.append((covered, rows.stop))
         return [(start, stop) for start, stop in gaps if start < stop]
 
 

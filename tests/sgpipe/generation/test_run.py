@@ -5,21 +5,25 @@ import json
 import random
 import shutil
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from sgpipe import Pipeline
 from sgpipe.errors import UserError
 from sgpipe.generation import run as generation
-from sgpipe.generation.run import generate
+from sgpipe.generation.run import asked_rows, generate
 from sgpipe.miniworld.dataset import IMAGES as DRAWN
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
+from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
 from tests.detections import make_coco
 from tests.sgpipe.generation.coco_runs import FEW, HIGHER, IMAGES, captioned, recipe, split
@@ -133,6 +137,44 @@ def test_a_missing_hub_model_is_told_before_annotations_are_read(coco, models, t
         )
     assert "reading the annotations" not in output.getvalue()
     assert not (tmp_path / "new").exists()
+
+
+@given(
+    lengths=st.dictionaries(st.sampled_from(("train", "val")), st.integers(0, 50), min_size=1),
+    limit=st.none() | st.integers(1, 60),
+    parts=st.integers(1, 12),
+)
+def test_parts_follow_each_other_and_are_together_what_one_run_labels(lengths, limit, parts):
+    whole = asked_rows(lengths, limit, None)
+    asked = [asked_rows(lengths, limit, f"{number}/{parts}") for number in range(1, parts + 1)]
+    for name in lengths:
+        rows_of_parts = [part[name] for part in asked]
+        assert [row for rows in rows_of_parts for row in rows] == list(whole[name])
+        sizes = {len(rows) for rows in rows_of_parts}
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.slow
+def test_parts_have_the_rows_of_one_run_and_a_folder_has_one_part(finished, coco, models, tmp_path):
+    parts = [tmp_path / f"part-{number}" for number in (1, 2, 3)]
+    for number, part in enumerate(parts, 1):
+        summary, _ = label(recipe(coco, models, part=f"{number}/3"), part)
+        assert summary.complete
+        assert 0 < summary.planned < IMAGES
+    labelled = [record for part in parts for record in iter_records(part)]
+    whole = list(iter_records(finished))
+    key = attrgetter("split", "image_id")
+    assert sorted(labelled, key=key) == sorted(whole, key=key)
+    assert {Manifest.load(part).run["fingerprint"] for part in parts} == {
+        Manifest.load(finished).run["fingerprint"]
+    }
+    refused = f"{parts[0]} contains part 1/3 of the images, not part 2/3: pass --part 1/3"
+    with pytest.raises(UserError, match=refused):
+        label(recipe(coco, models, part="2/3"), parts[0])
+    with pytest.raises(UserError, match="not all parts: pass --part 1/3"):
+        label(recipe(coco, models), parts[0])
+    with pytest.raises(UserError, match="contains all parts of the images, not part 2/3: omit"):
+        label(recipe(coco, models, part="2/3"), finished)
 
 
 @pytest.mark.slow

@@ -71,17 +71,22 @@ def test_every_flipped_byte_is_found(tmp_path):
 
 
 @settings(max_examples=100, deadline=None)
-@given(cuts=st.sets(st.integers(1, 39)), done=st.data(), rows=st.integers(0, 60))
-def test_missing_ranges_and_shards_cover_every_row_once(tmp_path_factory, cuts, done, rows):
+@given(
+    cuts=st.sets(st.integers(1, 39)),
+    done=st.data(),
+    first=st.integers(0, 30),
+    rows=st.integers(0, 60),
+)
+def test_missing_ranges_and_shards_cover_every_row_once(tmp_path_factory, cuts, done, first, rows):
     ranges = list(itertools.pairwise([0, *sorted(cuts), 40]))
     shards = [entry(start, stop) for start, stop in done.draw(st.sets(st.sampled_from(ranges)))]
     manifest = Manifest(
         tmp_path_factory.getbasetemp(), {}, [*shards, entry(0, 99, split="train")], 0
     )
-    gaps = manifest.missing("val", rows)
+    gaps = manifest.missing("val", range(first, rows))
     covered = [row for start, stop in gaps for row in range(start, stop)]
     committed = {row for shard in shards for row in range(shard.start, shard.stop)}
-    assert covered == [row for row in range(rows) if row not in committed]
+    assert covered == [row for row in range(first, rows) if row not in committed]
 
 
 def test_a_failed_append_leaves_the_manifest_as_it_was(tmp_path, monkeypatch):

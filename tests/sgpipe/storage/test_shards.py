@@ -400,7 +400,7 @@ def test_a_repaired_run_is_right_and_knows_what_is_missing(run):
     )
     assert problems(run) == []
     manifest = Manifest.load(run)
-    assert manifest.missing("val", 5) == [(0, 3)]
+    assert manifest.missing("val", range(5)) == [(0, 3)]
     assert values_of(iter_records(run), "image_id") == ["3", "4"]
     commit(run, 0, list(map(full_record, range(3))), manifest)
     assert values_of(iter_records(run), "image_id") == ["0", "1", "2", "3", "4"]
