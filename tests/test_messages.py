@@ -47,6 +47,11 @@ CASES: dict[str, str] = {
     "stats DIR/run --html DIR/coco": "DIR/coco",
     "verify DIR/none": "DIR/none",
     "verify DIR/coco": "DIR/coco",
+    "compact DIR/none": "DIR/none",
+    "compact DIR/coco": "DIR/coco",
+    "compact DIR/damaged": "DIR/damaged",
+    "compact DIR/lost": "DIR/lost",
+    "compact DIR/unfinished": "DIR/unfinished lacks 2 images",
     "view DIR/coco --no-browser": "DIR/coco",
     "calibrate DIR/run --truth DIR/none --out DIR/out": "DIR/none",
     "correct DIR/run --out DIR/run": "DIR/run",
@@ -162,6 +167,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         make_run(folder / name, [plain_record(name)], rows=2)
     for name in ("damaged", "lost"):
         shutil.copytree(folder / "run", folder / name)
+    make_run(folder / "unfinished", list(map(plain_record, "abcdef")), rows=2)
+    unfinished = Manifest.load(folder / "unfinished")
+    unfinished.rewrite([unfinished.shards[1]])
     (folder / "damaged" / MANIFEST).write_bytes(b"\0" * 100)
     (folder / "lost" / Manifest.load(folder / "run").shards[0].file).unlink()
     contents = {"broken.json": "{", "array.json": "[1]", "empty.json": "", "broken.yaml": "tag: [1"}

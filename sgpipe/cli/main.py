@@ -18,6 +18,7 @@ import typer
 
 from sgpipe.cli import interrupt
 from sgpipe.cli.certify import calibrate, certify
+from sgpipe.cli.compact import compact
 from sgpipe.cli.convert import convert
 from sgpipe.cli.correct import correct
 from sgpipe.cli.declare import USAGE_ERROR, command
@@ -51,12 +52,22 @@ from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
 _RESUME = "Committed work is kept; run the same command again to resume."
 _START_AGAIN = "Run the same command again to start from the beginning."
-_RESUMABLE = ("generate", "import", "score", "correct", "merge", "push", "train", "reproduce")
+_RESUMABLE = (
+    "generate",
+    "import",
+    "score",
+    "correct",
+    "merge",
+    "compact",
+    "push",
+    "train",
+    "reproduce",
+)
 _STOPPED_IN_ORDER = ("generate", "plan", "train", "reproduce")
 _COMMANDS = {
     "Label images": (label, generate, plan, miniworld),
     "Inspect runs": (view, correct, stats, calibrate, certify, score, verify),
-    "Import and export": (merge, export, push, fetch),
+    "Import and export": (merge, compact, export, push, fetch),
     "Train and evaluate": (train, predict, reproduce),
     "Tools": (doctor, convert, parse),
 }

@@ -192,6 +192,7 @@ def merge_runs(
                 _plan(database, match)
                 [matched] = database.sql(_COUNTED).to_arrow_table().to_pylist()
                 units, manifest.run["images"] = _units(database)
+                manifest.run["finished"] = False  # a lost shard may have been of several units
                 manifest.rewrite()
                 missing = {
                     number: unit for number, unit in enumerate(units) if unit.file not in done

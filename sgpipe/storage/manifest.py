@@ -54,11 +54,22 @@ _WRONG_VERSIONS: tuple[UpdateVersion | None, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
+class CompactedShard:
+    """A shard whose rows are in a larger one now; the fields are those of `ShardEntry`."""
+
+    start: int
+    stop: int
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class ShardEntry:
     """One committed shard: rows `start` to `stop` of its split's source, in `file` (relative to the
     run).
 
-    seconds, gpus: what it took, as in `stages.runner.Usage`.
+    seconds, gpus: what it took, as in `stages.runner.Usage`. compacted: the shards that it was made
+    from by `sgpipe compact`, which it replaces.
     """
 
     split: str
@@ -70,6 +81,7 @@ class ShardEntry:
     counts: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     gpus: dict[str, GpuUse] = field(default_factory=dict)
+    compacted: list[CompactedShard] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -103,12 +115,25 @@ class Manifest:
         self.run = run
         self.damaged: list[int] = []
         self._end = end  # bytes of whole lines
-        self._shards = {(shard.split, shard.start): shard for shard in shards}
+        self._shards: dict[tuple[str, int], ShardEntry] = {}
+        for shard in shards:
+            self._add(shard)
 
     @property
     def shards(self) -> list[ShardEntry]:
         """The live shards, by split and position."""
         return sorted(self._shards.values(), key=lambda shard: (shard.split, shard.start))
+
+    def _add(self, shard: ShardEntry) -> list[ShardEntry]:
+        """Add a live shard; return those that it supersedes."""
+        starts = [part.start for part in shard.compacted] or [shard.start]
+        superseded: list[ShardEntry] = []
+        for start in starts:
+            earlier = self._shards.pop((shard.split, start), None)
+            if earlier is not None:
+                superseded.append(earlier)
+        self._shards[shard.split, shard.start] = shard
+        return superseded
 
     @property
     def folder(self) -> Path:
@@ -221,11 +246,11 @@ class Manifest:
             append_line(file.fileno(), line, self._end)
         fault_point("after manifest entry")
         self._end += len(line)
-        superseded = self._shards.get((shard.split, shard.start))
-        self._shards[shard.split, shard.start] = shard
-        if superseded and superseded.file != shard.file:
-            # in a store `sweep` deletes it, as copies may still list it
-            (self.folder / superseded.file).unlink(missing_ok=True)
+        for superseded in self._add(shard):
+            if superseded.file != shard.file:
+                # in a store `sweep` deletes it, as copies may still list it
+                (self.folder / superseded.file).unlink(missing_ok=True)
+                fault_point("between deletions")
 
     def lost(self, storage: Location) -> list[ShardEntry]:
         """Return the shards whose file is missing or of another size."""

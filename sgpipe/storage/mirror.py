@@ -118,7 +118,10 @@ class ManifestMirror:
             return
         began = time.monotonic()
         for name in (RECIPE, README, MANIFEST):
-            content = whole_lines((self.folder.root / name).read_bytes())
+            file = self.folder.root / name
+            if not file.exists():  # compaction reads only the manifest of a run in a store
+                continue
+            content = whole_lines(file.read_bytes())
             if self._copied.get(name) != content:
                 claim.write(name, content)
                 self._copied[name] = content

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -283,7 +283,7 @@ def copy_run(
             for shard in source.shards:
                 table = change(shard, shard.file in done)
                 if shard.file not in done:
-                    manifest.commit(write_copy(out, shard, table))
+                    manifest.commit(write_copy(out, replace(shard, compacted=[]), table))
                 advance(shard.rows, shard.counts)
         folder.write_readme(*readme, manifest)
     if done.issuperset(current):

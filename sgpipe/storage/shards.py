@@ -59,7 +59,6 @@ SCORES = {
     VLM_SCORE: pa.float32(),
 }
 
-_ROWS_PER_GROUP = 512  # training reads a group at a time
 # What Hugging Face datasets look for to show the column as images.
 _IMAGES_METADATA = {
     "huggingface": json.dumps({"info": {"features": {IMAGE_COLUMN: {"_type": "Image"}}}})
@@ -93,6 +92,22 @@ _MAY_BE_NULL = {
     "segmentation",
 }
 _TOLERANCE = 0.01  # pixels
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """How the rows of a shard are stored.
+
+    Attributes:
+        rows_per_group: training reads a group at a time.
+        page_index: whether readers find the pages of a column without reading the others.
+    """
+
+    rows_per_group: int = 512
+    page_index: bool = False
+
+
+_WORK_UNIT = ShardLayout()
 
 # The items of a column of lists, and the row of each.
 Items: TypeAlias = tuple[np.ndarray, pa.Array]
@@ -141,6 +156,7 @@ def write_copy(
     table: pa.Table,
     counts: Mapping[str, int] | None = None,
     claim: WriterClaim | None = None,
+    layout: ShardLayout = _WORK_UNIT,
 ) -> ShardEntry:
     """Write a shard with these rows into a run and return its entry.
 
@@ -155,8 +171,10 @@ def write_copy(
         OSError: it cannot be written.
     """
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
-        writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+    with pq.ParquetWriter(
+        buffer, table.schema, compression="zstd", write_page_index=layout.page_index
+    ) as writer:
+        writer.write_table(table, row_group_size=layout.rows_per_group)
     data = buffer.getvalue()
     path = root / shard.file
     if claim is not None:
