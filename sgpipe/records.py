@@ -7,14 +7,18 @@ module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from itertools import accumulate, pairwise
 from numbers import Integral, Real
 from operator import itemgetter
 from reprlib import repr as shortened
 from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 SCHEMA_VERSION = 3
 
@@ -65,7 +69,8 @@ _VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
     _BBOX: ((list, tuple), "four numbers"),
 }
 
-_REQUIRED = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
+# What every row has.
+IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
 
 @dataclass(slots=True)
@@ -264,7 +269,7 @@ for _name, _noun in _NOUNS.items():
     _ARROW[f"list[{_name}]"] = list_of(**_columns(_noun))
 SCHEMA = pa.schema(
     [
-        pa.field(name, kind, nullable=name not in _REQUIRED)
+        pa.field(name, kind, nullable=name not in IMAGE_FIELDS)
         for name, kind in _columns(Record).items()
     ],
     metadata={"sgpipe.schema_version": str(SCHEMA_VERSION)},
@@ -277,6 +282,7 @@ _NESTED = {
     "pairs": Pair,
     "relations": Relation,
 }
+_KINDS = {noun: _declared(noun) for noun in (Record, *_NOUNS.values())}
 _FIELDS = {noun: [f.name for f in fields(noun)] for noun in (Record, Attribute, *_NESTED.values())}
 
 
@@ -303,22 +309,77 @@ def _values(noun: Any) -> dict[str, Any]:
 def from_table(table: pa.Table) -> list[Record]:
     """Return the records stored in a table of `SCHEMA`; columns the table lacks keep their
     defaults.
+
+    Values are taken from Arrow a column at a time: a dict for each item would take most of the
+    time.
     """
-    columns = [name for name in _FIELDS[Record] if name in table.column_names]
-    return [_record_of(row) for row in table.select(columns).to_pylist()]
+    kinds = {name: kind for name, kind in _KINDS[Record].items() if name in table.column_names}
+    with _collector_paused():
+        columns = [_values_in(table[name].combine_chunks(), kind) for name, kind in kinds.items()]
+        rows = zip(*columns, strict=True)
+        return [Record(**dict(zip(kinds, row, strict=True))) for row in rows]
 
 
-def _record_of(row: dict[str, Any]) -> Record:
-    """Return the record of a row with some of its columns."""
-    values = {name: value for name, value in row.items() if value is not None}
-    for name, noun in _NESTED.items():
-        values[name] = [noun(**item) for item in values.get(name, [])]
-    for box in values["objects"]:
-        box.bbox = tuple(box.bbox)
-        box.attributes = [Attribute(**item) for item in box.attributes or ()]
-    left_out = values.get("left_out", {})
-    values["left_out"] = {name: number for name, number in left_out.items() if number}
-    return Record(**values)
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, which would look through all nouns again and again while they
+    are made: none of them is part of a cycle.
+    """
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
+
+
+def _values_in(column: pa.Array, kind: str) -> list[Any]:
+    """Return the values of a column, which are of this type in Python."""
+    kind = kind.removesuffix(" | None")
+    if kind in _NOUNS:
+        noun = _NOUNS[kind]
+        fields_of_items = [
+            _values_in(pc.struct_field(column, name), kind_of_field)
+            for name, kind_of_field in _KINDS[noun].items()
+        ]
+        return list(map(noun, *fields_of_items))
+    if kind == _BBOX:
+        return list(map(tuple, _lists_in(column, "float")))
+    if kind.startswith("list["):
+        return _lists_in(column, kind.removeprefix("list[").removesuffix("]"))
+    if kind == "dict[str, int]":
+        return _counts_in(column)
+    if pa.types.is_string(column.type):
+        return _texts_in(column)
+    if column.null_count:
+        return column.to_pylist()
+    return column.to_numpy(zero_copy_only=False).tolist()
+
+
+def _texts_in(column: pa.Array) -> list[str | None]:
+    """Return the texts of a column, most of which repeat."""
+    encoded = column.dictionary_encode("encode")
+    texts = encoded.dictionary.to_pylist()
+    return list(map(texts.__getitem__, encoded.indices.to_numpy().tolist()))
+
+
+def _lists_in(column: pa.Array, kind: str) -> list[list[Any]]:
+    """Return the lists of a column, whose items are of this type; an empty one where it is null."""
+    items = _values_in(pc.list_flatten(column), kind)
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().tolist()
+    bounds = pairwise(accumulate(lengths, initial=0))
+    return [items[start:stop] for start, stop in bounds]
+
+
+def _counts_in(column: pa.Array) -> list[dict[str, int]]:
+    """Return the counts of each row that are not 0."""
+    rows: list[dict[str, int]] = [{} for _ in range(len(column))]
+    for name in LEFT_OUT:
+        numbers = pc.fill_null(pc.struct_field(column, name), 0)
+        for row in pc.indices_nonzero(numbers).to_pylist():
+            rows[row][name] = numbers[row].as_py()
+    return rows
 
 
 def type_fault(noun: object, place: str = "") -> str | None:

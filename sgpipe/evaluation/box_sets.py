@@ -153,7 +153,7 @@ def list_classes(names: Iterable[str]) -> str:
 
 def _read_shards(root: Location) -> BoxSet:
     box_set = BoxSet(root)
-    for record in iter_records(root):
+    for record in iter_records(root, "objects"):
         if not record.ok:
             box_set.failed += 1
             continue

@@ -21,10 +21,10 @@ import yaml
 
 from sgpipe.evaluation.label_quality import LABELS, run_quality
 from sgpipe.export.formats import Format
-from sgpipe.export.rows import COORDINATES, IMAGE_FIELDS, ExportRows, iter_groups, new_file
+from sgpipe.export.rows import COORDINATES, ExportRows, iter_groups, new_file
 from sgpipe.images import open_header
 from sgpipe.plugins import is_code_identity
-from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE, from_table
+from sgpipe.records import IMAGE_FIELDS, ORIGINS, TRAINING_CONFIDENCE, from_table
 from sgpipe.registry import BUILT_IN
 from sgpipe.sources.fields import single_line
 from sgpipe.sources.hub import CLASSES_KEY, ORIGIN_KEY

@@ -12,9 +12,9 @@ from xml.sax.saxutils import quoteattr
 from PIL import Image
 
 from sgpipe.export.formats import Format
-from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, write_json
+from sgpipe.export.rows import ExportRows, write_json
 from sgpipe.images import open_header
-from sgpipe.records import Box, Record, Relation, deduplicate
+from sgpipe.records import IMAGE_FIELDS, Box, Record, Relation, deduplicate
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
 
 CONFIGURATION = "labeling_config.xml"

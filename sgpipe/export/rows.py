@@ -25,7 +25,15 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import Location, text_sha256
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import read_image
-from sgpipe.records import NO_OBJECT, ORIGINS, Record, Relation, from_table, origins_pattern
+from sgpipe.records import (
+    IMAGE_FIELDS,
+    NO_OBJECT,
+    ORIGINS,
+    Record,
+    Relation,
+    from_table,
+    origins_pattern,
+)
 from sgpipe.storage.certificate import Certificate
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
@@ -35,7 +43,6 @@ COORDINATES = {
     "normalised": "as shares of the sides",
     "0-1000": "as thousandths of the sides",
 }
-IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
 
 @dataclass(frozen=True)

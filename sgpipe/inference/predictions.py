@@ -167,9 +167,9 @@ def iter_rows(row_group: RowGroup) -> Iterator[tuple[Record, bytes | None]]:
         UserError: the shard is damaged.
     """
     table = read_row_group(row_group.file, row_group.group, _COLUMNS, (IMAGE_COLUMN,))
-    for index in range(table.num_rows):
-        row = table.slice(index, 1)
-        yield from zip(from_table(row), embedded_images(row), strict=True)
+    for index, record in enumerate(from_table(table)):
+        [image] = embedded_images(table.slice(index, 1))
+        yield record, image
 
 
 @dataclass

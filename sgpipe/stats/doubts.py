@@ -98,7 +98,7 @@ def find_doubts(root: Location, limit: int) -> Doubts:
         UserError: the run has no annotated relations, or none whose subject the model knows
     """
     search = _Search(LayoutModel.load(), limit)
-    for records in _batches(iter_records(root)):
+    for records in _batches(iter_records(root, "objects", "relations")):
         search.add(records)
     search.refuse_nothing(root)
     return search.doubts()

@@ -23,6 +23,7 @@ from sgpipe.errors import StoreError, UserError, check_share, first_line, import
 from sgpipe.files.locations import Location, open_shard_file
 from sgpipe.files.stores import StorePath
 from sgpipe.records import (
+    IMAGE_FIELDS,
     LEFT_OUT,
     NO_OBJECT,
     ORIGINS,
@@ -281,13 +282,17 @@ def iter_tables(root: str | Location, columns: Sequence[str] | None = None) -> I
     return (read_file(manifest.root / shard.file, columns) for shard in manifest.shards)
 
 
-def iter_records(root: str | Location) -> Iterator[Record]:
+def iter_records(root: str | Location, *columns: str) -> Iterator[Record]:
     """Return the records of a run, a shard in memory at a time.
+
+    Args:
+        columns: of the nested ones, those that are read; by default all columns are.
 
     Raises:
         UserError: not a run; later, a damaged shard.
     """
-    return (record for table in iter_tables(root, SCHEMA.names) for record in from_table(table))
+    names = (*IMAGE_FIELDS, *columns) if columns else SCHEMA.names
+    return (record for table in iter_tables(root, names) for record in from_table(table))
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def _sample(runs: Sequence[Location], size: int, seed: int) -> tuple[list[Layout
     sample: list[tuple[int, LayoutExample]] = []
     total = 0
     for run in runs:
-        for example in _examples(iter_records(run)):
+        for example in _examples(iter_records(run, "objects", "relations")):
             if len(sample) < size:
                 sample.append((total, example))
             else:

@@ -2,6 +2,7 @@
 repaired.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.records import (
+    IMAGE_FIELDS,
     SCHEMA,
     Attribute,
     Box,
@@ -422,3 +424,37 @@ def test_a_run_at_work_is_not_repaired(run):
         verify(run, repair=True)
     other.kill()
     other.communicate()
+
+
+def test_records_can_be_read_with_the_columns_that_are_needed(tmp_path: Path) -> None:
+    records = [full_record(number) for number in range(8)]
+    run_of(tmp_path, records)
+    for column in ("objects", "relations"):
+        expected: list[Record] = []
+        for record in records:
+            fields = {name: getattr(record, name) for name in (*IMAGE_FIELDS, column)}
+            expected.append(Record(**fields))
+        assert list(iter_records(tmp_path, column)) == expected
+
+
+def test_lists_that_are_null_are_empty() -> None:
+    record = replace(full_record(1), captions=[])
+    row = to_table([record]).to_pylist()[0]
+    row["captions"] = None
+    row["left_out"] = None
+    row["objects"][0]["attributes"] = None
+    [read] = from_table(pa.Table.from_pylist([row], schema=SCHEMA))
+    assert read == record
+
+
+def test_the_garbage_collector_is_as_before_after_reading() -> None:
+    table = to_table([full_record(1)])
+    assert gc.isenabled()
+    from_table(table)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        from_table(table)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
