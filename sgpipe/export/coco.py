@@ -82,7 +82,7 @@ def _annotations(
                 "bbox": list(map(plain, box.bbox)),
                 "area": plain(box.bbox[2] * box.bbox[3]),
                 "iscrowd": int(box.iscrowd),
-                "segmentation": json.loads(box.segmentation or "[]"),
+                "segmentation": json.loads(box.segmentation) if box.segmentation else [],
             }
 
 

@@ -43,6 +43,8 @@ COORDINATES = {
     "normalised": "as shares of the sides",
     "0-1000": "as thousandths of the sides",
 }
+# `json.dumps` with options makes one for each value.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -407,7 +409,7 @@ def _pieces(value: Any) -> Iterator[str]:
 
 def _text(value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return _ENCODER.encode(value)
     except ValueError:
         raise UserError(
             f"{str(value)[:80]} contains a number that is not finite; `sgpipe verify` says where"
