@@ -9,6 +9,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+# What a disk or a network reports that fails for now; not every system has all of them.
+_UNAVAILABLE = {
+    getattr(errno, name, None)
+    for name in (
+        "EIO",
+        "EAGAIN",
+        "EBUSY",
+        "ESTALE",
+        "EREMOTEIO",
+        "ETIMEDOUT",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "ENETRESET",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ECONNABORTED",
+        "ECONNREFUSED",
+        "ECONNRESET",
+        "ENOTCONN",
+        "ESHUTDOWN",
+    )
+} - {None}
 WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 
 
@@ -37,6 +59,14 @@ class ImageError(UserError):
     """An image cannot be used: missing, broken, too large, or not of the annotated size; the
     message says why.
     """
+
+
+class UnavailableError(UserError):
+    """A file cannot be read for now, because a disk or a network fails; a later try may succeed."""
+
+
+class UnavailableImageError(ImageError, UnavailableError):
+    """An image file cannot be read for now."""
 
 
 class ComputationError(UserError):
@@ -176,6 +206,11 @@ def format_os_error(error: OSError) -> str:
         f"{os_error_reason(error)}:"
         f" {error.filename or 'standard output, or the current folder'}{advice}"
     )
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Return whether a system error says that a disk or a network fails for now."""
+    return isinstance(error, OSError) and error.errno in _UNAVAILABLE
 
 
 def os_error_reason(error: OSError) -> str:

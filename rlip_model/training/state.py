@@ -36,6 +36,7 @@ OPTIMIZER = "optimizer.safetensors"
 TRAINING = "training.json"
 _WRITING = ".writing-"  # begins the names of unfinished checkpoints
 _NAME = re.compile(r"step-\d{8,}")
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
         except SafetensorError as reason:
-            raise OSError(f"{folder} cannot be written: {reason}") from None
+            raise _system_error(reason, folder) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         _sync(folder.parent)
@@ -168,6 +169,14 @@ def _write(folder: Path, model: RLIPModel, state: TrainingState) -> None:
     (folder / TRAINING).write_text(json.dumps(asdict(state.position)), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
         _sync(path)
+
+
+def _system_error(reason: SafetensorError, folder: Path) -> OSError:
+    """Return the system's error, such as a full disk, that safetensors names in its message."""
+    number = _SYSTEM_ERROR.search(str(reason))
+    if number is None:
+        return OSError(f"{folder} cannot be written: {reason}")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(folder))
 
 
 def _sync(path: Path) -> None:

@@ -28,8 +28,10 @@ from sgpipe.errors import (
     EngineError,
     ImageError,
     StoreError,
+    UnavailableImageError,
     UserError,
     first_line,
+    is_unavailable,
     os_error_reason,
 )
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
@@ -335,7 +337,8 @@ def image_error(error: OSError, where: str) -> ImageError | EngineError | StoreE
     if error.errno in _OF_THE_MACHINE:
         return EngineError(f"{where} cannot be read: {os_error_reason(error)}")
     reason = _OF_AN_IMAGE.get(type(error)) or os_error_reason(error)
-    return ImageError(f"image cannot be read: {where} ({reason})")
+    kind = UnavailableImageError if is_unavailable(error) else ImageError
+    return kind(f"image cannot be read: {where} ({reason})")
 
 
 def safe_name(name: str) -> str:

@@ -19,7 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgpipe.errors import StoreError, UserError, check_share, first_line, import_extra
+from sgpipe.errors import (
+    StoreError,
+    UnavailableError,
+    UserError,
+    check_share,
+    first_line,
+    import_extra,
+    is_unavailable,
+)
 from sgpipe.files.locations import Location, open_shard_file
 from sgpipe.files.stores import StorePath
 from sgpipe.records import (
@@ -371,6 +379,7 @@ def open_shard(
     """Open a shard, or its `content`.
 
     Raises:
+        UnavailableError: its disk or a network fails for now.
         UserError: missing, damaged (also later), other schema, no `columns`.
     """
     try:
@@ -394,7 +403,8 @@ def open_shard(
     except StoreError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"shard {path} cannot be read ({first_line(error)})") from None
+        kind = UnavailableError if is_unavailable(error) else UserError
+        raise kind(f"shard {path} cannot be read ({first_line(error)})") from None
 
 
 def read_row_group(

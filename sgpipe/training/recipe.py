@@ -208,7 +208,12 @@ class WorkersConfig(Config):
     address: str | None = Field(
         None, description="Ray cluster to join; null: start one on this machine"
     )
-    restarts: int = Field(3, ge=0, description="how often lost workers are replaced")
+    restarts: int = Field(
+        3, ge=0, description="restarts after a lost worker, or a file or store that fails for now"
+    )
+    restart_seconds: float = Field(
+        30, ge=0, description="before a restart after a file or a store failed"
+    )
 
 
 class TrainRecipe(Config):

@@ -16,6 +16,7 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,6 +38,7 @@ from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, check_benchmark, run_job
 from sgpipe.training.metrics import Row, TrainSummary, read_metrics, training_display
 from sgpipe.training.recipe import TrainRecipe
+from sgpipe.training.restarts import run_with_restarts
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import only_process, write_text
 from sgpipe.utils.config_file import changed, dump_yaml
@@ -62,9 +64,9 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
 
     Raises:
         UserError: the recipe, the shards, the network or the folder is invalid
-        EngineError: workers were lost and could not be replaced, or (DivergedError) a loss is not
-            finite
-        OSError: a checkpoint could not be written
+        EngineError: workers were lost, or files or stores failed, more often than
+            `workers.restarts`; or (DivergedError) a loss is not finite
+        OSError: a checkpoint could not be written, as the disk is full
     """
     progress = progress or Progress()
     out = Path(out)
@@ -103,7 +105,9 @@ def _run(job: TrainingJob, progress: Progress) -> None:
 
             run_workers(job, show, progress)
         else:
-            run_job(job, show)
+            run_with_restarts(
+                partial(run_job, job, show), workers.restarts, workers.restart_seconds, progress
+            )
 
 
 def _summary(job: TrainingJob) -> TrainSummary:

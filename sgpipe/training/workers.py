@@ -1,8 +1,13 @@
-"""Train with several workers on Ray Train; lost workers are replaced."""
+"""Train with several workers on Ray Train; lost workers are replaced.
+
+A worker tells the driver in files why it ends, because Ray wraps errors in pages of its own frames:
+one of a refusal, after which nothing restarts, and one of errors that a restart may mend.
+"""
 
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
@@ -22,12 +27,14 @@ from sgpipe.errors import DivergedError, EngineError, UserError
 from sgpipe.training.job import TrainingJob, run_job
 from sgpipe.training.metrics import Row, read_metrics
 from sgpipe.training.recipe import WorkersConfig
+from sgpipe.training.restarts import exhausted, is_refusal, reason_of, restart_note
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_workers, pick_device
 from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
+_FAILURE = "failure.txt"
 _REFUSALS = {"UserError": UserError, "DivergedError": DivergedError}
 _POLL_SECONDS = 0.5
 
@@ -37,6 +44,7 @@ def run_workers(job: TrainingJob, show: Callable[[Row], None], progress: Progres
     config = job.recipe.workers
     refusal = job.private / _REFUSAL
     refusal.unlink(missing_ok=True)
+    (job.private / _FAILURE).unlink(missing_ok=True)
     start_ray(config.address, say=progress.say)
     note = check_workers(ray.nodes(), config.count, config.cpus, _gpus(config))
     if note:
@@ -59,18 +67,27 @@ def run_workers(job: TrainingJob, show: Callable[[Row], None], progress: Progres
         ),
     )
     try:
-        _fit(trainer, job, show)
+        _fit(trainer, job, show, progress)
     except (RayError, RuntimeError, ray.train.TrainingFailedError) as error:
         if not refusal.exists():
-            raise EngineError(worker_failure(error)) from None
+            reason = _last_failure(job) or worker_failure(error)
+            raise exhausted(reason, config.restarts) from None
     if refusal.exists():
         kind, message = json.loads(refusal.read_text(encoding="utf-8"))
         raise _REFUSALS.get(kind, EngineError)(message)
 
 
-def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[Row], None]) -> None:
-    """Show new metrics until the training ends, a worker refuses its input (Ray would only retry),
-    or Ctrl-C.
+def _last_failure(job: TrainingJob) -> str:
+    """Return why the last worker ended whose error a restart may mend; empty: none has."""
+    path = job.private / _FAILURE
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _fit(
+    trainer: TorchTrainer, job: TrainingJob, show: Callable[[Row], None], progress: Progress
+) -> None:
+    """Show new metrics, and why workers restart, until the training ends, a worker refuses its
+    input (Ray would only retry), or Ctrl-C.
 
     It runs in a thread, because in the main thread Ray Train would handle Ctrl-C itself and return
     as if it were done.
@@ -85,6 +102,7 @@ def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[Row], None]) -
 
     threading.Thread(target=run, name="trainer", daemon=True).start()
     shown = 0
+    failure = ""
     is_over = False
     try:
         while not is_over:
@@ -94,6 +112,10 @@ def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[Row], None]) -
             for row in rows[shown:]:
                 show(row)
             shown = len(rows)  # fewer than before if lost steps are repeated
+            before = failure
+            failure = _last_failure(job)
+            if failure not in ("", before):
+                progress.say(restart_note(failure))
         if outcome.done():
             outcome.result()
     finally:
@@ -102,9 +124,7 @@ def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[Row], None]) -
 
 
 def _worker(config: dict[str, TrainingJob]) -> None:
-    """The body of a worker. A refusal is passed on in a file, because Ray wraps errors in pages of
-    its own frames.
-    """
+    """The body of a worker."""
     job = config["job"]
     workers = job.recipe.workers
     context = ray.train.get_context()
@@ -113,6 +133,8 @@ def _worker(config: dict[str, TrainingJob]) -> None:
         raise EngineError("the input was refused before; a retry would change nothing")
     torch.set_num_threads(max(1, int(workers.cpus)))
     share = context.get_world_rank(), context.get_world_size()
+    if context.get_world_rank() == 0:
+        (job.private / _FAILURE).unlink(missing_ok=True)  # this is a restart after it
     wrap: Callable[[Objective], nn.Module] = wrap_fsdp
     # some parameters, such as the relation decoder's box heads, get no gradient
     if workers.parallel == "ddp":
@@ -120,8 +142,21 @@ def _worker(config: dict[str, TrainingJob]) -> None:
     try:
         run_job(job, device=worker_device(workers), share=share, wrap=wrap)
     except (UserError, EngineError, OSError) as error:
-        write_text(refusal, json.dumps([type(error).__name__, str(error)]))
+        if is_refusal(error):
+            kind = _kind_of(error)
+            write_text(refusal, json.dumps([kind, reason_of(error)]))
+        else:
+            write_text(job.private / _FAILURE, reason_of(error))
+            time.sleep(workers.restart_seconds)  # Ray restarts at once
         raise
+
+
+def _kind_of(error: Exception) -> str:
+    """Return by which of `_REFUSALS` the driver raises a refusal."""
+    for kind, error_class in _REFUSALS.items():
+        if isinstance(error, error_class):
+            return kind
+    return type(error).__name__
 
 
 def worker_device(config: WorkersConfig) -> torch.device:

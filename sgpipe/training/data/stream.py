@@ -27,7 +27,7 @@ from rlip_model.training.augment import prepare
 from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.pairs import tagger_triplets
 from rlip_model.training.sampling import NegativeSampling, Texts, batch_texts, relabelled
-from sgpipe.errors import UserError
+from sgpipe.errors import UnavailableImageError, UserError
 from sgpipe.files.image_roots import ImageRoots, IndexFolder
 from sgpipe.files.locations import location
 from sgpipe.images import ImageError, open_row_image
@@ -375,8 +375,9 @@ class ShardFeed:
         pinned: in memory that a GPU copies at once
 
     Raises:
-        UserError: while batches are read: no image can be read, or shards have changed since the
-            scan
+        UnavailableError, StoreError: while batches are read: an image or a shard cannot be read for
+            now
+        UserError: likewise: no image can be read, or shards have changed since the scan
     """
 
     stream: StepStream
@@ -443,7 +444,7 @@ class ShardFeed:
         """Return the training example of an image and its annotations; None: unreadable.
 
         Raises:
-            UserError: as `ImageReader.open`
+            UserError, StoreError: as `ImageReader.open`
         """
         image = reader.open(item)
         if image is None:
@@ -488,12 +489,15 @@ class ImageReader:
         """Return the RGB image, of the annotated size; None: unreadable.
 
         Raises:
+            UnavailableImageError, StoreError: it cannot be read for now
             UserError: none of the first images can be read
         """
         stored = item.embedded.as_py() if item.embedded is not None else None
         content = stored["bytes"] if stored else None
         try:
             image = open_row_image(self._images[item.folder], item.image, content)
+        except UnavailableImageError:
+            raise
         except ImageError as error:
             self._count_failure(item, error)
             return None

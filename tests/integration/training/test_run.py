@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from rlip_model.model import RTagger
 from rlip_model.training import state
 from rlip_model.training.loop import Trainer
-from sgpipe.errors import UserError
+from sgpipe import images
+from sgpipe.errors import UnavailableError, UserError
 from sgpipe.recipe import DetectConfig
 from sgpipe.stages.detect import load
 from sgpipe.training import run as plan
+from sgpipe.training.data import order, stream
 from sgpipe.training.job import _BOX_PARTS
 from sgpipe.training.metrics import read_metrics
 from sgpipe.utils.console import Progress
@@ -30,6 +32,7 @@ from tests.sgpipe.training.trainings import (
     SIZES,
     curve,
     different,
+    fail_once,
     invoke,
     make_run,
     recipe,
@@ -255,6 +258,43 @@ def test_a_training_resumes_after_a_full_disk(
     monkeypatch.undo()
     training(drawn_run, tmp_path / "out")
     assert not different(weights(tmp_path / "out"), weights(trained_tagger))
+
+
+def test_a_training_restarts_after_an_image_that_could_not_be_read_for_now(
+    drawn_run: Path, trained_tagger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    string_io = StringIO()
+    charge = tmp_path / "charge"
+    charge.touch()
+    monkeypatch.setattr(stream, "open_row_image", images.open_row_image)
+    fail_once(charge, 2 * IMAGES - 3)  # a checkpoint has the first epoch
+    training(
+        drawn_run,
+        tmp_path / "out",
+        progress=Progress(Console(file=string_io, width=200)),
+        workers__restart_seconds=0,
+    )
+    assert not charge.exists()
+    assert "Input/output error); the training restarts from its last checkpoint" in (
+        string_io.getvalue()
+    )
+    assert not different(weights(tmp_path / "out"), weights(trained_tagger))
+
+
+def test_a_shard_that_cannot_be_read_ends_the_training_after_its_restarts(
+    drawn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def fail(*arguments: object) -> None:
+        tries.append(1)
+        raise UnavailableError("shard 7.parquet cannot be read (Stale file handle)")
+
+    monkeypatch.setattr(order, "read_row_group", fail)
+    no_wait = {"workers__restarts": 2, "workers__restart_seconds": 0}
+    error = refused(invoke(drawn_run, tmp_path / "out", **no_wait), code=1)
+    assert "7.parquet cannot be read (Stale file handle), also after 2 restarts" in error
+    assert len(tries) == 3
 
 
 def test_a_lowered_batch_is_told_resumed_and_planned(drawn_run: Path, tmp_path: Path) -> None:

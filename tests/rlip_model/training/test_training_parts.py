@@ -1,16 +1,19 @@
 """Parts of a training: rates, averages, metrics, batches, checkpoints."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from rlip_model.dense_head import LabelledBoxes
 from rlip_model.model import RTagger
 from rlip_model.settings import Optimisation
 from rlip_model.targets import Triplets
+from rlip_model.training import state
 from rlip_model.training.batches import TrainingExample, collate
 from rlip_model.training.ema import EMA
 from rlip_model.training.meter import StepMeter
@@ -138,3 +141,15 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     assert (tmp_path / "best").resolve().name == "step-00000002"
     assert checkpoints.latest() == (tmp_path / "checkpoints" / "step-00000005").resolve()
     assert RTagger.from_pretrained(tmp_path / "best").config.num_queries == 8
+
+
+def test_a_checkpoint_that_meets_a_full_disk_raises_the_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(state, "save_file", fail)
+    with pytest.raises(OSError, match="No space left") as error:
+        saved(Checkpoints(tmp_path), 1)
+    assert error.value.errno == errno.ENOSPC

@@ -2,6 +2,7 @@
 repaired.
 """
 
+import errno
 import gc
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.errors import UserError
+from sgpipe.errors import UnavailableError, UserError
 from sgpipe.records import (
     IMAGE_FIELDS,
     SCHEMA,
@@ -35,7 +36,7 @@ from sgpipe.records import (
 )
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import Run, iter_records, read_file, shard_name, write_shard
+from sgpipe.storage.shards import Run, iter_records, open_shard, read_file, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.utils.hashing import file_sha256
 from tests.values import values_of
@@ -458,3 +459,23 @@ def test_the_garbage_collector_is_as_before_after_reading() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
+def test_a_shard_whose_disk_fails_for_now_is_told_from_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(b"PAR1 damaged")
+    with (
+        pytest.raises(UserError, match=r"damaged\.parquet cannot be read") as refusal,
+        open_shard(damaged),
+    ):
+        pass
+    assert not isinstance(refusal.value, UnavailableError)
+    monkeypatch.setattr(pq, "ParquetFile", fail)
+    with pytest.raises(UnavailableError, match=os.strerror(number)), open_shard(damaged):
+        pass

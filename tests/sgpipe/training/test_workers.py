@@ -8,14 +8,19 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
+from sgpipe.training import workers
+from sgpipe.training.job import TrainingJob
 from sgpipe.training.metrics import read_metrics
+from sgpipe.utils.console import Progress
 from sgpipe.utils.ray_cluster import start_ray
 from tests.integration.faults.runs import descendants, title_of
 from tests.sgpipe.training import trainings
@@ -25,6 +30,7 @@ from tests.sgpipe.training.trainings import (
     command,
     curve,
     different,
+    fail_once,
     steps,
     training,
     weights,
@@ -121,6 +127,31 @@ def test_a_refusal_of_a_worker_is_one_line(ray_engine: None, tmp_path: Path) -> 
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert f"cannot be read from {tmp_path / 'drawn' / 'images'}" in error
     assert "Traceback" not in result.output
+
+
+def test_workers_restart_after_an_image_that_could_not_be_read_for_now(
+    ray_engine: None, equal_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**TWO, "optimisation__epochs": 2, "workers__restart_seconds": 0}
+    string_io = StringIO()
+    progress = Progress(Console(file=string_io, width=200))
+    charge = tmp_path / "charge"
+    charge.touch()
+    train_worker = workers._worker
+
+    def worker(config: dict[str, TrainingJob]) -> None:
+        fail_once(charge, 12)
+        train_worker(config)
+
+    monkeypatch.setattr(workers, "_worker", worker)
+    training(equal_images, tmp_path / "failed", progress=progress, **settings)
+    assert not charge.exists()
+    assert "Input/output error); the training restarts from its last checkpoint" in (
+        string_io.getvalue()
+    )
+    monkeypatch.undo()
+    training(equal_images, tmp_path / "whole", **settings)
+    assert not different(weights(tmp_path / "failed"), weights(tmp_path / "whole"))
 
 
 @pytest.mark.soak

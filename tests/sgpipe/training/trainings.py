@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from sgpipe import images
 from sgpipe.cli.main import app
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import visual_genome_source
+from sgpipe.training.data import stream
 from sgpipe.training.metrics import TrainSummary, read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.training.run import train
@@ -95,6 +101,21 @@ def different(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list
     """The names of tensors that are not bit-identical."""
     assert first.keys() == second.keys()
     return [name for name in first if not torch.equal(first[name], second[name])]
+
+
+def fail_once(charge: Path, number: int) -> None:
+    """Let the `number`-th image that this process opens fail for now, if it can delete `charge`."""
+    open_row_image = images.open_row_image
+    opened = count(1)
+
+    def faulty(*arguments: Any) -> Any:
+        if next(opened) == number:
+            with suppress(FileNotFoundError):
+                charge.unlink()
+                raise images.image_error(OSError(errno.EIO, os.strerror(errno.EIO)), "7.png")
+        return open_row_image(*arguments)
+
+    stream.open_row_image = faulty
 
 
 def steps(out: Path) -> list[dict[str, Any]]:
