@@ -26,7 +26,8 @@ from benchmarks.bench_stats import make_run
 from benchmarks.measure import medians, report
 from sgpipe.generation.compacting import compact_run
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_tables, open_shard
+from sgpipe.storage.run_records import iter_tables
+from sgpipe.storage.shards import open_shard
 from sgpipe.storage.verify import verify
 from sgpipe.training.data.order import COLUMNS
 from sgpipe.utils.console import Progress

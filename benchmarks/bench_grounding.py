@@ -41,7 +41,7 @@ from sgpipe.records import TRAINING_CONFIDENCE, Box, Record
 from sgpipe.sources.miniworld import MiniworldFiles
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.matching import HeadMatcher
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.config_file import recipe_folder
 from sgpipe.utils.console import Progress

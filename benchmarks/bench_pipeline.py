@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.measure import medians, report
 from sgpipe.images import open_row_image
 from sgpipe.records import Record
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 
 
 def generate(images: int, out: Path) -> tuple[dict, str]:

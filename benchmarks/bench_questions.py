@@ -41,7 +41,7 @@ from sgpipe.records import Record, Relation
 from sgpipe.stages.score.scorer import VlmScorer
 from sgpipe.stages.served.chat import ChatRequest, Choice
 from sgpipe.stages.tag.methods import candidates
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from tests.vlm_checkpoints import make_vlm
 
 Way = Literal["each", "shared"]

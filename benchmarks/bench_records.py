@@ -21,7 +21,7 @@ from rich.table import Table
 from benchmarks.bench_merge import make_run as make_light_run
 from benchmarks.bench_stats import make_run as make_dense_run
 from benchmarks.measure import medians, report
-from sgpipe.storage.shards import Run, iter_records, iter_tables
+from sgpipe.storage.run_records import Run, iter_records, iter_tables
 
 
 def consume(items: Iterable[object]) -> None:

@@ -44,7 +44,8 @@ from rich.table import Table
 from benchmarks.blind_models import NO_BOX, Box, BoxQuestion, Claim, answered
 from benchmarks.measure import cost_of_sgpipe, report
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import shard_name, write_shard
 
 TEMPLATES = Path(__file__).parent.parent / "sgpipe/export/instructions.yaml"
 CANDIDATES = ("image", "captions")

@@ -62,7 +62,8 @@ from sgpipe.stages.score.scorer import (
 )
 from sgpipe.stages.served.chat import ChatRequest, Choice
 from sgpipe.storage.run_folder import ground_truth_of
-from sgpipe.storage.shards import VLM_SCORE, iter_records
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import VLM_SCORE
 from sgpipe.utils.console import Progress
 from sgpipe.utils.lemmas import predicate_lemma
 from sgpipe.viz import colour_of, corners

@@ -26,7 +26,7 @@ from sgpipe.recipe import load_recipe
 from sgpipe.records import Record, Relation
 from sgpipe.sources.miniworld import import_graphs
 from sgpipe.sources.vocabulary import load_equivalents
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, progress
 

@@ -15,7 +15,7 @@ from sgpipe.storage.judgement_lines import Judgement, RelationKey, SamplingPlan,
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import ground_truth_of
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.lemmas import predicate_lemma
 from sgpipe.view.filters import Filters

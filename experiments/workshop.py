@@ -41,7 +41,7 @@ from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.training.layout import train_layout
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.training.run import train

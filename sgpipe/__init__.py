@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from sgpipe.stages.context import StageContext as StageContext
     from sgpipe.stages.served.chat import Refusal as Refusal
     from sgpipe.stages.tag.tagger import Tagger as Tagger
-    from sgpipe.storage.shards import Run as Run
-    from sgpipe.storage.shards import iter_records as iter_records
+    from sgpipe.storage.run_records import Run as Run
+    from sgpipe.storage.run_records import iter_records as iter_records
     from sgpipe.training.recipe import load_train_recipe as load_train_recipe
     from sgpipe.training.run import train as train
 
@@ -50,7 +50,7 @@ _NOUNS = ("Attribute", "Box", "Caption", "Pair", "Record", "Relation", "Triplet"
 _PUBLIC = {
     **dict.fromkeys(("EngineError", "ImageError", "UserError"), "sgpipe.errors"),
     **dict.fromkeys(("Pipeline", "RelationAnnotator", "SceneGraph"), "sgpipe.pipeline"),
-    **dict.fromkeys(("Run", "iter_records"), "sgpipe.storage.shards"),
+    **dict.fromkeys(("Run", "iter_records"), "sgpipe.storage.run_records"),
     **dict.fromkeys(("Captioner", "CaptionInput"), "sgpipe.stages.caption.captioner"),
     **dict.fromkeys(("ExportRows", "Members", "write_json"), "sgpipe.export.rows"),
     "Evaluator": "sgpipe.evaluation.plugin",

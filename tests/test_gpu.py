@@ -22,7 +22,7 @@ from sgpipe.records import Pair, Record
 from sgpipe.stages.caption import blip
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.tag.stage import TagStage
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from tests.sgpipe.training.trainings import IMAGES, curve, make_run, training
 
 LEVELS = [(25, 34), (13, 17), (7, 9), (4, 5)]

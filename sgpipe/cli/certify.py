@@ -21,7 +21,7 @@ _Prediction = Literal["vlm_score", "clip_score", "confidence", "none"]
 
 
 def calibrate(
-    run: cli.StoredRun,
+    run: cli.StoredRuns,
     truth: cli.GroundTruthFolder = None,
     judgements: cli.JudgedFile = None,
     image_data: cli.ImageData = None,
@@ -63,7 +63,7 @@ def calibrate(
 
 
 def certify(
-    run: cli.StoredRun,
+    run: cli.StoredRuns,
     precision: Annotated[
         float, declare.option("The precision to certify, such as 0.95.", min=0, max=1)
     ],
@@ -100,14 +100,16 @@ def certify(
       sgpipe export coco-relations/ --to hf --certified --out for-the-hub/
     """
     from sgpipe.stats.certify import continue_plan
+    from sgpipe.storage.datasets import open_files
     from sgpipe.storage.judgements import CERTIFICATE
-    from sgpipe.storage.run_folder import RunFiles, RunFolder, write_result_text
+    from sgpipe.storage.run_folder import write_result_text
 
-    run_judgements = RunFiles(run).judgements
+    files = open_files(run)
+    run_judgements = files.judgements
     answers = cli.judged_file(run, judgements) or run_judgements
     if out is None and answers.resolve() != run_judgements.resolve():
         raise UserError(f"pass --out, too: a certificate in {run} is one of its own judgements")
-    if isinstance(run, Path) and RunFolder(run).is_locked:
+    if files.is_being_written:
         raise UserError(
             f"{run} is being written: certify it when it is finished, as more relations need"
             " another plan"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -100,6 +101,18 @@ def stored(value: object) -> object:
         is_path = place is not None and "://" not in str(place)
         if is_path and not Path(str(place)).exists():
             raise typer.BadParameter(f"{place} does not exist.")
+    return value
+
+
+def stored_runs(value: object) -> object:
+    """As `stored`, of places that may also be patterns, which match a folder at least."""
+    places = value if isinstance(value, list) else [value]
+    for place in places:
+        is_pattern = "*" in str(place)
+        if not is_pattern:
+            stored(place)
+        elif "://" not in str(place) and not glob.glob(str(place)):
+            raise typer.BadParameter(f"{place} matches nothing.")
     return value
 
 
@@ -213,7 +226,7 @@ def _callback(parameter: inspect.Parameter) -> object:
 
 def _inputs(value: object, callback: object) -> list[str | Path]:
     """Return the paths among the values of an option that is not an output."""
-    if callback not in (stored, maybe_path) and not isinstance(value, Path | list):
+    if callback not in (stored, stored_runs, maybe_path) and not isinstance(value, Path | list):
         return []
     places = value if isinstance(value, list) else [value]
     return [place for place in places if isinstance(place, str | Path) and "://" not in str(place)]

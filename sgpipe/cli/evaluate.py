@@ -253,7 +253,12 @@ def labels(
     *,
     pred: Annotated[
         declare.Place,
-        declare.reads_stored("Folder of a run of `sgpipe generate`, or its object store."),
+        declare.option(
+            "Run of `sgpipe generate`, or several: 'labels/part-*'.",
+            panel=declare.DATA,
+            parser=declare.as_location,
+            callback=declare.stored_runs,
+        ),
     ],
     truth: cli.GroundTruthFolder = None,
     targets: Annotated[

@@ -44,7 +44,7 @@ class WrittenOptions:
 
 def export(
     *,
-    run: cli.StoredRun,
+    run: cli.StoredRuns,
     to: Annotated[
         str, declare.option(f"Format: {', '.join(BUILT_IN['format'])}; or package.module:NAME.")
     ],
@@ -111,7 +111,11 @@ def _show_left_out(left_out: Mapping[str, int]) -> None:
 def push(
     *,
     source: Annotated[
-        declare.Place, declare.stored_argument("Folder or store of a run, a model or a training.")
+        declare.Place,
+        declare.stored_argument(
+            "Folder or store of a run, several runs ('labels/part-*'), a model or a training.",
+            callback=declare.stored_runs,
+        ),
     ],
     to: Annotated[
         str, declare.option("Dataset or model on the hub: USER/NAME or ORGANISATION/NAME.")

@@ -39,7 +39,11 @@ _NOTES = (
 def merge(
     runs: Annotated[
         list[declare.Place],
-        declare.stored_argument("Folders of runs or imports, or their object stores.", "RUN"),
+        declare.stored_argument(
+            "Folders of runs or imports, their object stores, or patterns of these.",
+            "RUN",
+            declare.stored_runs,
+        ),
     ],
     out: Annotated[
         Path, declare.writes_folder("Folder for the merged run; an unfinished one is resumed.")

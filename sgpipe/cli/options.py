@@ -17,6 +17,7 @@ from sgpipe.cli.declare import (
     reads_model,
     reads_stored,
     stored_argument,
+    stored_runs,
 )
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -31,6 +32,13 @@ _OWN = "own"
 
 StoredRun = Annotated[
     Place, stored_argument("Folder or store (s3://bucket/labels) of a run or an import.")
+]
+StoredRuns = Annotated[
+    Place,
+    stored_argument(
+        "A run or an import: folder or store. Several: 'labels/part-*', or a YAML file.",
+        callback=stored_runs,
+    ),
 ]
 Limit = Annotated[int | None, option("Use only the first N images.", min=1, panel=DATA)]
 PartOfImages = Annotated[
@@ -130,9 +138,9 @@ def judged_file(run: str | Location, file: Path | None) -> Path | None:
         UserError: it is missing.
     """
     if file is not None and str(file) == _OWN:
-        from sgpipe.storage.run_folder import RunFiles
+        from sgpipe.storage.datasets import open_files
 
-        file = RunFiles(run).judgements
+        file = open_files(run).judgements
     if file is not None and not file.is_file():
         raise UserError(
             f"--judgements: no such file: {file}; `sgpipe view {run}` makes the run's own"
@@ -168,9 +176,9 @@ def certificate_of(run: str | Location) -> Certificate:
         UserError: there is none, or it is not valid.
     """
     from sgpipe.stats.certify import check
-    from sgpipe.storage.run_folder import RunFiles
+    from sgpipe.storage.datasets import open_files
 
-    return check(run, RunFiles(run).judgements)
+    return check(run, open_files(run).judgements)
 
 
 def certified_threshold(runs: Iterable[str | Location]) -> float:

@@ -16,7 +16,7 @@ _TARGET_PRECISION = 0.8
 
 def stats(
     *,
-    run: cli.StoredRun,
+    run: cli.StoredRuns,
     json_: cli.Json = False,
     html: Annotated[
         Path | None, declare.writes_file("Write the full report, with a gallery, to this file.")

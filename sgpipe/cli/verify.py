@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    run: cli.StoredRun,
+    run: cli.StoredRuns,
     repair: Annotated[
         bool, declare.option("Drop what is damaged; the next run regenerates it.", "--repair")
     ] = False,
@@ -62,11 +62,11 @@ def _show(verification: Verification, *, is_local: bool) -> None:
 
 def _check_certificate(run: declare.Place, verification: Verification, repair: bool) -> None:
     """Add what is wrong with the certificate of a run; `repair`: delete one that is not valid."""
+    from sgpipe.storage.datasets import open_files
     from sgpipe.storage.judgements import CERTIFICATE
-    from sgpipe.storage.run_folder import RunFiles
     from sgpipe.storage.verify import Problem
 
-    file = RunFiles(run).judgements.with_name(CERTIFICATE)
+    file = open_files(run).judgements.with_name(CERTIFICATE)
     if not file.is_file():
         return
     try:

@@ -19,9 +19,10 @@ _LONGEST_NAME = 200
 
 
 def view(
-    run: cli.StoredRun,
+    run: cli.StoredRuns,
     other: Annotated[
-        declare.Place | None, declare.stored_argument("A second one, to compare with.")
+        declare.Place | None,
+        declare.stored_argument("A second one, to compare with.", callback=declare.stored_runs),
     ] = None,
     port: Annotated[
         int, declare.option("Port, or the next free one. 0: any.", min=0, max=65535)

@@ -68,7 +68,7 @@ from sgpipe.sources.hoi import (
     open_images_source,
     read_classes,
 )
-from sgpipe.storage.shards import Run
+from sgpipe.storage.run_records import Run
 from sgpipe.utils.console import count
 
 SPLIT = "test"  # the split of records that are only evaluated

@@ -18,7 +18,7 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.sources import fields
 from sgpipe.sources.fields import FieldError
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 
 UNKNOWN_SIZE = (0, 0)
 _RESULT_FORMS = (

@@ -23,7 +23,8 @@ from sgpipe.sources import fields
 from sgpipe.sources.annotated import require_format
 from sgpipe.sources.vocabulary import PredicateSynonyms, category_names, packaged_synonyms
 from sgpipe.stages.matching import HeadMatcher, normalise_predicate
-from sgpipe.storage.shards import VLM_SCORE, flat, iter_tables, lengths
+from sgpipe.storage.run_records import iter_tables
+from sgpipe.storage.shards import VLM_SCORE, flat, lengths
 from sgpipe.utils.boxes import iou as box_iou
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.lemmas import predicate_lemma

@@ -39,8 +39,9 @@ from sgpipe.sources import fields
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
 from sgpipe.sources.fields import FieldError
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
-from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_tables, read_file, read_row_group
+from sgpipe.storage.datasets import load_manifest
+from sgpipe.storage.run_records import iter_tables
+from sgpipe.storage.shards import read_file, read_row_group
 
 _OTHER_CLASS = (
     "is not a class of the dataset; predict with its --classes FILE, or on shards of its `sgpipe"
@@ -328,7 +329,7 @@ def data_classes(root: Location) -> DatasetClasses:
     Raises:
         UserError: the folder is not a run, or has neither.
     """
-    lists = Manifest.load(root).class_lists
+    lists = load_manifest(root).class_lists
     objects = Counter[str]()
     relations = Counter[str]()
     for rows in iter_tables(
@@ -384,15 +385,17 @@ def shard_annotations(
         persons_only: leave out relations of other subjects, which HICO-DET does not have.
         group: only those of this one.
     """
-    shards = Manifest.load(root).shards if group is None else []
-    if split is not None:
-        shards = [shard for shard in shards if shard.split == split]
+    files: list[Location] = []
+    if group is None:
+        manifest = load_manifest(root)
+        shards = [shard for shard in manifest.shards if split in (None, shard.split)]
+        files = [manifest.location_of(shard.file) for shard in shards]
 
     def tables() -> Iterator[pa.Table]:
         if group is not None:
             yield read_row_group(group.file, group.group, _COLUMNS)
-        for shard in shards:
-            yield read_file(root / shard.file, _COLUMNS)
+        for file in files:
+            yield read_file(file, _COLUMNS)
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         for record in chain.from_iterable(map(from_table, tables())):

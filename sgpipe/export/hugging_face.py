@@ -30,9 +30,9 @@ from sgpipe.sources.fields import single_line
 from sgpipe.sources.hub import CLASSES_KEY, ORIGIN_KEY
 from sgpipe.stats.audit import origins_text
 from sgpipe.stats.measures import measure_database
+from sgpipe.storage.datasets import open_files
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest, ShardEntry
-from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import (
     DATA,
     IMAGE_COLUMN,
@@ -218,7 +218,7 @@ def _common(rows: ExportRows) -> dict[str, Any]:
     """Return what the templates of both READMEs take."""
     run = rows.manifest.run
     problems = {key: n for key, n in rows.totals.items() if key.startswith("problem.")}
-    reviewed = bool(rows.certificate) or RunFiles(rows.root).judgements.is_file()
+    reviewed = bool(rows.certificate) or open_files(rows.root).judgements.is_file()
     generated, steps, identities = describe_origin(run, reviewed)
     if rows.certificate:
         steps = [*steps, certified_text(rows.certificate.as_json())]
@@ -301,7 +301,7 @@ def _class_names(rows: ExportRows) -> list[str]:
     """Return the closed list of classes, and then the names of others that occur."""
     names = set[str | None]()
     for shard in rows.manifest.shards:
-        for table in iter_groups(rows.root / shard.file, ("objects",)):
+        for table in iter_groups(rows.manifest.location_of(shard.file), ("objects",)):
             names.update(pc.unique(_categories(table)).to_pylist())
     listed = rows.manifest.class_lists["objects"]
     unlisted = [name for name in names if name is not None and name not in listed]
@@ -367,7 +367,7 @@ def _tables(rows: ExportRows, shard: ShardEntry, *, embed: bool) -> Iterator[pa.
     """Yield the row groups of a shard, with the relations that are exported and their scores, and
     with images.
     """
-    path = rows.root / shard.file
+    path = rows.manifest.location_of(shard.file)
     with open_shard(path) as file:
         columns = [name for name in file.schema_arrow.names if name != SOURCES]
     has_all = not rows.threshold and rows.certificate is None and len(rows.origins) == len(ORIGINS)

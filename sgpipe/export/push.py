@@ -21,10 +21,8 @@ from sgpipe.export.hugging_face import README, card_template, certified_text, de
 from sgpipe.export.run import Exported, export_run
 from sgpipe.files.hub import HubModel, naming_hub
 from sgpipe.files.locations import Location
-from sgpipe.files.model_cache import cache_folder
 from sgpipe.stats.certify import check
-from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFiles, RunFolder
+from sgpipe.storage.datasets import load_manifest, open_files
 from sgpipe.training.metrics import MEASURES, read_metrics
 from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.config_file import dump_yaml, parse_yaml, read_yaml
@@ -152,7 +150,7 @@ def _part(place: str) -> tuple[str, list[str]]:
     sentences.
     """
     try:
-        run = RunFiles(place)
+        run = open_files(place)
     except (UserError, EngineError, StoreError):
         return place.rstrip("/").rpartition("/")[2], [
             "It was not there when this card was written."
@@ -306,12 +304,10 @@ def push_run(root: Location, to: str, *, public: bool = False, **options: Any) -
         UserError: not a run, no such user, or the dataset was not pushed by sgpipe.
         StoreError: the hub cannot be reached any more; the same call continues.
     """
-    Manifest.load(root)
+    load_manifest(root)
     dataset = _Repository(to, "dataset", public)
     # The system's folder may be small.
-    place = RunFolder(root).private if isinstance(root, Path) else cache_folder()
-    place.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(place) as folder:
+    with temporary_folder(open_files(root).cache) as folder:
         exported = export_run(root, "hf", folder / "push", inside=True, **options)
         files = [file for file in exported.files if file not in _ITS_OWN]
         card = (exported.root / README).read_text(encoding="utf-8").replace("FOLDER_OR_ID", to)

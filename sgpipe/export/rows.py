@@ -35,7 +35,8 @@ from sgpipe.records import (
     origins_pattern,
 )
 from sgpipe.storage.certificate import Certificate
-from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.datasets import load_manifest
+from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
 COORDINATES = {
@@ -107,7 +108,7 @@ class ExportRows:
         self.certificate = certificate
         self.calibration_file = calibration
         self.threshold = stored(threshold)
-        self.manifest = Manifest.load(root)
+        self.manifest = load_manifest(root)
         self.left_out = Counter[str]()
         self.note = ""
         self.splits = list(dict.fromkeys(shard.split for shard in self.manifest.shards))
@@ -173,7 +174,9 @@ class ExportRows:
             columns: of the nested ones, those that are read.
         """
         for shard in self.shards(split):
-            for table in iter_groups(self.root / shard.file, (*IMAGE_FIELDS, *columns)):
+            for table in iter_groups(
+                self.manifest.location_of(shard.file), (*IMAGE_FIELDS, *columns)
+            ):
                 yield from filter(_is_ok, from_table(table))
 
     def records_with_images(
@@ -185,7 +188,7 @@ class ExportRows:
                 yield record, None
             return
         for shard in self.shards(split):
-            path = self.root / shard.file
+            path = self.manifest.location_of(shard.file)
             with open_shard(path) as file:
                 present = [IMAGE_COLUMN] if IMAGE_COLUMN in file.schema_arrow.names else []
             for table in iter_groups(path, (*IMAGE_FIELDS, *columns, *present)):
@@ -276,7 +279,8 @@ class ExportRows:
         census = Census()
         for shard in self.manifest.shards:
             for table in iter_groups(
-                self.root / shard.file, ("image_id", "objects", "relations", "status")
+                self.manifest.location_of(shard.file),
+                ("image_id", "objects", "relations", "status"),
             ):
                 census.add(table.filter(pc.equal(table["status"], "ok")), self.minima, self.origins)
         return census

@@ -131,6 +131,13 @@ class StorePath:
     def name(self) -> str:
         return self.uri.rpartition("/")[2]
 
+    @property
+    def parent(self) -> StorePath:
+        """The folder that it is in; of a bucket itself the bucket."""
+        folder = copy(self)
+        folder._prefix = self._prefix.rpartition("/")[0]
+        return folder
+
     def __truediv__(self, name: str) -> StorePath:
         child = copy(self)
         child._prefix = _normal(f"{self._prefix}/{name}")
@@ -216,6 +223,13 @@ class StorePath:
             meta = obstore.head(self._reads, self._prefix)
             return ObjectInfo(self.name, meta["size"], meta["e_tag"], meta["last_modified"])
         return None
+
+    def folders(self) -> list[StorePath]:
+        """Return the folders in this one, which are what objects have in common up to a slash."""
+        with self._naming():
+            listing = obstore.list_with_delimiter(self._reads, self._prefix)
+            names = [str(prefix).rpartition("/")[2] for prefix in listing["common_prefixes"]]
+        return [self / name for name in names]
 
     def list(self) -> Iterator[ObjectInfo]:
         """Yield the objects of the folder, those in folders of it included, as the store sends

@@ -13,6 +13,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute
 from sgpipe.files.locations import Location
 from sgpipe.sources.extended_run import open_parent
+from sgpipe.storage.datasets import runs_of
 from sgpipe.storage.header import ClassLists, Identity, RunHeader, SingleRun
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFiles
@@ -36,14 +37,15 @@ class MergeInputs:
             UserError: there is only one.
         """
         inputs: dict[str, RunFiles] = {}
-        for files in map(open_parent, places):
+        runs = [run for place in places for run in runs_of(place)]
+        for files in map(open_parent, runs):
             run = input_id(files)
             if run in inputs:
                 progress.say(
                     f"NOTE: {files.root} is the same run as {inputs[run].root}, and counts once"
                 )
             inputs.setdefault(run, files)
-        if len(places) > 1 and len(inputs) == 1:
+        if len(runs) > 1 and len(inputs) == 1:
             [files] = inputs.values()
             raise UserError(
                 f"all of these are the same run as {files.root}: merge needs two different runs"

@@ -31,7 +31,7 @@ from sgpipe.records import NO_OBJECT, Record, from_table
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import HICO, HoiaSchema
 from sgpipe.sources.vocabulary import official_relation_names
-from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.datasets import load_manifest
 from sgpipe.storage.run_folder import write_result
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard, read_row_group
 
@@ -138,12 +138,12 @@ def list_row_groups(
         UserError: the folder is not a run or has no such split, a shard is damaged, or there is no
             image folder.
     """
-    manifest = Manifest.load(root)
+    manifest = load_manifest(root)
     row_groups: list[RowGroup] = []
     shards = [shard for shard in manifest.shards if split in (None, shard.split)]
-    with closing(opened_ahead([root / shard.file for shard in shards])) as contents:
+    with closing(opened_ahead([manifest.location_of(shard.file) for shard in shards])) as contents:
         for shard, content in zip(shards, contents, strict=True):
-            path = root / shard.file
+            path = manifest.location_of(shard.file)
             with open_shard(path, _COLUMNS, content) as file:
                 has_images = IMAGE_COLUMN in file.schema_arrow.names
                 metadata = file.metadata

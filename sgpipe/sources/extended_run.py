@@ -14,14 +14,8 @@ from sgpipe.recipe import Recipe, SourceConfig, SplitConfig
 from sgpipe.records import SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import RunFiles, RunFolder
-from sgpipe.storage.shards import (
-    DATA,
-    IMAGE_COLUMN,
-    flat,
-    read_checked,
-    relation_rows,
-    replace_column,
-)
+from sgpipe.storage.run_records import relation_rows
+from sgpipe.storage.shards import DATA, IMAGE_COLUMN, flat, read_checked, replace_column
 from sgpipe.storage.source_index import write_index
 from sgpipe.utils.console import count
 from sgpipe.utils.hashing import fingerprint

@@ -33,8 +33,8 @@ from sgpipe.stats.precision import (
     stratified_interval,
 )
 from sgpipe.stats.thresholds import ONE_SIDE, candidates
+from sgpipe.storage.datasets import load_manifest
 from sgpipe.storage.header import RunHeader
-from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count
 
@@ -75,7 +75,7 @@ def calibrate(
         UserError: there are too few judgements, or of one kind only, or confidences do not tell
             them apart.
     """
-    header = Manifest.load(run).run
+    header = load_manifest(run).run
     assumed = unscored_reason(header)
     if assumed:
         raise UserError(f"{run} has no scores to calibrate: {assumed}")

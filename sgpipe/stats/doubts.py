@@ -23,7 +23,7 @@ from sgpipe.stages.tag.layout.equivalents import actions_of
 from sgpipe.stages.tag.layout.model import LayoutModel, PairScores
 from sgpipe.stages.tag.layout.scene import ImageLayout, IntArray
 from sgpipe.storage.judgement_lines import PlannedQuestion, PlanStratum, SamplingPlan, utc_now
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.boxes import iou
 from sgpipe.utils.console import count as counted
 from sgpipe.utils.lemmas import predicate_lemma

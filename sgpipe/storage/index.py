@@ -29,6 +29,7 @@ from rich.console import Console
 from sgpipe.errors import UserError, first_line
 from sgpipe.files.locations import Location
 from sgpipe.records import Record, from_table
+from sgpipe.storage.datasets import open_files
 from sgpipe.storage.health_rules import quoted
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index
 from sgpipe.storage.run_folder import RunFiles
@@ -119,7 +120,7 @@ class Index:
         """Open the index of a run as it is, built first if need be. Raises as `RunFiles`;
         UserError: a full disk.
         """
-        self.files = files = RunFiles(root)
+        self.files = files = open_files(root)
         self.root = files.place
         self.version = 0
         self._judging = threading.Lock()
@@ -143,7 +144,7 @@ class Index:
         """
         return (
             None
-            if self._path == _path(RunFiles(self.root))
+            if self._path == _path(open_files(self.root))
             else Index(self.root, Progress(Console(quiet=True)))
         )
 

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError, first_line
-from sgpipe.files.stores import StorePath
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks, quoted
 from sgpipe.storage.manifest import Manifest, ShardEntry
@@ -227,7 +226,7 @@ def _read_shards(
     shards = files.manifest.shards
     first = 0
     cached = dict[str, Path]()
-    if isinstance(files.storage, StorePath):
+    if files.is_stored:
         cached = {
             file: (
                 files.cache

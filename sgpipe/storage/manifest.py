@@ -107,13 +107,14 @@ class Manifest:
     """The manifest of one run, read from and appended to its folder.
 
     `damaged`: the numbers of lines that have changed. What follows the last newline is not one, but
-    a torn write.
+    a torn write. `notes`: what users should know of it, one line each.
     """
 
     def __init__(self, root: Location, run: RunHeader, shards: list[ShardEntry], end: int) -> None:
         self.root = root
         self.run = run
         self.damaged: list[int] = []
+        self.notes: list[str] = []
         self._end = end  # bytes of whole lines
         self._shards: dict[tuple[str, int], ShardEntry] = {}
         for shard in shards:
@@ -134,6 +135,15 @@ class Manifest:
                 superseded.append(earlier)
         self._shards[shard.split, shard.start] = shard
         return superseded
+
+    def location_of(self, file: str) -> Location:
+        """Return where the file of a shard is."""
+        return self.root / file
+
+    @property
+    def first_run(self) -> Location:
+        """The run with the indexes of the images: of a dataset of runs the first one."""
+        return self.root
 
     @property
     def folder(self) -> Path:

@@ -384,11 +384,25 @@ class RunFiles:
             states[shard.file] = f"{shard.sha256} {state}"
         return states
 
+    def location_of(self, file: str) -> Location:
+        """Return where the file of a shard is."""
+        return self.storage / file
+
+    @property
+    def is_being_written(self) -> bool:
+        """Whether a process of this machine is writing into its folder."""
+        return self.folder is not None and RunFolder(self.folder).is_locked
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether shards are in a store."""
+        return isinstance(self.storage, StorePath)
+
     def open(self, file: str) -> AbstractContextManager[pq.ParquetFile]:
         """Open a shard; of one in a store only what is read is downloaded. Raises as
         `open_shard`.
         """
-        return open_shard(self.storage / file, SCHEMA.names)
+        return open_shard(self.location_of(file), SCHEMA.names)
 
     @property
     def judgements(self) -> Path:

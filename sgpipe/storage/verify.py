@@ -13,6 +13,7 @@ from sgpipe.errors import StoreError, UserError
 from sgpipe.files.locations import Location, location
 from sgpipe.files.stores import StorePath
 from sgpipe.records import SCHEMA
+from sgpipe.storage.datasets import DatasetFiles, is_dataset
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import count_rows, open_checked, open_shard, row_faults
@@ -68,8 +69,8 @@ def verify(
     """Check every byte and row of the shards of a run, a few in memory at a time.
 
     Args:
-        root: of the run.
-        repair: remove bad shards from the manifest; the command that wrote the run then makes them
+        root: of the run, or a dataset of runs.
+        repair: of a run: remove bad shards from the manifest; the command that wrote the run then makes them
             again. If nothing else is wrong, delete shards that the manifest does not list.
         advance: gets the rows of each shard.
 
@@ -77,8 +78,12 @@ def verify(
         UserError: there is no run, or it cannot be repaired here.
     """
     root = location(root)
+    if is_dataset(root):
+        if repair:
+            raise UserError(f"--repair is for single runs: repair those of {root} one by one")
+        return _check_dataset(root, advance)
     if not repair:
-        return _check_run(root, advance).verification
+        return _check_run(root, advance, set()).verification
     if isinstance(root, StorePath):
         raise UserError(
             f"--repair is for folders; delete what is damaged from {root}, and resume the run"
@@ -87,7 +92,7 @@ def verify(
     Manifest.load(root, salvage=True)
     folder = RunFolder(root)
     with folder.lock():
-        checked = _check_run(root, advance, repair=True)
+        checked = _check_run(root, advance, set(), repair=True)
         return replace(checked.verification, repairs=_repair(folder, checked))
 
 
@@ -106,13 +111,34 @@ class _CheckedRun:
     verification: Verification
 
 
-def _check_run(root: Location, advance: Advance | None, *, repair: bool = False) -> _CheckedRun:
-    """Check a run, which only a repair has locked."""
+def _check_dataset(place: Location, advance: Advance | None) -> Verification:
+    """Check each run of a dataset, and that no image is in two."""
+    dataset = Verification(place)
+    images: set[int] = set()
+    for member in DatasetFiles(place).members:
+        verification = _check_run(member.files.place, advance, images).verification
+        dataset.shards += verification.shards
+        dataset.images += verification.images
+        dataset.at_work |= verification.at_work
+        for problem in verification.problems:
+            named = replace(problem, file=f"{member.name}/{problem.file}")
+            dataset.problems.append(named)
+    return dataset
+
+
+def _check_run(
+    root: Location, advance: Advance | None, images: set[int], *, repair: bool = False
+) -> _CheckedRun:
+    """Check a run, which only a repair has locked.
+
+    Args:
+        images: numbers of those that no shard may have, to which its own are added.
+    """
     folder = None if isinstance(root, StorePath) else RunFolder(root)
     at_work = folder is not None and not repair and folder.is_locked
     manifest = Manifest.load(root, salvage=True)
     _refuse_shards_elsewhere(root, manifest, repair)
-    faults = _check_shards(root, manifest, advance)
+    faults = _check_shards(root, manifest, advance, images)
     # a run at work may have replaced some
     listed = {shard.file for shard in Manifest.load(root, salvage=True).shards}
     shards = [shard for shard in manifest.shards if shard.file in listed]
@@ -164,12 +190,11 @@ def _refuse_shards_elsewhere(root: Location, manifest: Manifest, repair: bool) -
 
 
 def _check_shards(
-    root: Location, manifest: Manifest, advance: Advance | None
+    root: Location, manifest: Manifest, advance: Advance | None, earlier: set[int]
 ) -> dict[str, list[str]]:
-    """Return the faults of each shard, by its file."""
+    """Return the faults of each shard, by its file; add the numbers of its images to `earlier`."""
     threads = _AT_ONCE if isinstance(root, StorePath) else min(_AT_ONCE, usable_cpus())
     faults: dict[str, list[str]] = {}
-    earlier: set[int] = set()
     with prefetch(partial(_check_shard, root), manifest.shards, threads, 2 * threads) as results:
         for shard, (shard_faults, images) in zip(manifest.shards, results, strict=True):
             repeated = len(images) - len({*images} - earlier)  # in this shard, or in an earlier one

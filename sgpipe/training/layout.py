@@ -20,7 +20,7 @@ from sgpipe.stages.tag.layout.candidates import image_layout
 from sgpipe.stages.tag.layout.fit import LayoutExample, LayoutSettings, fit_layout
 from sgpipe.stages.tag.layout.model import LayoutModel
 from sgpipe.stages.tag.layout.scene import ImageLayout
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.console import Progress, count
 
 FEWEST_IMAGES = 10

@@ -29,7 +29,7 @@ from rlip_model.training.state import BEST, LAST, Position, read_position
 from sgpipe.errors import UserError
 from sgpipe.files.locations import text_sha256
 from sgpipe.files.model_cache import pin_model
-from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.datasets import load_manifest
 from sgpipe.storage.run_folder import settings_changed
 from sgpipe.training.data.order import shuffled_epoch
 from sgpipe.training.data.scan import TrainingSet, scan_training, scan_validation
@@ -250,7 +250,7 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
         del data[name]
     for part in (*data["train"], *data["val"]):
         del part["images"]
-        shards = Manifest.load(part["shards"]).shards
+        shards = load_manifest(part["shards"]).shards
         part["shards"] = fingerprint({shard.file: shard.sha256 for shard in shards})
     judged = _judged_rows(job.training_set)
     if judged:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import shard_name, write_shard
 from sgpipe.storage.verify import verify
 from tests.bad_data.case import Outcome, cases
 from tests.sgpipe.storage.test_shards import full_record

@@ -28,7 +28,8 @@ from sgpipe.sources.opening import open_source
 from sgpipe.sources.pseudo_labels import pseudo_label_source
 from sgpipe.sources.visual_genome import visual_genome_source
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.shards import iter_records, row_faults
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import row_faults
 from tests.bad_data.annotations import BOX, GOOD
 from tests.sgpipe.cli.test_imports import FILES, GRAPH, TRIPLETS
 from tests.sgpipe.sources.test_hoi import HICO_PAIRS, VCOCO_PAIRS, VRD

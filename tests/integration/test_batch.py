@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sgpipe.storage.manifest import Manifest, add_up
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.storage.tokens import tokens_of
 from tests.batches import answer_batch, requests_of
 from tests.detections import CAPTIONS, Files, make_coco

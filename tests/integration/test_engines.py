@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from tests.detections import make_coco
 from tests.endpoint_server import wait_until
 from tests.engine_commands import MODEL, servers_of, stand_in

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.files.stores import StorePath
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.sgpipe.generation.in_process import without_ray
 from tests.sgpipe.sources.hub_datasets import write

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from sgpipe.storage.run_folder import REQUESTS
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from tests.detections import make_coco
 from tests.endpoint_server import LASTING, EndpointServer, at_random, wait_until
 from tests.marked_model import MarkedWorld

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from sgpipe.generation.run import generate
 from sgpipe.recipe import load_recipe
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, make_coco
 from tests.endpoint_server import EndpointServer, wait_until

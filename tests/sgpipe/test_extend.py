@@ -27,7 +27,7 @@ from sgpipe.plugins import code_identity, installed, is_code_identity, packages_
 from sgpipe.records import Box, Record, Relation
 from sgpipe.registry import Kind
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from tests.sgpipe.evaluation.own_predictions import write_predictions
 from tests.sgpipe.generation.in_process import without_ray
 from tests.sgpipe.training.data.runs import make_run

@@ -23,7 +23,7 @@ from sgpipe.records import Caption, Record
 from sgpipe.stages.base import LoadStage
 from sgpipe.stages.context import StageContext
 from sgpipe.stages.own_stage import OwnStage
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.console import Progress
 from tests.sgpipe.generation.in_process import without_ray
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from sgpipe.errors import UserError
+from sgpipe.storage.datasets import open_files
 from sgpipe.storage.judgement_lines import RelationKey
 from sgpipe.storage.judgements import JudgementLog
-from sgpipe.storage.run_folder import RunFiles
 
 # By split and image id.
 Judged: TypeAlias = "Mapping[tuple[str, str], Sequence[JudgedRelation]]"
@@ -40,7 +40,7 @@ def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelatio
     Raises:
         UserError: there is no run, or nothing in it was judged
     """
-    files = RunFiles(run)
+    files = open_files(run)
     log = JudgementLog(files.judgements, str(files.manifest.run.get("fingerprint", "")))
     judgements = _agreed_judgements(log)
     if not judgements:

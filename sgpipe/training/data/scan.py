@@ -22,9 +22,10 @@ from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import choose_threshold, load_calibration, stored
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
-from sgpipe.files.locations import Location, absolute_location, location, opened_ahead
+from sgpipe.files.locations import Location, absolute_location, opened_ahead
 from sgpipe.sources.annotated import DatasetClasses
-from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
+from sgpipe.storage.datasets import load_manifest
+from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.shards import IMAGE_COLUMN, flat, lengths, open_shard
 from sgpipe.training.data.judged import Judged, judged_relations
 from sgpipe.training.recipe import DataConfig, ShardsConfig
@@ -52,7 +53,7 @@ class ShardFolder:
     """A folder of shards.
 
     Attributes:
-        root: an absolute path, or a URI
+        root: an absolute path, or a URI; of a dataset of runs, that of the first
         weight: its passes in an epoch
         images: the image folder of each split
         judged: relations that people judged; None: use those of the shards
@@ -306,7 +307,7 @@ class _Totals:
     Attributes:
         rows: number of rows, also of those that are not usable
         objects, relations: frequencies of names, times the weights of folders
-        notes: on judged relations
+        notes: on the runs of a dataset, and on judged relations
     """
 
     def __init__(self) -> None:
@@ -320,6 +321,7 @@ class _Totals:
     def add(self, folder: ScannedFolder, threshold: float, selected: _Rows | None) -> bool:
         """Read the annotations of a folder; return whether any relation has a confidence."""
         self.folders.append(folder.folder)
+        self.notes += folder.manifest.notes
         weight = folder.config.weight
         is_scored = False
         used_relations = 0
@@ -381,7 +383,7 @@ class ScannedFolder:
         """
         self.number = number
         self.config = config
-        self.manifest = Manifest.load(config.shards)
+        self.manifest = load_manifest(absolute_location(config.shards))
         self.shards = self._shards_of_splits()
         images = {}
         for split in self.shards:
@@ -392,7 +394,7 @@ class ScannedFolder:
         self.problems: list[str] = []
         if config.judged:
             judged, self.problems = judged_relations(str(config.shards))
-        root = str(absolute_location(config.shards))
+        root = str(self.manifest.first_run)
         self.folder = ShardFolder(root, config.weight, images, judged)
 
     def _shards_of_splits(self) -> dict[str, list[ShardEntry]]:
@@ -447,7 +449,7 @@ class ScannedFolder:
     def _split_row_groups(
         self, split: str, threshold: float, selected: _Rows | None
     ) -> Generator[tuple[_Place, TrainingFilter], None, None]:
-        paths = [location(self.folder.root) / shard.file for shard in self.shards[split]]
+        paths = [self.manifest.location_of(shard.file) for shard in self.shards[split]]
         if selected is not None:
             files = {file for number, file, _ in selected if number == self.number}
             paths = [path for path in paths if str(path) in files]
@@ -455,7 +457,7 @@ class ScannedFolder:
             for path, content in zip(paths, contents, strict=True):
                 with open_shard(path, COLUMNS, content) as shard:
                     if IMAGE_COLUMN not in shard.schema_arrow.names:
-                        run_images(self.folder.root, split, self.folder.images.get(split))
+                        self.manifest.image_root(split, self.folder.images.get(split))
                     yield from self._shard_row_groups(path, shard, threshold, selected)
 
     def _shard_row_groups(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sgpipe.records import Record
 from sgpipe.storage.manifest import MANIFEST, Manifest
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.storage.verify import verify
 from tests.integration.faults import stub
 from tests.processes import descendants

@@ -30,7 +30,7 @@ from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.mirror import fetch
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.storage.verify import verify
 from sgpipe.utils import atomic
 from sgpipe.utils.console import Progress

@@ -24,7 +24,8 @@ from sgpipe.sources.opening import open_source
 from sgpipe.sources.vocabulary import load_synonyms
 from sgpipe.storage.index import Index, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import Run, iter_records, shard_name, write_shard
+from sgpipe.storage.run_records import Run, iter_records
+from sgpipe.storage.shards import shard_name, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.data.stream import StepStream
@@ -92,6 +93,23 @@ def test_commands_print_and_write_the_same(
         assert Path(str(path).replace("local-", "stored-")).read_bytes() == path.read_bytes()
     assert list(iter_records(f"{store.uri}/run")) == list(iter_records(folder / "run"))
     assert Run(f"{store.uri}/run").to_pandas().equals(Run(folder / "run").to_pandas())
+
+
+def test_runs_in_a_store_are_one_dataset(tmp_path: Path, store: StorePath) -> None:
+    records = [scene(str(n), [(0, "on", 1, 0.2 + n / 200)]) for n in range(100)]
+    for number, start in enumerate((0, 60)):
+        rows = records[start : start + 60]
+        run = make_shards(tmp_path / f"part-{number}", rows, rows=20, fingerprint=f"run {number}")
+        upload(run, below(store, f"labels/part-{number}"))
+    outputs = []
+    for place, out in ((tmp_path, "local"), (below(store, "labels"), "stored")):
+        dataset = f"{place}/part-*"
+        assert values_of(iter_records(dataset), "image_id") == values_of(records, "image_id")
+        sgpipe("verify", dataset)
+        sgpipe("export", dataset, "--to", "coco-rel", "--out", tmp_path / out)
+        sheet = sgpipe("stats", dataset, "--json")
+        outputs.append(sheet.replace(str(place), "").replace("\n", ""))
+    assert outputs[0] == outputs[1]
 
 
 def test_of_large_shards_only_what_is_needed_is_read(

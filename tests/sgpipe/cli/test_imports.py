@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 
 MAN = {"bbox": [1, 2, 30, 40], "category_id": 1}
 BIKE = {"bbox": [0, 0, 64, 48], "category_id": 2}

@@ -27,7 +27,8 @@ from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import shard_name, write_shard
 from sgpipe.utils.console import Progress
 from tests.sgpipe.stats.runs import invoke
 from tests.values import values_of

@@ -14,7 +14,7 @@ from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.console import Progress
 
 WIDTH = 320

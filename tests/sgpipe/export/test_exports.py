@@ -37,7 +37,8 @@ from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.pseudo_labels import pseudo_label_source
 from sgpipe.sources.visual_genome import visual_genome_source
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import SCORES, embedded_images, iter_records, read_file
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import SCORES, embedded_images, read_file
 from sgpipe.utils.atomic import new_folder
 from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.sources.test_import_run import QUIET

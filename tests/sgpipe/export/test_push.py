@@ -31,7 +31,8 @@ from sgpipe.recipe import load_recipe, packaged_model, with_model_folders
 from sgpipe.records import Record
 from sgpipe.sources.hub import dataset_source
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, iter_records
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE
 from tests.sgpipe.export.hub_stub import TOKEN, hub  # noqa: F401 - a fixture
 from tests.sgpipe.export.runs import imported, records
 from tests.sgpipe.sources.test_import_run import QUIET

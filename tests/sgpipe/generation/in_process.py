@@ -25,7 +25,7 @@ from sgpipe.recipe import EngineConfig, Recipe, StagePlan
 from sgpipe.records import Record
 from sgpipe.stages.runner import StageRunner
 from sgpipe.storage.manifest import Summary
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.console import Progress
 from tests.values import values_of
 

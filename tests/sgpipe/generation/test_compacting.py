@@ -18,7 +18,7 @@ from sgpipe.generation.merging import merge_runs
 from sgpipe.storage.manifest import MANIFEST, Manifest, WriterClaim, read_manifest
 from sgpipe.storage.mirror import fetch
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import iter_records, iter_tables
+from sgpipe.storage.run_records import iter_records, iter_tables
 from sgpipe.storage.verify import verify
 from sgpipe.training.data.order import Epoch, iter_epoch
 from sgpipe.training.data.scan import scan

@@ -25,7 +25,8 @@ from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest, add_up
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import SOURCES, embedded_images, iter_records, iter_tables, write_shard
+from sgpipe.storage.run_records import iter_records, iter_tables
+from sgpipe.storage.shards import SOURCES, embedded_images, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.view.search import Filters, search
 from tests.integration.faults.test_run_machine import POINTS, at_point

@@ -23,7 +23,7 @@ from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.console import Progress
 from tests.detections import make_coco
 from tests.sgpipe.generation.coco_runs import FEW, HIGHER, IMAGES, captioned, recipe, split

@@ -17,7 +17,8 @@ from sgpipe.cli.main import app
 from sgpipe.generation.scoring import ClipScore, RelationRanker
 from sgpipe.records import NO_OBJECT, Box, Record
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import shard_name, write_shard
 from tests.clip_checkpoints import make_open_clip
 from tests.endpoint_server import EndpointServer, scripted
 from tests.sgpipe.stats.runs import scene

@@ -18,7 +18,8 @@ from sgpipe.sources.corrected import CorrectedRun, correct_relations, correct_ru
 from sgpipe.storage.judgement_lines import Judgement
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import CLIP_SCORE, embedded_images, iter_records, read_file, write_copy
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import CLIP_SCORE, embedded_images, read_file, write_copy
 from sgpipe.storage.verify import verify
 from sgpipe.training.recipe import ShardsConfig
 from tests.sgpipe.sources.test_import_run import QUIET

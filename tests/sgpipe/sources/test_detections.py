@@ -19,7 +19,7 @@ from sgpipe.sources.coco import coco_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.opening import open_source
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.console import Progress
 from tests.values import values_of

@@ -15,7 +15,8 @@ from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import visual_genome_source
 from sgpipe.storage.manifest import Manifest, Summary
-from sgpipe.storage.shards import iter_records, read_file
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import read_file
 from sgpipe.utils.console import Progress
 from tests.values import values_of
 

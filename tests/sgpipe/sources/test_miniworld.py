@@ -20,7 +20,8 @@ from sgpipe.sources.miniworld import MiniworldFiles
 from sgpipe.sources.opening import prepare_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
-from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.storage.run_records import iter_records
+from sgpipe.storage.shards import shard_name, write_shard
 from tests.sgpipe.sources.test_import_run import QUIET
 from tests.values import values_of
 

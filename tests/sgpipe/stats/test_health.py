@@ -16,7 +16,7 @@ from sgpipe.stats.audit import Audit
 from sgpipe.stats.measures import DOUBTS, Check, check_health, measure
 from sgpipe.storage.health_rules import RULES
 from sgpipe.storage.index import open_run
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.run_records import iter_records
 from sgpipe.utils.config_file import parse_set
 from tests.sgpipe.stats.runs import CUP, PERSON, make_shards, scene
 from tests.values import values_of

@@ -36,7 +36,8 @@ from sgpipe.records import (
 )
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import Run, iter_records, open_shard, read_file, shard_name, write_shard
+from sgpipe.storage.run_records import Run, iter_records
+from sgpipe.storage.shards import open_shard, read_file, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.utils.hashing import file_sha256
 from tests.values import values_of
