@@ -44,6 +44,7 @@ from rlip_model.training.objective import Objective, sum_parts
 from rlip_model.training.optimisation import make_optimizer, set_rates
 from rlip_model.training.state import (
     Checkpoints,
+    CheckpointWriter,
     Position,
     TrainingState,
     flatten,
@@ -95,7 +96,8 @@ class Trainer:
         best_by: the validation metric that decides which checkpoint is best; `loss` is minimised,
             others are maximised. Of equal ones, the latest is best.
         log_every, checkpoint_every: interval in steps; checkpoints are also written after every
-        epoch and validation.
+            epoch and validation.
+        checkpoint_seconds: time between checkpoints, which is looked at every `log_every` steps.
         validate_every: interval in epochs, unless validate_every_steps is given: the same in steps.
             The end is always validated.
     """
@@ -114,6 +116,7 @@ class Trainer:
         best_by: str = "ap",
         log_every: int = 10,
         checkpoint_every: int | None = None,
+        checkpoint_seconds: float | None = None,
         validate_every: int = 1,
         validate_every_steps: int | None = None,
     ) -> None:
@@ -127,6 +130,7 @@ class Trainer:
         self.benchmark = benchmark
         self.extra_metrics = extra_metrics
         self.checkpoint_every = checkpoint_every
+        self.checkpoint_seconds = checkpoint_seconds
         self.validate_every = validate_every
         self.validate_every_steps = validate_every_steps
         self.device = next(objective.parameters()).device
@@ -134,6 +138,8 @@ class Trainer:
         self.optimizer = make_optimizer(objective.network, options)
         self.ema = EMA(objective.network, options.ema) if options.ema else None
         self.position = Position(best_by=best_by)
+        self._writer = CheckpointWriter(checkpoints)
+        self._saved_at = time.monotonic()
 
     def restore(self, checkpoint: Path) -> None:
         """Resume from a checkpoint; the network must already have its parameters.
@@ -169,6 +175,7 @@ class Trainer:
         """
         self.module.train()
         with (
+            self._writer,
             feed.read(self.position.epoch, self.position.done) as batches,
             GpuUtilization(self.device) as gpu,
         ):
@@ -177,6 +184,7 @@ class Trainer:
             )
             while not self.options.is_done(self.position.step, self.position.epoch):
                 self._advance(feed, batches, meter)
+        gather(None)  # wait until the last checkpoint is written
 
     def _advance(
         self, feed: Feed, batches: Iterator[Sequence[TrainingBatch]], meter: StepMeter
@@ -198,8 +206,9 @@ class Trainer:
             self.report(meter.read(before.epoch, self.position.step, self.optimizer))
         with meter.paused():
             better = validate_now and self._validate(feed)
-            if save_now or self._is_due(self.checkpoint_every):
+            if save_now or self._is_due(self.checkpoint_every) or self._is_overdue():
                 self._save(better)
+        self._writer.check()
 
     def _is_validated(self) -> bool:
         if self.validate_every_steps is not None:
@@ -208,6 +217,13 @@ class Trainer:
 
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.position.step % every == 0
+
+    def _is_overdue(self) -> bool:
+        """Return whether the last checkpoint is too old by the clock of the first process."""
+        if self.checkpoint_seconds is None or not self._is_due(self.log_every):
+            return False
+        age = gather(time.monotonic() - self._saved_at)[0]
+        return age >= self.checkpoint_seconds
 
     def _step(
         self, parts: Sequence[TrainingBatch], share: float
@@ -314,22 +330,30 @@ class Trainer:
             self.ema.swap()
 
     def _save(self, best: bool = False) -> None:
-        """Write a checkpoint from the first process, with the state of all processes."""
+        """Copy the state of all processes to the memory of the first one, which writes it to a
+        checkpoint while the training goes on.
+        """
         network = self.objective.network
-        tensors = flatten(get_optimizer_state_dict(network, self.optimizer, options=_WHOLE))
+        optimizer_state = get_optimizer_state_dict(network, self.optimizer, options=_WHOLE)
+        tensors = self._copied(flatten(optimizer_state))
         if self.ema is not None:
             self.position = replace(self.position, averaged=self.ema.updates)
-            for name, value in _parameters(network).items():
+            for name, value in self._parameters().items():
                 if name in self.ema.values:
                     tensors[f"{_PARAMETER}{name}"] = value
         with self._averaged():
-            state = _parameters(network)
+            state = self._parameters()
         if rank() == 0:
-            self.checkpoints.save(network, TrainingState(self.position, state, tensors), best)
-        gather(None)  # wait until it is written
+            self._writer.start(network, TrainingState(self.position, state, tensors), best)
+        self._saved_at = time.monotonic()
 
+    def _parameters(self) -> dict[str, Tensor]:
+        """Return a copy of all parameters, wherever they are, on the CPU of the first process."""
+        state = get_model_state_dict(self.objective.network, options=_WHOLE)
+        return self._copied(cast(dict[str, Tensor], state))
 
-def _parameters(network: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of all parameters, wherever they are, on the CPU of the first process."""
-    state = cast(dict[str, Tensor], get_model_state_dict(network, options=_WHOLE))
-    return {name: value.clone() for name, value in state.items()}
+    def _copied(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors on the CPU that later steps do not change: those of a GPU are copies."""
+        if self.device.type != "cpu":
+            return dict(state)
+        return {name: value.clone() for name, value in state.items()}

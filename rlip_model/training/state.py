@@ -5,7 +5,8 @@
                                  resuming
     last, best                   links to two of them
 
-A checkpoint appears complete or not at all. Links only ever point to complete checkpoints.
+A checkpoint appears complete or not at all. Links only ever point to complete checkpoints, and the
+one before stays until they point to the new one. `CheckpointWriter` writes in a thread.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,6 +36,14 @@ LAST = "last"
 BEST = "best"
 OPTIMIZER = "optimizer.safetensors"
 TRAINING = "training.json"
+WRITING_STEPS = (
+    "checkpoint network",
+    "checkpoint optimizer",
+    "checkpoint synced",
+    "checkpoint renamed",
+    "checkpoint linked",
+    "checkpoint pruned",
+)
 _WRITING = ".writing-"  # begins the names of unfinished checkpoints
 _NAME = re.compile(r"step-\d{8,}")
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -73,11 +83,15 @@ class Checkpoints:
 
     Args:
         keep: number of latest checkpoints to keep, besides the best one.
+        passed: called after each step of writing one, with its name of `WRITING_STEPS`.
     """
 
-    def __init__(self, root: Path, keep: int = 1) -> None:
+    def __init__(
+        self, root: Path, keep: int = 1, passed: Callable[[str], None] = lambda step: None
+    ) -> None:
         self.root = root
         self.keep = keep
+        self.passed = passed
 
     def latest(self) -> Path | None:
         """Return the checkpoint to resume from; None if there is none."""
@@ -100,7 +114,7 @@ class Checkpoints:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_WRITING, dir=folder.parent))
         try:
-            _write(temporary, model, state)
+            self._write(temporary, model, state)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
         except SafetensorError as reason:
@@ -108,11 +122,26 @@ class Checkpoints:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         _sync(folder.parent)
+        self.passed("checkpoint renamed")
         self._link(LAST, folder)
+        self.passed("checkpoint linked")
         if best:
             self._link(BEST, folder)
         self._prune()
+        self.passed("checkpoint pruned")
         return folder
+
+    def _write(self, folder: Path, model: RLIPModel, state: TrainingState) -> None:
+        folder.chmod(0o755)
+        model.save_pretrained(folder, state_dict=dict(state.network))
+        self.passed("checkpoint network")
+        tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+        save_file(tensors, folder / OPTIMIZER)
+        self.passed("checkpoint optimizer")
+        (folder / TRAINING).write_text(json.dumps(asdict(state.position)), encoding="utf-8")
+        for path in (*folder.iterdir(), folder):
+            _sync(path)
+        self.passed("checkpoint synced")
 
     def _link(self, name: str, folder: Path) -> None:
         temporary = self.root / f".{name}.tmp"
@@ -131,6 +160,48 @@ class Checkpoints:
         for entry in complete[: -self.keep] + unfinished:
             if entry.resolve() not in linked:
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one after the other, while the training goes on.
+
+    Use it in a `with` statement, whose end waits for the last one. Every method, and the end, raises
+    the OSError with which a checkpoint could not be written.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def start(self, model: RLIPModel, state: TrainingState, best: bool) -> None:
+        """Start to write a checkpoint, as `Checkpoints.save`, once the one before is written.
+
+        Args:
+            state: its tensors must not change.
+        """
+        self.wait()
+        self._pending = self._pool.submit(self._checkpoints.save, model, state, best)
+
+    def check(self) -> None:
+        """Return at once, whether a checkpoint is being written or not."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint is written."""
+        pending = self._pending
+        self._pending = None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._pool.shutdown()
+        if error is None:
+            self.wait()
 
 
 def read_state(folder: Path) -> tuple[Position, dict[str, Tensor]]:
@@ -159,16 +230,6 @@ def read_position(folder: Path) -> Position:
         return Position(**values)
     except (OSError, ValueError, TypeError, AttributeError) as reason:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}") from None
-
-
-def _write(folder: Path, model: RLIPModel, state: TrainingState) -> None:
-    folder.chmod(0o755)
-    model.save_pretrained(folder, state_dict=dict(state.network))
-    tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
-    save_file(tensors, folder / OPTIMIZER)
-    (folder / TRAINING).write_text(json.dumps(asdict(state.position)), encoding="utf-8")
-    for path in (*folder.iterdir(), folder):
-        _sync(path)
 
 
 def _system_error(reason: SafetensorError, folder: Path) -> OSError:

@@ -43,6 +43,7 @@ from sgpipe.training.data.stream import ShardFeed, StepStream
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.metrics import Row, metrics_log
 from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
+from sgpipe.utils.atomic import fault_point
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory, one_line, refusals
 from sgpipe.utils.prefetch import prefetch_generator
@@ -205,7 +206,7 @@ class TrainingJob:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.out, self.recipe.output.keep)
+        return Checkpoints(self.out, self.recipe.output.keep, fault_point)
 
     @property
     def private(self) -> Path:
@@ -288,12 +289,17 @@ def _train(
                 best_by=output.best,
                 log_every=output.log_every,
                 checkpoint_every=output.checkpoint_every,
+                checkpoint_seconds=_seconds(output.checkpoint_minutes),
                 validate_every=output.validate_every,
                 validate_every_steps=output.validate_every_steps,
             )
             if latest:
                 trainer.restore(latest)
             trainer.fit(make_feed(job, network, worker, workers, pinned=on_gpu))
+
+
+def _seconds(minutes: float | None) -> float | None:
+    return None if minutes is None else 60 * minutes
 
 
 def _metrics_log(

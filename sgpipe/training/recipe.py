@@ -161,7 +161,10 @@ class OutputConfig(Config):
 
     log_every: int = Field(10, ge=1, description="steps per line of metrics")
     checkpoint_every: int | None = Field(
-        None, ge=1, description="steps between checkpoints; null: one per epoch"
+        None, ge=1, description="steps between checkpoints, besides those of epochs; null: any"
+    )
+    checkpoint_minutes: float | None = Field(
+        15, gt=0, description="minutes between checkpoints, besides; null: any number"
     )
     keep: int = Field(
         1, ge=1, description="number of latest checkpoints to keep, besides the best one"

@@ -1,8 +1,11 @@
 """Trainings with one process: how they resume, go on from networks, and meet damage."""
 
 import json
+import multiprocessing
 import shutil
+import signal
 from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from sgpipe.training.job import _BOX_PARTS
 from sgpipe.training.metrics import read_metrics
 from sgpipe.utils.console import Progress
 from tests.sgpipe.stats.runs import judge
+from tests.sgpipe.training import trainings
 from tests.sgpipe.training.trainings import (
     IMAGES,
     QUIET,
@@ -39,10 +43,16 @@ from tests.sgpipe.training.trainings import (
     refused,
     steps,
     training,
+    training_with_fault,
     validated,
     weights,
 )
 from tests.values import values_of
+
+TRAIN_STEP = Trainer._step
+# Importing PyTorch takes longer than a training: it is done once, in a process that only forks.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([trainings.__name__])
 
 KillAt = Callable[[int], None]
 
@@ -59,17 +69,21 @@ class KilledError(Exception):
 @pytest.fixture
 def killed_at(monkeypatch: pytest.MonkeyPatch) -> KillAt:
     """Call it with a step number (from 1) to kill trainings before that step; 0: no longer."""
-    train_step = Trainer._step
+    return partial(arrange_kill, monkeypatch)
 
-    def arrange(number: int) -> None:
-        def step(trainer: Trainer, *arguments: object) -> Any:
-            if trainer.position.step == number - 1:
-                raise KilledError
-            return train_step(trainer, *arguments)
 
-        monkeypatch.setattr(Trainer, "_step", step)
+def arrange_kill(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def step(trainer: Trainer, *arguments: object) -> Any:
+        if trainer.position.step == number - 1:
+            raise KilledError
+        return TRAIN_STEP(trainer, *arguments)
 
-    return arrange
+    monkeypatch.setattr(Trainer, "_step", step)
+
+
+def by_checkpoints(run: Path) -> dict[str, object]:
+    """The epochs of `trained_tagger`, with checkpoints within them, too."""
+    return {"data__val": validated(run), "output__checkpoint_every": 2}
 
 
 def by_steps(run: Path, **changes: object) -> dict[str, object]:
@@ -194,10 +208,9 @@ def test_a_killed_training_resumes_exactly(
     """It restarts, resumes at the beginning of an epoch (4), or in its middle: from a validation,
     or a checkpoint.
     """
-    by_epochs = {"data__val": validated(drawn_run), "output__checkpoint_every": 2}
-    settings, expected = (
-        (by_steps(drawn_run), finished_training) if by == "steps" else (by_epochs, trained_tagger)
-    )
+    settings, expected = (by_checkpoints(drawn_run), trained_tagger)
+    if by == "steps":
+        settings, expected = (by_steps(drawn_run), finished_training)
     killed_at(kill)
     with pytest.raises(KilledError):
         training(drawn_run, tmp_path / "out", **settings)
@@ -208,6 +221,62 @@ def test_a_killed_training_resumes_exactly(
     assert ("resuming at step" in string_io.getvalue()) == begun
     assert not different(weights(tmp_path / "out"), weights(expected))
     assert curve(tmp_path / "out") == curve(expected)
+
+
+@pytest.fixture(scope="module")
+def begun_training(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training whose last checkpoint is at its third step, of three in an epoch; tests must not
+    change it.
+    """
+    out = tmp_path_factory.mktemp("begun") / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        arrange_kill(monkeypatch, 4)
+        with pytest.raises(KilledError):
+            training(drawn_run, out, **by_checkpoints(drawn_run))
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", state.WRITING_STEPS)
+def test_a_training_killed_while_it_writes_a_checkpoint_resumes_exactly(
+    drawn_run: Path, begun_training: Path, trained_tagger: Path, tmp_path: Path, step: str
+) -> None:
+    """Within the second epoch, at its first step; the checkpoint before is used until a link points
+    to the new one.
+    """
+    out = shutil.copytree(begun_training, tmp_path / "out", symlinks=True)
+    charge = tmp_path / "charge"
+    charge.touch()
+    settings = by_checkpoints(drawn_run)
+    process = PROCESSES.Process(
+        target=training_with_fault, args=(drawn_run, out, f"{step}:{charge}", settings)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    is_linked = step in ("checkpoint linked", "checkpoint pruned")
+    assert (out / "last").resolve().name == f"step-0000000{4 if is_linked else 3}"
+    RTagger.from_pretrained(out / "last")
+    training(drawn_run, out, **settings)
+    assert not different(weights(out), weights(trained_tagger))
+    assert curve(out) == curve(trained_tagger)
+    names = values_of((out / "checkpoints").iterdir(), "name")
+    assert set(names) == {(out / link).resolve().name for link in ("last", "best")}
+
+
+def test_checkpoints_are_written_every_so_many_minutes_as_seen_every_few_steps(
+    drawn_run: Path, trained_tagger: Path, tmp_path: Path
+) -> None:
+    training(
+        drawn_run,
+        tmp_path / "out",
+        output__checkpoint_minutes=1e-9,
+        output__log_every=2,
+        output__keep=9,
+    )
+    names = values_of((tmp_path / "out" / "checkpoints").iterdir(), "name")
+    assert sorted(names) == [f"step-0000000{step}" for step in (2, 3, 4, 6)]
+    assert not different(weights(tmp_path / "out"), weights(trained_tagger))
 
 
 def test_a_damaged_checkpoint_is_named(drawn_run: Path, tmp_path: Path) -> None:

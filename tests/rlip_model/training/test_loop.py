@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.loop import Trainer
 from rlip_model.training.meter import Metrics
 from rlip_model.training.objective import Objective, checkpoint_activations
+from rlip_model.training.state import Checkpoints, read_state
 from tests.rlip_model.training.worlds import (
     DENSE,
     TEXTS,
@@ -140,6 +142,46 @@ def test_the_average_is_what_is_saved_and_validated(tmp_path: Path) -> None:
     name = "queries.coord_proj.weight"
     assert torch.equal(saved[name], trainer.ema.values[name])
     assert not torch.equal(saved[name], trained[name])
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first checkpoint is written only once the step after it has been made."""
+    next_step = Event()
+    save = Checkpoints.save
+    train_step = Trainer._step
+
+    def step(trainer: Trainer, *arguments: object) -> object:
+        result = train_step(trainer, *arguments)
+        if trainer.position.step == 1:
+            next_step.set()
+        return result
+
+    def save_late(checkpoints: Checkpoints, *arguments: object) -> Path:
+        assert next_step.wait(60)
+        return save(checkpoints, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Checkpoints, "save", save_late)
+    at_once = Trainer(objective(), options(epochs=1), folder(tmp_path), checkpoint_every=1)
+    at_once.fit(ToyFeed(3))
+    assert (tmp_path / "last").resolve().name == "step-00000003"
+    resumed = read_state(tmp_path / "checkpoints" / "step-00000002")[0]
+    assert (resumed.epoch, resumed.done) == (0, 2)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    trainer = Trainer(objective(), options(epochs=9), folder(tmp_path), checkpoint_every=1)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.fit(ToyFeed(3))
+    assert trainer.position.step < 27
 
 
 def test_a_benchmark_may_choose_the_best(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from sgpipe.training.data import stream
 from sgpipe.training.metrics import TrainSummary, read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.training.run import train
+from sgpipe.utils.atomic import FAULT_VARIABLE
 from sgpipe.utils.console import Progress
 from tests.values import values_of
 
@@ -72,6 +73,13 @@ def training(
     run: Path, out: Path, kind: str = "tagger", *, progress: Progress = QUIET, **changes: object
 ) -> TrainSummary:
     return train(recipe(run, kind, **changes), out, progress)
+
+
+def training_with_fault(run: Path, out: Path, fault: str, changes: Mapping[str, Any]) -> None:
+    """The body of a process that ends at a fault point."""
+    os.environ[FAULT_VARIABLE] = fault
+    torch.set_num_threads(1)
+    training(run, out, **changes)
 
 
 def command(run: Path, out: Path, kind: str = "tagger", **changes: object) -> list[str]:
