@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 from rich.console import Console
 
@@ -33,6 +32,7 @@ from sgpipe.storage.datasets import open_files
 from sgpipe.storage.health_rules import quoted
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index
 from sgpipe.storage.run_folder import RunFiles
+from sgpipe.storage.shard_file import ShardFile
 from sgpipe.storage.shards import IMAGE_COLUMN, SCORES, embedded_images
 from sgpipe.utils.atomic import temporary_folder, write_text
 from sgpipe.utils.console import Progress
@@ -311,9 +311,7 @@ def open_run(root: str | Location) -> Iterator[Database]:
         database.close()
 
 
-def _slices(
-    shard: pq.ParquetFile, rows: Sequence[int], columns: Sequence[str]
-) -> Iterator[pa.Table]:
+def _slices(shard: ShardFile, rows: Sequence[int], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yield each of some rows of a shard as a table; a row group is read once for neighbours."""
     groups = range(shard.num_row_groups)
     starts = np.cumsum([0, *(shard.metadata.row_group(group).num_rows for group in groups)])

@@ -36,6 +36,7 @@ from sgpipe.files.stores import StorePath, UnconditionalError
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.storage.header import ClassLists, GpuUse, Identity, ParentRun, RunHeader
 from sgpipe.storage.losses import Loss, losses_of
+from sgpipe.storage.shard_file import check_version
 from sgpipe.utils.atomic import atomic_write, fault_point
 
 if TYPE_CHECKING:
@@ -292,11 +293,7 @@ def _header(line: bytes, path: str) -> RunHeader:
     run: RunHeader | None = json.loads(line).get("run") if _is_whole(line) else None
     if run is None:
         raise UserError(f"{path} is damaged (its first line has changed); restore it from a copy")
-    version = run.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}"
-        )
+    check_version(str(run.get("schema_version")), path)
     return run
 
 

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from sgpipe.errors import UserError, add_filename, os_error_reason
@@ -27,6 +26,7 @@ from sgpipe.records import SCHEMA
 from sgpipe.storage.header import RunHeader
 from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, WriterClaim
+from sgpipe.storage.shard_file import ShardFile
 from sgpipe.storage.shards import DATA, open_shard, write_copy
 from sgpipe.utils.atomic import atomic_write, is_locked, only_process, write_text
 from sgpipe.utils.config_file import dump_yaml
@@ -398,7 +398,7 @@ class RunFiles:
         """Whether shards are in a store."""
         return isinstance(self.storage, StorePath)
 
-    def open(self, file: str) -> AbstractContextManager[pq.ParquetFile]:
+    def open(self, file: str) -> AbstractContextManager[ShardFile]:
         """Open a shard; of one in a store only what is read is downloaded. Raises as
         `open_shard`.
         """

@@ -27,12 +27,16 @@ from sgpipe.records import (
     NO_OBJECT,
     ORIGINS,
     SCHEMA,
-    SCHEMA_VERSION,
     BoxOrigin,
     Record,
     to_table,
 )
 from sgpipe.storage.manifest import DATA, ShardEntry, WriterClaim, sync_folder
+from sgpipe.storage.shard_file import (
+    ShardFile,
+    check_version,
+    version_of,
+)
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.console import count
 
@@ -61,8 +65,6 @@ SCORES = {
 _IMAGES_METADATA = {
     "huggingface": json.dumps({"info": {"features": {IMAGE_COLUMN: {"_type": "Image"}}}})
 }
-
-_VERSION_KEY = b"sgpipe.schema_version"
 
 _POINTERS = (
     ("pairs", "subject", "objects"),
@@ -268,7 +270,7 @@ def damaged(run: object, file: str) -> UserError:
 @contextmanager
 def open_shard(
     path: Location, columns: Sequence[str] = (), content: pa.NativeFile | BinaryIO | None = None
-) -> Iterator[pq.ParquetFile]:
+) -> Iterator[ShardFile]:
     """Open a shard, or its `content`.
 
     Raises:
@@ -277,19 +279,14 @@ def open_shard(
     """
     try:
         with pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
-            schema = file.schema_arrow
-            metadata = schema.metadata or {}
-            version = metadata.get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
-            if version != str(SCHEMA_VERSION):
-                raise UserError(
-                    f"shard {path} has schema version {version}, this sgpipe reads {SCHEMA_VERSION}"
-                )
-            absent = [name for name in columns if name not in schema.names]
+            rules = check_version(version_of(file.schema_arrow), f"shard {path}")
+            shard = ShardFile(file, rules)
+            absent = [name for name in columns if name not in shard.schema_arrow.names]
             if absent:
                 raise UserError(
                     f"shard {path} has no column {absent[0]!r}: it is not an sgpipe shard"
                 )
-            yield file
+            yield shard
     except FileNotFoundError:
         advice = "the command that wrote the run makes it again, or `sgpipe fetch` downloads it"
         raise UserError(f"shard {path} is listed in the manifest but missing; {advice}") from None

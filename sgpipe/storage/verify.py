@@ -6,9 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.locations import Location, location
 from sgpipe.files.stores import StorePath
@@ -16,6 +13,7 @@ from sgpipe.records import SCHEMA
 from sgpipe.storage.datasets import DatasetFiles, is_dataset
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shard_file import ShardFile
 from sgpipe.storage.shards import count_rows, open_checked, open_shard, row_faults
 from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch
@@ -243,7 +241,7 @@ def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int
         return [str(error)], []
 
 
-def _check_rows(file: pq.ParquetFile, shard: ShardEntry) -> tuple[list[str], list[int]]:
+def _check_rows(file: ShardFile, shard: ShardEntry) -> tuple[list[str], list[int]]:
     """Return the faults of the rows, the first of each kind, and as `_check_shard`."""
     faults: dict[str, str] = {}
     counts = Counter[str]()
@@ -251,8 +249,7 @@ def _check_rows(file: pq.ParquetFile, shard: ShardEntry) -> tuple[list[str], lis
     rows = file.metadata.num_rows
     if rows != shard.rows:
         faults["rows"] = f"{count(rows, 'row')}, the manifest says {shard.rows:,}"
-    for batch in file.iter_batches(_ROWS, columns=SCHEMA.names):
-        table = pa.Table.from_batches([batch])
+    for table in file.iter_batches(_ROWS, columns=SCHEMA.names):
         counts.update(count_rows(table))
         for fault in row_faults(table, shard.split):
             kind = fault.partition(" (")[0]

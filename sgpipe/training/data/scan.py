@@ -16,7 +16,6 @@ from random import Random
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow.parquet import ParquetFile
 
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import choose_threshold, load_calibration, stored
@@ -26,6 +25,7 @@ from sgpipe.files.locations import Location, absolute_location, opened_ahead
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.datasets import load_manifest
 from sgpipe.storage.manifest import ShardEntry
+from sgpipe.storage.shard_file import ShardFile
 from sgpipe.storage.shards import IMAGE_COLUMN, flat, lengths, open_shard
 from sgpipe.training.data.judged import Judged, judged_relations
 from sgpipe.training.recipe import DataConfig, ShardsConfig
@@ -461,7 +461,7 @@ class ScannedFolder:
                     yield from self._shard_row_groups(path, shard, threshold, selected)
 
     def _shard_row_groups(
-        self, path: Location, shard: ParquetFile, threshold: float, selected: _Rows | None
+        self, path: Location, shard: ShardFile, threshold: float, selected: _Rows | None
     ) -> Generator[tuple[_Place, TrainingFilter], None, None]:
         rows = None
         for group in range(shard.num_row_groups):
