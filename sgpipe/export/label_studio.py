@@ -19,6 +19,8 @@ from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
 
 CONFIGURATION = "labeling_config.xml"
 _UNHELD = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|\$[\w\[\].{}]")
+# What a task has of its image: error rows have none.
+_TASK_FIELDS = tuple(name for name in IMAGE_FIELDS if name != "status")
 _CONFIGURATION = """\
 <View>
   <Image name="image" value="$image" zoom="true" zoomControl="true"/>
@@ -47,7 +49,7 @@ def write_label_studio(rows: ExportRows, out: Path) -> None:
         prefixes = _local_prefixes(rows)
     for split, prefix in prefixes.items():
         images = rows.records_with_images(split, "objects", "captions", "relations")
-        tasks = (_task(rows, record, content, prefix) for record, content in images)
+        tasks = (_label_studio_task(rows, record, content, prefix) for record, content in images)
         write_json(out / f"{split}.json", tasks)
     classes, predicates = rows.names
     text = _CONFIGURATION.format(
@@ -87,11 +89,11 @@ def _is_name(name: str) -> bool:
     return bool(name.strip()) and not _UNHELD.search(name)
 
 
-def _task(
+def _label_studio_task(
     rows: ExportRows, record: Record, content: bytes | None, prefix: str
 ) -> dict[str, object]:
     data: dict[str, object] = {"image": _address(rows, record, content, prefix)}
-    for key in IMAGE_FIELDS[:-1]:
+    for key in _TASK_FIELDS:
         data[key] = getattr(record, key)
     captions = [caption.text for caption in record.captions if caption.scope == "image"]
     rows.left_out["captions that the format cannot hold"] += len(record.captions) - len(captions)

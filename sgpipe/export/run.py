@@ -82,8 +82,9 @@ def export_run(
             rows.left_out["error rows"] += rows.totals["errors"]
             write_readme(rows, folder, form)
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    left_out = {reason: number for reason, number in rows.left_out.items() if number > 0}
     note = "; ".join(filter(None, [*rows.manifest.notes, rows.note]))
-    return Exported(out, written, dict(+rows.left_out), exported_relations(rows), note)
+    return Exported(out, written, left_out, exported_relations(rows), note)
 
 
 def write_rows(form: Format, to: str, rows: ExportRows, folder: Path) -> None:

@@ -448,22 +448,22 @@ def assign_attributes(matcher: Matcher, record: Record) -> None:
         return
     for box in record.objects:
         box.attributes = [attribute for attribute in box.attributes if attribute.caption is None]
-    present = dict.fromkeys(box.category for box in record.objects)
+    classes = dict.fromkeys(box.category for box in record.objects)
     for caption, mentions in groupby(record.mentions, lambda mention: mention.caption):
         boxes_of_region = [record.objects[index] for index in record.captions[caption].boxes]
-        _describe_boxes(matcher, list(mentions), boxes_of_region or record.objects, present)
+        _describe_boxes(matcher, list(mentions), boxes_of_region or record.objects, classes)
     record.mentions = None
 
 
 def _describe_boxes(
-    matcher: Matcher, mentions: Sequence[Mention], boxes: Sequence[Box], present: dict[str, None]
+    matcher: Matcher, mentions: Sequence[Mention], boxes: Sequence[Box], classes: dict[str, None]
 ) -> None:
     """Give boxes the attributes of the mentions of a caption.
 
     Args:
-        present: the classes of the image.
+        classes: the classes of the image.
     """
-    categories = [matcher.choose(item.phrase, item.head, present) for item in mentions]
+    categories = [matcher.choose(item.phrase, item.head, classes) for item in mentions]
     for mention, category in zip(mentions, categories, strict=True):
         if mention.attributes:
             is_alone = categories.count(category) == 1

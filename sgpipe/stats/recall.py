@@ -270,7 +270,7 @@ def measure_recall(plan: RecallPlan, log: JudgementLog, rows: Rows) -> RecallMea
     by_predicate: defaultdict[str, list[_Answer]] = defaultdict(list)
     pairs: list[_Answer] = []
     for number, question in enumerate(answered):
-        named = _named_inside(question, answers[question.place])
+        named = _named_between_boxes(question, answers[question.place])
         relations = predicted[question.place]
         for relation in sorted(named):
             answer = _Answer(relation in relations, number, question.weight)
@@ -319,7 +319,7 @@ def _predicted_relations(
     return predicted
 
 
-def _named_inside(question: BlindQuestion, answers: _NamedByPerson) -> set[Named]:
+def _named_between_boxes(question: BlindQuestion, answers: _NamedByPerson) -> set[Named]:
     """Return what anyone named between two boxes of the question."""
     boxes = set(question.boxes)
     named: set[Named] = set().union(*answers.values())

@@ -81,7 +81,7 @@ def verify(
             raise UserError(f"--repair is for single runs: repair those of {root} one by one")
         return _check_dataset(root, advance)
     if not repair:
-        return _check_run(root, advance, set()).verification
+        return _check_run(root, advance, earlier_images=set()).verification
     if isinstance(root, StorePath):
         raise UserError(
             f"--repair is for folders; delete what is damaged from {root}, and resume the run"
@@ -90,7 +90,7 @@ def verify(
     Manifest.load(root, salvage=True)
     folder = RunFolder(root)
     with folder.lock():
-        checked = _check_run(root, advance, set(), repair=True)
+        checked = _check_run(root, advance, earlier_images=set(), repair=True)
         return replace(checked.verification, repairs=_repair(folder, checked))
 
 
@@ -114,7 +114,7 @@ def _check_dataset(place: Location, advance: Advance | None) -> Verification:
     dataset = Verification(place)
     images: set[int] = set()
     for member in DatasetFiles(place).members:
-        verification = _check_run(member.files.place, advance, images).verification
+        verification = _check_run(member.files.place, advance, earlier_images=images).verification
         dataset.shards += verification.shards
         dataset.images += verification.images
         dataset.at_work |= verification.at_work
@@ -125,18 +125,22 @@ def _check_dataset(place: Location, advance: Advance | None) -> Verification:
 
 
 def _check_run(
-    root: Location, advance: Advance | None, images: set[int], *, repair: bool = False
+    root: Location,
+    advance: Advance | None,
+    *,
+    earlier_images: set[int],
+    repair: bool = False,
 ) -> _CheckedRun:
     """Check a run, which only a repair has locked.
 
     Args:
-        images: numbers of those that no shard may have, to which its own are added.
+        earlier_images: numbers of those that no shard may have, to which its own are added.
     """
     folder = None if isinstance(root, StorePath) else RunFolder(root)
     at_work = folder is not None and not repair and folder.is_locked
     manifest = Manifest.load(root, salvage=True)
     _refuse_shards_elsewhere(root, manifest, repair)
-    faults = _check_shards(root, manifest, advance, images)
+    faults = _check_shards(root, manifest, advance, earlier_images)
     # a run at work may have replaced some
     listed = {shard.file for shard in Manifest.load(root, salvage=True).shards}
     shards = [shard for shard in manifest.shards if shard.file in listed]
