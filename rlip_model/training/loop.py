@@ -100,6 +100,7 @@ class Trainer:
         checkpoint_seconds: time between checkpoints, which is looked at every `log_every` steps.
         validate_every: interval in epochs, unless validate_every_steps is given: the same in steps.
             The end is always validated.
+        numerics: what the training computes with, for its checkpoints.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Trainer:
         checkpoint_seconds: float | None = None,
         validate_every: int = 1,
         validate_every_steps: int | None = None,
+        numerics: Mapping[str, str] | None = None,
     ) -> None:
         self.objective = objective
         self.options = options
@@ -133,6 +135,7 @@ class Trainer:
         self.checkpoint_seconds = checkpoint_seconds
         self.validate_every = validate_every
         self.validate_every_steps = validate_every_steps
+        self.numerics = numerics or {}
         self.device = next(objective.parameters()).device
         self.module = wrap(objective) if wrap else objective
         self.optimizer = make_optimizer(objective.network, options)
@@ -344,7 +347,8 @@ class Trainer:
         with self._averaged():
             state = self._parameters()
         if rank() == 0:
-            self._writer.start(network, TrainingState(self.position, state, tensors), best)
+            training_state = TrainingState(self.position, state, tensors, self.numerics)
+            self._writer.start(network, training_state, best)
         self._saved_at = time.monotonic()
 
     def _parameters(self) -> dict[str, Tensor]:

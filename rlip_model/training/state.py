@@ -2,7 +2,8 @@
 
     checkpoints/step-00000120/   config.json, model.safetensors, tokenizer: a folder for
                                  `from_pretrained` optimizer.safetensors, training.json: for
-                                 resuming
+                                 resuming; numerics.json: versions and number formats it was
+                                 computed with
     last, best                   links to two of them
 
 A checkpoint appears complete or not at all. Links only ever point to complete checkpoints, and the
@@ -36,6 +37,7 @@ LAST = "last"
 BEST = "best"
 OPTIMIZER = "optimizer.safetensors"
 TRAINING = "training.json"
+NUMERICS = "numerics.json"
 WRITING_STEPS = (
     "checkpoint network",
     "checkpoint optimizer",
@@ -70,12 +72,14 @@ class TrainingState:
     """The content of a checkpoint.
 
     network: the parameters, or their EMA if there is one; tensors: the state of the optimizer, by
-    name, and with an EMA also the parameters themselves, as `parameter.NAME`.
+    name, and with an EMA also the parameters themselves, as `parameter.NAME`; numerics: what they
+    were computed with, for people and later resumes.
     """
 
     position: Position
     network: Mapping[str, Tensor]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    numerics: Mapping[str, str] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -138,6 +142,7 @@ class Checkpoints:
         tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
         save_file(tensors, folder / OPTIMIZER)
         self.passed("checkpoint optimizer")
+        (folder / NUMERICS).write_text(json.dumps(dict(state.numerics)), encoding="utf-8")
         (folder / TRAINING).write_text(json.dumps(asdict(state.position)), encoding="utf-8")
         for path in (*folder.iterdir(), folder):
             _sync(path)
@@ -246,6 +251,18 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_numerics(folder: Path) -> dict[str, str]:
+    """Read what a checkpoint was computed with.
+
+    Raises:
+        CheckpointError: its file is missing or damaged.
+    """
+    try:
+        return {**json.loads((folder / NUMERICS).read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as reason:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}") from None
 
 
 def flatten(optimizer_state: OptimizerState) -> dict[str, Tensor]:

@@ -20,11 +20,14 @@ from rich.text import Text
 
 from sgpipe.errors import os_error_reason
 from sgpipe.records import LEFT_OUT
+from sgpipe.storage.header import GpuUse
 from sgpipe.storage.losses import SOURCE_LOSSES, SOURCE_REMARKS
 from sgpipe.storage.manifest import ShardEntry, Summary
 from sgpipe.storage.tokens import CACHED, COMPLETION, PROMPT, TOKENS, Prices, price_text
 from sgpipe.utils.console import Progress, count, duration, listed, print_rows
+from sgpipe.utils.numerics import numerics_changes
 
+LAST_DIGITS = "the last digits of scores may differ"
 _SECONDS = 60.0  # between two lines
 _COUNTED = {
     "images": "images labelled",
@@ -51,11 +54,23 @@ class RunMetrics:
     """
 
     def __init__(
-        self, run: str, images: int, workers: Mapping[tuple[str, ...], int], *, on_ray: bool
+        self,
+        run: str,
+        images: int,
+        workers: Mapping[tuple[str, ...], int],
+        *,
+        on_ray: bool,
+        gpus: Mapping[str, GpuUse] | None = None,
     ) -> None:
+        """Begin to measure.
+
+        Args:
+            gpus: what each stage used of a GPU when the run stopped before.
+        """
         self.queue = images
         self.workers = workers
         self._run = run
+        self._gpus_before = gpus or {}
         self._totals = Counter(dict.fromkeys(_COUNTED, 0))
         self._seconds = Counter[str]()
         self._memory: dict[str, int] = {}
@@ -100,10 +115,17 @@ class RunMetrics:
         for stage, use in shard.gpus.items():
             self._memory[stage] = max(self._memory.get(stage, 0), use["memory"])
         self._export(shard, counts)
-        notes = [*_gpu_notes(shard), *self._estimate(shard)]
+        notes = [*_gpu_notes(shard), *self._gpu_changes(shard), *self._estimate(shard)]
         new = [note for note in notes if note not in self._notes]
         self._notes.update(new)
         return new
+
+    def _gpu_changes(self, shard: ShardEntry) -> Iterator[str]:
+        """Yield which stages compute on another GPU, or otherwise, than before the run stopped."""
+        for stage, use in shard.gpus.items():
+            changes = numerics_changes(self._gpus_before.get(stage, use), use)
+            if changes:
+                yield f"NOTE: {stage} continues with other hardware ({changes}): {LAST_DIGITS}"
 
     def _export(self, shard: ShardEntry, counts: Mapping[str, int]) -> None:
         """Add a shard to Prometheus' metrics, on Ray."""

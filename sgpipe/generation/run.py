@@ -33,7 +33,7 @@ from sgpipe.generation.image_roots import (
     open_image_roots,
 )
 from sgpipe.generation.local_engine import LocalEngine
-from sgpipe.generation.metrics import RunMetrics
+from sgpipe.generation.metrics import LAST_DIGITS, RunMetrics
 from sgpipe.generation.resolve import RunPlan, resolve
 from sgpipe.generation.spending import RunSpending, asks_endpoint, check_prices
 from sgpipe.recipe import Recipe, numbers_of_part
@@ -42,13 +42,14 @@ from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.served.answers import CacheFolder, RequestCache
 from sgpipe.stages.served.engines.local import LOGS, LocalReplicas
-from sgpipe.storage.header import RunHeader
+from sgpipe.storage.header import GpuUse, RunHeader
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, RunFolder, check_output
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.tokens import Spending
 from sgpipe.utils.console import Advance, Progress, count, listed
+from sgpipe.utils.numerics import numerics_changes, package_versions
 from sgpipe.utils.ray_cluster import prepare_ray, start_ray
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ class LabellingRun:
             self.indexes[split] = index
         self.manifest = self.folder.open(self._header())
         self._check_part()
+        self._tell_other_software()
         keep_listings(self.roots, self.folder, now)
         self.folder.set_ground_truth(ground_truth)
         cache = self._stages.cache_folder
@@ -209,6 +211,15 @@ class LabellingRun:
                 f" {_name_of(now)}: {advice}, or choose another --out"
             )
 
+    def _tell_other_software(self) -> None:
+        """Say if the run began with other versions of the libraries that compute."""
+        before = self.manifest.run.get("software", {})
+        changes = numerics_changes(before, package_versions())
+        if changes:
+            self.progress.say(
+                f"NOTE: the run continues with other software ({changes}): {LAST_DIGITS}"
+            )
+
     def cache(self) -> RequestCache:
         """Return the answers of served models."""
         return self._stages.cache_folder.open()
@@ -224,6 +235,7 @@ class LabellingRun:
         run: RunHeader = {
             "name": plan.name,
             "source_images": sum(map(len, self.indexes.values())),
+            "software": package_versions(),
         }
         files = source_identity(self.indexes)
         if plan.reuse is None:
@@ -381,7 +393,12 @@ class LabellingRun:
         on_ray = bool(units) and not isinstance(self.engine, LocalEngine)
         is_client = "://" in str(self.plan.engine.address)
         images = sum(unit.rows for unit in units)
-        return RunMetrics(self.plan.name, images, workers, on_ray=on_ray and not is_client)
+        gpus: dict[str, GpuUse] = {}
+        for shard in self.manifest.shards:
+            gpus |= shard.gpus
+        return RunMetrics(
+            self.plan.name, images, workers, on_ray=on_ray and not is_client, gpus=gpus
+        )
 
     def label(self, units: Sequence[WorkUnit], mirror: ManifestMirror, meter: RunMetrics) -> None:
         """Run the units, if any are left, and commit each shard as soon as it is written."""

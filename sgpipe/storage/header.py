@@ -51,6 +51,7 @@ class RunHeader(TypedDict, total=False):
         origin: the identities of the runs that it was made from.
         parent: the run that some columns come from.
         source_counts, source_problems: what its source has, and what was lost while it was read.
+        software: the versions of libraries that computed when the run began.
         images: where the images of each split are.
         labels: the classes and predicates of a closed list; None: any name.
         store: where the shards are, if not in the folder.
@@ -67,6 +68,7 @@ class RunHeader(TypedDict, total=False):
     parent: ParentRun
     source_counts: dict[str, int]
     source_problems: dict[str, int]
+    software: dict[str, str]
     images: dict[str, str]
     labels: ClassLists | None
     store: str

@@ -5,7 +5,7 @@ A benchmark of a validation is that of `sgpipe eval … --model` for the same ne
 unlike in the batches of a validation, images are not padded, and those without relations count too.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.loop import Trainer
 from rlip_model.training.objective import Objective, checkpoint_activations
 from rlip_model.training.optimisation import freeze
-from rlip_model.training.state import Checkpoints, read_position
+from rlip_model.training.state import Checkpoints, read_numerics, read_position
 from rlip_model.training.validation import PERSON
 from sgpipe.errors import DivergedError, EngineError, UserError
 from sgpipe.evaluation.inputs import no_pairs, read_annotations, shard_annotations
@@ -46,6 +46,7 @@ from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
 from sgpipe.utils.atomic import fault_point
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory, one_line, refusals
+from sgpipe.utils.numerics import numerics, numerics_changes
 from sgpipe.utils.prefetch import prefetch_generator
 
 PRIVATE = ".training"
@@ -220,6 +221,7 @@ class TrainingJob:
 def run_job(
     job: TrainingJob,
     show: Callable[[Row], None] = lambda row: None,
+    say: Callable[[str], None] = lambda line: None,
     *,
     device: torch.device | None = None,
     share: tuple[int, int] = (0, 1),
@@ -229,6 +231,7 @@ def run_job(
 
     Args:
         show: gets every line of metrics, in the first worker.
+        say: gets notes, in the first worker.
         share: index of this worker, and number of workers.
         wrap: makes the module that is trained, such as a distributed one.
 
@@ -236,7 +239,7 @@ def run_job(
         UserError, EngineError, DivergedError: as `train`.
     """
     try:
-        _train(job, show, device, share, wrap)
+        _train(job, show, say, device, share, wrap)
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
     except DivergenceError as error:
@@ -251,6 +254,7 @@ def run_job(
 def _train(
     job: TrainingJob,
     show: Callable[[Row], None],
+    say: Callable[[str], None],
     device: torch.device | None,
     share: tuple[int, int],
     wrap: Callable[[Objective], nn.Module] | None,
@@ -267,6 +271,9 @@ def _train(
     objective = make_objective(network, recipe)
     nn.Module.to(objective, device)
     batch = recipe.optimisation.batch // workers // recipe.optimisation.accumulate
+    current_numerics = numerics(device, recipe.optimisation.precision)
+    if latest and worker == 0:
+        _tell_changed_numerics(latest, current_numerics, say)
     with _metrics_log(job, latest, worker) as write:
 
         def report(row: Row) -> None:
@@ -292,10 +299,27 @@ def _train(
                 checkpoint_seconds=_seconds(output.checkpoint_minutes),
                 validate_every=output.validate_every,
                 validate_every_steps=output.validate_every_steps,
+                numerics=current_numerics,
             )
             if latest:
                 trainer.restore(latest)
             trainer.fit(make_feed(job, network, worker, workers, pinned=on_gpu))
+
+
+def _tell_changed_numerics(
+    checkpoint: Path, current_numerics: Mapping[str, str], say: Callable[[str], None]
+) -> None:
+    """Say if a checkpoint was computed with other versions, another GPU or in another format.
+
+    Raises:
+        CheckpointError: the checkpoint does not state it.
+    """
+    changes = numerics_changes(read_numerics(checkpoint), current_numerics)
+    if changes:
+        say(
+            f"NOTE: the training continues with other software or hardware ({changes}): the last"
+            " digits of losses may differ"
+        )
 
 
 def _seconds(minutes: float | None) -> float | None:

@@ -105,9 +105,8 @@ def _run(job: TrainingJob, progress: Progress) -> None:
 
             run_workers(job, show, progress)
         else:
-            run_with_restarts(
-                partial(run_job, job, show), workers.restarts, workers.restart_seconds, progress
-            )
+            run = partial(run_job, job, show, progress.say)
+            run_with_restarts(run, workers.restarts, workers.restart_seconds, progress)
 
 
 def _summary(job: TrainingJob) -> TrainSummary:

@@ -1,7 +1,8 @@
 """Train with several workers on Ray Train; lost workers are replaced.
 
-A worker tells the driver in files why it ends, because Ray wraps errors in pages of its own frames:
-one of a refusal, after which nothing restarts, and one of errors that a restart may mend.
+Workers tell the driver in files what it shall say, and why they end, because Ray wraps errors in
+pages of its own frames: one of notes, one of a refusal, after which nothing restarts, and one of
+the last error that a restart may mend.
 """
 
 import json
@@ -35,6 +36,7 @@ from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
 _FAILURE = "failure.txt"
+_NOTES = "notes.txt"
 _REFUSALS = {"UserError": UserError, "DivergedError": DivergedError}
 _POLL_SECONDS = 0.5
 
@@ -44,7 +46,8 @@ def run_workers(job: TrainingJob, show: Callable[[Row], None], progress: Progres
     config = job.recipe.workers
     refusal = job.private / _REFUSAL
     refusal.unlink(missing_ok=True)
-    (job.private / _FAILURE).unlink(missing_ok=True)
+    for name in (_FAILURE, _NOTES):
+        (job.private / name).unlink(missing_ok=True)
     start_ray(config.address, say=progress.say)
     note = check_workers(ray.nodes(), config.count, config.cpus, _gpus(config))
     if note:
@@ -83,11 +86,21 @@ def _last_failure(job: TrainingJob) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
+def _add_note(job: TrainingJob, note: str) -> None:
+    with (job.private / _NOTES).open("a", encoding="utf-8") as file:
+        file.write(f"{note}\n")
+
+
+def _read_notes(job: TrainingJob) -> list[str]:
+    path = job.private / _NOTES
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
 def _fit(
     trainer: TorchTrainer, job: TrainingJob, show: Callable[[Row], None], progress: Progress
 ) -> None:
-    """Show new metrics, and why workers restart, until the training ends, a worker refuses its
-    input (Ray would only retry), or Ctrl-C.
+    """Show new metrics and notes until the training ends, a worker refuses its input (Ray would
+    only retry), or Ctrl-C.
 
     It runs in a thread, because in the main thread Ray Train would handle Ctrl-C itself and return
     as if it were done.
@@ -102,7 +115,7 @@ def _fit(
 
     threading.Thread(target=run, name="trainer", daemon=True).start()
     shown = 0
-    failure = ""
+    told = 0
     is_over = False
     try:
         while not is_over:
@@ -112,10 +125,10 @@ def _fit(
             for row in rows[shown:]:
                 show(row)
             shown = len(rows)  # fewer than before if lost steps are repeated
-            before = failure
-            failure = _last_failure(job)
-            if failure not in ("", before):
-                progress.say(restart_note(failure))
+            notes = _read_notes(job)
+            for note in notes[told:]:
+                progress.say(note)
+            told = len(notes)
         if outcome.done():
             outcome.result()
     finally:
@@ -140,13 +153,15 @@ def _worker(config: dict[str, TrainingJob]) -> None:
     if workers.parallel == "ddp":
         wrap = partial(DistributedDataParallel, find_unused_parameters=True)
     try:
-        run_job(job, device=worker_device(workers), share=share, wrap=wrap)
+        say = partial(_add_note, job)
+        run_job(job, say=say, device=worker_device(workers), share=share, wrap=wrap)
     except (UserError, EngineError, OSError) as error:
         if is_refusal(error):
             kind = _kind_of(error)
             write_text(refusal, json.dumps([kind, reason_of(error)]))
         else:
             write_text(job.private / _FAILURE, reason_of(error))
+            _add_note(job, restart_note(reason_of(error)))
             time.sleep(workers.restart_seconds)  # Ray restarts at once
         raise
 

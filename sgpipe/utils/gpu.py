@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlip_model.gpu_memory import is_out_of_memory
 from sgpipe.errors import ComputationError
+from sgpipe.utils.numerics import gpu_numerics
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,6 +35,7 @@ class MemoryFullError(ComputationError):
 def gpu_use(
     device: torch.device | None,
     *compiled: Compiled,
+    dtype: torch.dtype | None = None,
     attention: str = "",
     graph_error: str = "",
     batch_error: str = "",
@@ -42,14 +44,16 @@ def gpu_use(
     server.
 
     `memory`: the peak of this process, in bytes; `compilation`: seconds; `…_error`: why that did
-    not work.
+    not work. The rest is what decides the last digits.
     """
     if device is None or device.type != "cuda":
         return {}
     use: dict[str, object] = {
-        "gpu": torch.cuda.get_device_name(device),
+        **gpu_numerics(device),
         "memory": torch.cuda.max_memory_reserved(device),
     }
+    if dtype is not None:
+        use["dtype"] = str(dtype).removeprefix("torch.")
     rare: dict[str, object] = {
         "attention": attention,
         "compilation": sum(function.seconds for function in compiled),

@@ -83,7 +83,8 @@ class BlipCaptioner(Captioner):
         config = self.config
         self.check()
         self.device = pick_device(config.device, config.resources.gpus)
-        self._load(pick_dtype(config.dtype, self.device))
+        self.dtype = pick_dtype(config.dtype, self.device)
+        self._load(self.dtype)
         self.decoder = BlipDecoder(self.model)
         self.prompt = self.prompt_ids(config.prompt or "")
         on_gpu = self.device.type == "cuda"

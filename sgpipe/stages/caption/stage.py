@@ -73,7 +73,8 @@ class CaptionStage(ImageStage):
         errors = {
             name: getattr(self.captioner, name, "") for name in ("graph_error", "batch_error")
         }
-        return gpu_use(self.device, **errors)
+        dtype = getattr(self.captioner, "dtype", None)
+        return gpu_use(self.device, dtype=dtype, **errors)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         open_: deque[tuple[Record, Region]] = deque()

@@ -242,7 +242,7 @@ class TagStage(ImageStage):
             )
 
     def gpu_use(self) -> dict[str, Any]:
-        return gpu_use(self.device, *self.compiled, attention=self.attention)
+        return gpu_use(self.device, *self.compiled, dtype=self.dtype, attention=self.attention)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         chosen = self._choose(records)

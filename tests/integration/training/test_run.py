@@ -28,6 +28,7 @@ from sgpipe.training.data import order, stream
 from sgpipe.training.job import _BOX_PARTS
 from sgpipe.training.metrics import read_metrics
 from sgpipe.utils.console import Progress
+from sgpipe.utils.numerics import package_versions
 from tests.sgpipe.stats.runs import judge
 from tests.sgpipe.training import trainings
 from tests.sgpipe.training.trainings import (
@@ -58,7 +59,7 @@ KillAt = Callable[[int], None]
 
 DAMAGES = {
     "model.safetensors": b"cut", "config.json": b"{", "optimizer.safetensors": b"", "training.json": b'{"epoch": 1}',
-    "tokenizer.json": None,
+    "tokenizer.json": None, "numerics.json": b"{",
 }  # fmt: skip
 
 
@@ -262,6 +263,22 @@ def test_a_training_killed_while_it_writes_a_checkpoint_resumes_exactly(
     assert curve(out) == curve(trained_tagger)
     names = values_of((out / "checkpoints").iterdir(), "name")
     assert set(names) == {(out / link).resolve().name for link in ("last", "best")}
+
+
+def test_a_training_that_resumes_with_another_library_says_so(
+    drawn_run: Path, begun_training: Path, trained_tagger: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(begun_training, tmp_path / "out", symlinks=True)
+    file = (out / "last").resolve() / "numerics.json"
+    values = json.loads(file.read_text())
+    assert values == {**package_versions(), "dtype": "float32"}
+    file.write_text(json.dumps(values | {"torch": "1.0.0"}))
+    string_io = StringIO()
+    progress = Progress(Console(file=string_io, width=200))
+    training(drawn_run, out, progress=progress, **by_checkpoints(drawn_run))
+    note = f"other software or hardware (torch 1.0.0 then, {values['torch']} now): the last"
+    assert string_io.getvalue().count(note) == 1
+    assert not different(weights(out), weights(trained_tagger))
 
 
 def test_checkpoints_are_written_every_so_many_minutes_as_seen_every_few_steps(

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from benchmarks.bench_pipeline import utilization_line
 from sgpipe.cli.main import app
 from sgpipe.generation import metrics
+from sgpipe.generation import run as generation_run
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.recipe import load_recipe
 from sgpipe.stages.tag.stage import TagStage
@@ -102,6 +103,27 @@ def test_gpus_are_in_the_log_and_the_manifest(
         0.0,
         0.0,
     ]
+
+
+def test_a_run_that_resumes_with_other_software_or_another_gpu_says_so(
+    tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch
+):
+    use = {"gpu": "H100", "memory": 1}
+    monkeypatch.setattr(TagStage, "gpu_use", lambda stage: use.copy())
+    images = {"source.miniworld.images": IMAGES, "engine.unit_size": 3}
+    first = load_recipe("miniworld", {**images, "limit": 3})
+    monkeypatch.setattr(generation_run, "package_versions", lambda: {"torch": "1.0"})
+    _, lines = label(first, tmp_path / "out")
+    assert not [line for line in lines if "then" in line]
+    assert Manifest.load(tmp_path / "out").run["software"] == {"torch": "1.0"}
+    use["gpu"] = "A100"
+    monkeypatch.setattr(generation_run, "package_versions", lambda: {"torch": "2.0"})
+    _, lines = label(load_recipe("miniworld", images), tmp_path / "out")
+    digits = "the last digits of scores may differ"
+    assert (
+        f"NOTE: the run continues with other software (torch 1.0 then, 2.0 now): {digits}" in lines
+    )
+    assert f"NOTE: tag continues with other hardware (GPU H100 then, A100 now): {digits}" in lines
 
 
 def generate(out: Path, *options: object) -> str:
