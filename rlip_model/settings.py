@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 ComputePrecision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["step", "cosine"]
 Strategy = Literal["frequency", "uniform"]
 
@@ -112,7 +113,8 @@ class Optimisation:
             to zero at the end.
         warmup: steps in which the rates grow linearly from zero.
         clip_norm: maximum norm of the gradient; 0 for no clipping.
-        precision: of the forward pass; parameters and losses stay in float32.
+        precision: of the forward pass; parameters and losses stay in float32. auto: bfloat16 on
+            GPUs that support it, otherwise float32.
         activation_checkpointing: recompute layers in the backward pass instead of storing their
             activations.
         ema: decay of an exponential moving average of the parameters; checkpoints then contain the
@@ -138,7 +140,7 @@ class Optimisation:
     warmup: int = 0
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
-    precision: ComputePrecision = "float32"
+    precision: Precision = "auto"
     activation_checkpointing: bool = False
     ema: float = 0.0
     frozen: tuple[str, ...] = ()

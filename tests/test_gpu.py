@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sysconfig
 from pathlib import Path
@@ -199,7 +200,8 @@ def test_predictions(run: Path, dtype: str) -> None:
 
 def test_training_follows_the_same_curve(run: Path, tmp_path: Path) -> None:
     for device in ("cpu", GPU):
-        training(run, tmp_path / device, "pretrain", workers__device=device)
+        precision = {"optimisation__precision": "float32"}
+        training(run, tmp_path / device, "pretrain", workers__device=device, **precision)
     (_, first), *_ = curve(tmp_path / "cpu")
     losses = [np.array([loss for _, loss in curve(tmp_path / device)]) for device in ("cpu", GPU)]
     assert losses[1][0] == pytest.approx(first, rel=1e-3)
@@ -207,8 +209,8 @@ def test_training_follows_the_same_curve(run: Path, tmp_path: Path) -> None:
 
 
 def test_training_in_bfloat16_learns(run: Path, tmp_path: Path) -> None:
-    training(
-        run, tmp_path / "half", "pretrain", workers__device=GPU, optimisation__precision="bfloat16"
-    )
+    training(run, tmp_path / "half", "pretrain", workers__device=GPU)
+    values = json.loads((tmp_path / "half" / "last" / "numerics.json").read_text())
+    assert values["dtype"] == "bfloat16"
     losses = [loss for _, loss in curve(tmp_path / "half")]
     assert all(np.isfinite(losses))

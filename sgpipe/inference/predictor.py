@@ -33,11 +33,19 @@ from sgpipe.recipe import DEFAULT_SIDES, miniworld_notes, size_notes, trained_si
 from sgpipe.records import Record
 from sgpipe.stages.detect import load_detector
 from sgpipe.utils.console import Progress
-from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
+from sgpipe.utils.devices import (
+    check_devices,
+    check_workers,
+    configure_torch,
+    hide_gpus,
+    pick_device,
+    pick_dtype,
+)
 from sgpipe.utils.gpu import enough_memory
 from sgpipe.utils.prefetch import prefetch
 from sgpipe.utils.ray_cluster import prepare_ray, start_ray, worker_failure
 
+_CPUS = 1  # of a worker on Ray
 _PREFETCH = 2  # batches
 
 
@@ -187,6 +195,7 @@ class _Worker:
     def __init__(self, config: PredictConfig, gpus: float) -> None:
         if not gpus:
             hide_gpus()
+        configure_torch(torch.device("cpu"), _CPUS)
         self._predictor = cache(partial(Predictor, config))
 
     def run(self, row_group: RowGroup) -> list[ImagePrediction]:
@@ -205,11 +214,11 @@ def _predict_on_ray(
     start_ray(say=progress.say)
     workers = min(config.workers, len(row_groups))
     gpus = 0 if config.device == "cpu" else config.gpus
-    note = check_workers(ray.nodes(), workers, 1, gpus)
+    note = check_workers(ray.nodes(), workers, _CPUS, gpus)
     if note:
         progress.say(note)
     worker: Any = ray.remote(_Worker).options(
-        num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2
+        num_cpus=_CPUS, num_gpus=gpus, max_restarts=2, max_task_retries=2
     )
     try:
         pool = ActorPool([worker.remote(config, gpus) for _ in range(workers)])

@@ -16,7 +16,7 @@ from sgpipe.recipe import Resources, StageConfig
 from sgpipe.records import Record
 from sgpipe.stages.context import StageContext
 from sgpipe.stages.served.answers import CacheFolder
-from sgpipe.utils.devices import pick_device
+from sgpipe.utils.devices import configure_torch, pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -131,10 +131,10 @@ class ImageStage(Stage):
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        torch.set_num_threads(max(1, int(self.resources.cpus)))
-        self.device = (
-            pick_device(self.config.device, self.resources.gpus) if here else torch.device("meta")
-        )
+        self.device = torch.device("meta")
+        if here:
+            self.device = pick_device(self.config.device, self.resources.gpus)
+        configure_torch(self.device, self.resources.cpus)
         self.threads = image_threads(self.resources, elsewhere=self.device.type != "cpu")
 
     def opened(

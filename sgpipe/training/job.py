@@ -24,6 +24,7 @@ from rlip_model.heads import LayerOutput
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from rlip_model.model import RLIPModel, RTagger
 from rlip_model.pretrained import CheckpointError
+from rlip_model.settings import ComputePrecision
 from rlip_model.text import TokenizerError
 from rlip_model.training.compiling import CompiledLayers
 from rlip_model.training.divergence import DivergenceError
@@ -268,10 +269,11 @@ def _train(
     device = device or pick_device(recipe.workers.device, recipe.workers.gpus)
     on_gpu = device.type == "cuda"
     compiled = CompiledLayers(network) if recipe.workers.compile and on_gpu else None
+    nn.Module.to(network, device)
     objective = make_objective(network, recipe)
     nn.Module.to(objective, device)
     batch = recipe.optimisation.batch // workers // recipe.optimisation.accumulate
-    current_numerics = numerics(device, recipe.optimisation.precision)
+    current_numerics = numerics(device, objective.precision)
     if latest and worker == 0:
         _tell_changed_numerics(latest, current_numerics, say)
     with _metrics_log(job, latest, worker) as write:
@@ -357,7 +359,8 @@ def _make_benchmark(
 
 
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
-    """Return the network with its criterion, and parts frozen as configured.
+    """Return the network with its criterion, and parts frozen as configured. Its device decides the
+    precision, unless the recipe does.
 
     Raises:
         UserError: there is no such part.
@@ -386,7 +389,13 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
     elif not loss.only_boxes:
         labels = loss.quality_labels, loss.pseudo_labels, loss.pseudo_label_gradient
         criterion = DetectionCriterion(loss.costs, loss.weights, *labels, loss.no_object_weight)
-    return Objective(network, criterion, options.precision, loss.mask_by_sum, loss.dense)
+    dtype = pick_dtype(options.precision, _device_of(network))
+    precision: ComputePrecision = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    return Objective(network, criterion, precision, loss.mask_by_sum, loss.dense)
+
+
+def _device_of(network: RLIPModel) -> torch.device:
+    return next(network.parameters()).device
 
 
 def make_feed(

@@ -31,7 +31,7 @@ from sgpipe.training.recipe import WorkersConfig
 from sgpipe.training.restarts import exhausted, is_refusal, reason_of, restart_note
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
-from sgpipe.utils.devices import check_workers, pick_device
+from sgpipe.utils.devices import check_workers, configure_torch, pick_device
 from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
@@ -144,7 +144,8 @@ def _worker(config: dict[str, TrainingJob]) -> None:
     refusal = job.private / _REFUSAL
     if refusal.exists():
         raise EngineError("the input was refused before; a retry would change nothing")
-    torch.set_num_threads(max(1, int(workers.cpus)))
+    device = worker_device(workers)
+    configure_torch(device, workers.cpus)
     share = context.get_world_rank(), context.get_world_size()
     if context.get_world_rank() == 0:
         (job.private / _FAILURE).unlink(missing_ok=True)  # this is a restart after it
@@ -154,7 +155,7 @@ def _worker(config: dict[str, TrainingJob]) -> None:
         wrap = partial(DistributedDataParallel, find_unused_parameters=True)
     try:
         say = partial(_add_note, job)
-        run_job(job, say=say, device=worker_device(workers), share=share, wrap=wrap)
+        run_job(job, say=say, device=device, share=share, wrap=wrap)
     except (UserError, EngineError, OSError) as error:
         if is_refusal(error):
             kind = _kind_of(error)

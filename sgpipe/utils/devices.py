@@ -25,7 +25,8 @@ _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 
 
 def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> torch.device:
-    """Return the device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+    """Return the device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N"; of
+    a GPU after `configure_torch`.
 
     Args:
         gpus: how many were requested; if any, "auto" is a GPU.
@@ -46,11 +47,29 @@ def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> t
         return torch.device("cpu")
     if name != "auto" and (number or 0) >= torch.cuda.device_count():
         raise UserError(f"{setting} {name!r}: {_visible_gpus()}")
-    # float32 is float32, as on a CPU; who wants speed takes bfloat16. Blocks of memory grow instead
-    # of being cut up.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    return torch.device("cuda") if number is None else torch.device("cuda", number)
+    device = torch.device("cuda") if number is None else torch.device("cuda", number)
+    configure_torch(device)
+    return device
+
+
+def configure_torch(device: torch.device, cpus: float | None = None) -> None:
+    """Set how this process computes: number formats, memory and threads. Every process that loads a
+    model calls it, mostly by `pick_device`, before the first tensor on a GPU.
+
+    Args:
+        cpus: of this process, each of which gets a thread; None: threads stay as they are, by
+            default one for each core.
+    """
+    import torch
+
+    if cpus is not None:
+        torch.set_num_threads(max(1, int(cpus)))
+    if device.type == "cuda":
+        # float32 is float32, as on a CPU; who wants speed takes bfloat16
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        # blocks of memory grow instead of being cut up
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def hide_gpus() -> None:

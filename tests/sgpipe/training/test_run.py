@@ -11,8 +11,10 @@ import pytest
 import torch
 import yaml
 
+from rlip_model.model import RTagger
 from rlip_model.training.loop import Trainer
 from sgpipe.errors import EngineError, UserError
+from sgpipe.training import job
 from sgpipe.training import run as plan
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.metrics import read_metrics
@@ -126,6 +128,30 @@ def test_a_compiler_that_fails_within_a_step_ends_the_training_with_a_remedy(
         EngineError, match=r"within a step \(no such size and a.*\); with workers.compile=false"
     ):
         training(drawn_run, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [
+        ("auto", "cpu", "float32"),
+        ("auto", "cuda", "bfloat16"),
+        ("float32", "cuda", "float32"),
+        ("bfloat16", "cpu", "bfloat16"),
+    ],
+)
+def test_a_gpu_computes_in_bfloat16_unless_the_recipe_says_float32(
+    drawn_run: Path,
+    trained_tagger: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    device: str,
+    expected: str,
+) -> None:
+    network = RTagger.from_pretrained(trained_tagger / "last")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(job, "_device_of", lambda network: torch.device(device))
+    objective = job.make_objective(network, recipe(drawn_run, optimisation__precision=precision))
+    assert objective.precision == expected
 
 
 @pytest.mark.slow

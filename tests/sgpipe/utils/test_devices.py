@@ -4,7 +4,7 @@ join.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
@@ -17,7 +17,14 @@ from torch import Tensor
 
 from sgpipe.errors import UserError
 from sgpipe.utils import gpu, ray_cluster
-from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
+from sgpipe.utils.devices import (
+    check_devices,
+    check_workers,
+    configure_torch,
+    hide_gpus,
+    pick_device,
+    pick_dtype,
+)
 from sgpipe.utils.gpu import Compiled, GpuMemory, enough_memory
 from sgpipe.utils.ray_cluster import tell_losses, worker_failure
 
@@ -339,3 +346,30 @@ def test_a_token_is_presented_only_where_one_is_needed(
     ray_cluster.prepare_ray(address)
     assert os.environ.get("RAY_AUTH_MODE") == mode
     assert len(os.environ.get("RAY_AUTH_TOKEN", "")) == 64 * own_token
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """TF32 is on, as somebody may have set it."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    yield
+    matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_every_process_that_computes_has_the_same_settings(
+    monkeypatch: pytest.MonkeyPatch, tf32: None
+) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    threads = torch.get_num_threads()
+    configure_torch(torch.device("cpu"))
+    assert torch.get_num_threads() == threads
+    assert torch.backends.cuda.matmul.allow_tf32
+    configure_torch(torch.device("cuda"), cpus=2.5)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
