@@ -78,7 +78,6 @@ def test_one_gpu_makes_the_published_steps_in_parts(path: Path) -> None:
     recipe = load_train_recipe(f"one-gpu/{path.stem}")
     parts = {
         "accumulate": recipe.optimisation.batch // 4,
-        "precision": "bfloat16",
         "activation_checkpointing": True,
     }
     assert recipe == changed(published, optimisation=changed(published.optimisation, **parts))
