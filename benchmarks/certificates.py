@@ -77,7 +77,6 @@ from scipy.special import bdtr, ndtri
 
 from benchmarks.certificate_people import dispute, family, people
 from benchmarks.measure import report
-from sgpipe.calibration import from_log_odds
 from sgpipe.stats import certificates
 from sgpipe.stats.certificate_rounds import FIRST, QUESTIONS
 from sgpipe.stats.certificates import (
@@ -92,6 +91,7 @@ from sgpipe.stats.certificates import (
     weigh,
 )
 from sgpipe.stats.precision import estimate_stratified
+from sgpipe.utils.odds import from_log_odds
 
 RUNS = 100
 EACH = 20

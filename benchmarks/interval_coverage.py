@@ -29,13 +29,14 @@ from rich.table import Table
 from benchmarks.measure import report
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.scores import ClassScores, Tally
-from sgpipe.calibration import from_log_odds, log_odds, lowest_shown
+from sgpipe.calibration import lowest_shown
 from sgpipe.errors import UserError
 from sgpipe.evaluation.result import Resampling, compare_paired
 from sgpipe.stats.calibrate import fit
 from sgpipe.stats.plans import equal_shares
 from sgpipe.stats.precision import JudgedRelations, estimate_clustered, estimate_stratified
 from sgpipe.stats.thresholds import ONE_SIDE, candidates, suggest
+from sgpipe.utils.odds import from_log_odds, log_odds
 
 SIMULATIONS = 1000
 MORE_SIMULATIONS = 2000  # of ground truth and thresholds

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import Field, JsonValue, ValidationError
 
 from sgpipe.errors import UserError, check_share
@@ -23,9 +23,8 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils.console import count
 from sgpipe.utils.hashing import differences
+from sgpipe.utils.odds import NEAREST, Floats, from_log_odds, log_odds
 
-Floats = NDArray[np.float64]
-NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance
 _Share = Annotated[float, Field(ge=0, le=1)]
 _ROOM = 0.4  # of the way from a precision to 1, that all correct answers show where a search starts
 _ANY = 1e-6  # a probability that everything has but what is below the lowest judged confidence
@@ -265,17 +264,6 @@ def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tag.get(name) for name in names} | {
         name: pair.get(name) for name in ("candidates", "restrict")
     }
-
-
-def log_odds(confidence: ArrayLike) -> Floats:
-    inside = np.clip(np.asarray(confidence, np.float64), NEAREST, 1 - NEAREST)
-    odds: Floats = np.log(inside / (1 - inside))
-    return odds
-
-
-def from_log_odds(odds: ArrayLike) -> Floats:
-    chance: Floats = (1 + np.tanh(np.asarray(odds, np.float64) / 2)) / 2
-    return chance
 
 
 def rounded(value: float) -> float:

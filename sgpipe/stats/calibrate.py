@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 
 from sgpipe.calibration import (
     Calibration,
-    Floats,
-    from_log_odds,
-    log_odds,
     rounded,
     scoring_of_run,
     unscored_reason,
@@ -37,6 +34,7 @@ from sgpipe.storage.datasets import load_manifest
 from sgpipe.storage.header import RunHeader
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count
+from sgpipe.utils.odds import Floats, from_log_odds, log_odds
 
 _FEWEST = 50  # judged relations that a calibration needs
 _TARGETS = (0.8, 0.9, 0.95, 0.98)

@@ -31,8 +31,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from sgpipe.calibration import Floats, from_log_odds
 from sgpipe.stats.precision import short_threshold
+from sgpipe.utils.odds import Floats, from_log_odds
 
 Ints = NDArray[np.int64]
 

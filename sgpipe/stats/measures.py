@@ -13,7 +13,7 @@ from itertools import islice, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from sgpipe.calibration import NEAREST, Calibration, unscored_reason
+from sgpipe.calibration import Calibration, unscored_reason
 from sgpipe.errors import check_share
 from sgpipe.files.locations import Location
 from sgpipe.records import LEFT_OUT, NO_OBJECT, TRAINING_CONFIDENCE
@@ -24,6 +24,7 @@ from sgpipe.storage.losses import Loss
 from sgpipe.storage.manifest import add_up
 from sgpipe.storage.tokens import tokens_of
 from sgpipe.utils.boxes import ClassFinder, class_matrix, match_captions
+from sgpipe.utils.odds import NEAREST
 
 _EXAMPLES = 5
 

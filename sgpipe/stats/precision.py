@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sgpipe.calibration import Floats
+from sgpipe.utils.odds import Floats
 
 _TAIL = 0.025  # how often either end of a 95% interval misses
 _FEW = {  # Student's t of these tails with 1, 2, … degrees of freedom

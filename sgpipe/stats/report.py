@@ -23,26 +23,9 @@ from sgpipe.stats.samples import Samples, Values, make_card
 from sgpipe.stats.tables import tables
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils import __version__
-from sgpipe.utils.console import count, isolated
+from sgpipe.utils.html import templates
 
 _CARD_RELATIONS = 10
-
-
-def templates(loader: jinja2.BaseLoader) -> jinja2.Environment:
-    """Return an environment for pages, which escapes every value."""
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "count": count,
-        "isolated": isolated,
-        "thousands": lambda number: f"{number:,}",
-    }
-    return environment
 
 
 def render(page: str, values: Values) -> str:

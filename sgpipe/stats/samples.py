@@ -10,12 +10,11 @@ from contextlib import suppress
 from io import BytesIO
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image, ImageDraw
 
 from sgpipe import viz
-from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
@@ -24,6 +23,9 @@ from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import write_result
 from sgpipe.storage.shards import embedded_images
 from sgpipe.viz import polyline
+
+if TYPE_CHECKING:
+    from sgpipe.calibration import Calibration
 
 Values: TypeAlias = dict[str, Any]
 Nodes: TypeAlias = dict[int, Values]

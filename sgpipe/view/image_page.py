@@ -1,8 +1,11 @@
 """The page of one image, alone or beside another run."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +33,11 @@ from sgpipe.view.pages import (
     render,
     viewer_of,
 )
-from sgpipe.view.provenance import Provenance
 from sgpipe.view.search import Filters, neighbours
 from sgpipe.viz import colour_of, object_names
+
+if TYPE_CHECKING:
+    from sgpipe.view.provenance import Provenance
 
 _OF_IMAGE = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
 SAME_OBJECT = 0.5  # IoU from which on boxes of a class are the same object
@@ -169,6 +174,8 @@ def image_values(view: RecordView, run: RunHeader, chosen: str | None = None) ->
         run: the header of the run's manifest.
         chosen: the key of a relation.
     """
+    from sgpipe.view.provenance import Provenance
+
     record = view.record
     provenance = Provenance(record, run)
     relations = existing_relations(record)

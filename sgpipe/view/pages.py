@@ -23,10 +23,10 @@ from starlette.responses import HTMLResponse
 
 from sgpipe.errors import UserError, format_os_error
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.stats.report import templates
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.utils.console import single_line
+from sgpipe.utils.html import templates
 from sgpipe.view.search import Hit
 
 FOLDER = Path(__file__).parent
