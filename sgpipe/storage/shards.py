@@ -300,10 +300,10 @@ def open_shard(
 def read_row_group(
     path: Location, group: int, columns: Sequence[str], optional: Sequence[str] = ()
 ) -> pa.Table:
-    """Return one row group, with the optional columns where the shard has them. Raises as
-    `open_shard`.
+    """Return one row group, with the optional columns where the shard has them; columns may be
+    paths of nested ones. Raises as `open_shard`.
     """
-    with open_shard(path, columns) as file:
+    with open_shard(path, [name.partition(".")[0] for name in columns]) as file:
         present = [name for name in optional if name in file.schema_arrow.names]
         return file.read_row_group(group, columns=[*columns, *present])
 

@@ -2,8 +2,9 @@
 
 Row groups are shuffled, and those of a window, which are in memory together, share a second shuffle
 of their rows. An epoch can be divided into lanes of whole row groups, which supply the same places
-of every step: who computes only these places reads only their lanes. Every random choice has its
-own generator, seeded by what it chooses, so that a reader can jump to any position.
+of every step: who computes only these places reads only their lanes, and of others at most the
+columns with names. Every random choice has its own generator, seeded by what it chooses, so that a
+reader can jump to any position.
 """
 
 from __future__ import annotations
@@ -23,11 +24,33 @@ import pyarrow as pa
 from sgpipe.files.locations import location
 from sgpipe.files.stores import is_uri
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
-from sgpipe.training.data.scan import COLUMNS, TrainingSet, UsableRowGroup
+from sgpipe.training.data.scan import TrainingSet, UsableRowGroup
 from sgpipe.utils.prefetch import prefetch
 
 _FETCHED = 8  # row groups of a store at once
 _LANE_WINDOW = 2
+_RELATION = "relations.list.element"
+_OBJECT = "objects.list.element"
+# What the names of an image, also of a flipped or judged one, depend on.
+NAME_COLUMNS = (
+    "image_id",
+    "split",
+    f"{_OBJECT}.category",
+    f"{_OBJECT}.iscrowd",
+    f"{_RELATION}.subject",
+    f"{_RELATION}.object",
+    f"{_RELATION}.predicate",
+    f"{_RELATION}.confidence",
+    f"{_RELATION}.origin",
+)
+ROW_COLUMNS = (
+    *NAME_COLUMNS,
+    "dataset",
+    "file_name",
+    "width",
+    "height",
+    f"{_OBJECT}.bbox.list.element",
+)
 RowValues: TypeAlias = dict[str, Any]  # of a shard, by column
 
 
@@ -113,7 +136,8 @@ def divide(epoch: Epoch, sizes: Sequence[int], steps: int) -> list[Epoch]:
     """Return lanes of an epoch, which have no row in common.
 
     A lane has whole row groups, but for those on its borders, whose rows are divided at random. Its
-    window is its part of the epoch's window, but at least two row groups.
+    window is its part of the epoch's window, but at least two row groups; one, if a lane has one row
+    in a step, as the rows of a step are then of different lanes anyway.
 
     Args:
         sizes: rows of each lane in a step; a single lane is the epoch itself
@@ -121,7 +145,8 @@ def divide(epoch: Epoch, sizes: Sequence[int], steps: int) -> list[Epoch]:
     """
     if len(sizes) == 1:
         return [epoch]
-    window = max(_LANE_WINDOW, -(-epoch.window // len(sizes)))
+    fewest = min(max(sizes), _LANE_WINDOW)
+    window = max(fewest, -(-epoch.window // len(sizes)))
     visits = deque(epoch.visits)
     lanes = []
     for number, size in enumerate(sizes):
@@ -160,17 +185,30 @@ class EpochRow:
     row: int
 
     def values(self) -> RowValues:
-        """Return the values of all columns; the image, if any, remains in Arrow."""
-        values: RowValues = self.table.select(COLUMNS).slice(self.row, 1).to_pylist()[0]
-        if IMAGE_COLUMN in self.table.column_names:
-            values[IMAGE_COLUMN] = self.table[IMAGE_COLUMN][self.row]
+        """Return the values of all columns that were read; the image, if any, remains in Arrow."""
+        table = self.table
+        if IMAGE_COLUMN not in table.column_names:
+            return _row_values(table, self.row)
+        values = _row_values(table.drop_columns([IMAGE_COLUMN]), self.row)
+        values[IMAGE_COLUMN] = table[IMAGE_COLUMN][self.row]
         return values
 
 
-class RowGroupReader:
-    """Reads row groups of shards; one that is in use is not read again."""
+def _row_values(table: pa.Table, row: int) -> RowValues:
+    values: RowValues = table.slice(row, 1).to_pylist()[0]
+    return values
 
-    def __init__(self) -> None:
+
+class RowGroupReader:
+    """Reads row groups of shards; one that is in use is not read again.
+
+    Args:
+        only_names: read `NAME_COLUMNS`; otherwise `ROW_COLUMNS` and images, if any
+    """
+
+    def __init__(self, *, only_names: bool = False) -> None:
+        self._columns = NAME_COLUMNS if only_names else ROW_COLUMNS
+        self._optional = () if only_names else (IMAGE_COLUMN,)
         self._tables: WeakValueDictionary[tuple[str, int], pa.Table] = WeakValueDictionary()
 
     def read(self, visit: UsableRowGroup) -> pa.Table:
@@ -183,7 +221,7 @@ class RowGroupReader:
         table = self._tables.get(key)
         if table is None:
             path = location(visit.file)
-            table = read_row_group(path, visit.group, COLUMNS, (IMAGE_COLUMN,))
+            table = read_row_group(path, visit.group, self._columns, self._optional)
             self._tables[key] = table
         return table
 
@@ -193,8 +231,12 @@ def iter_epoch(
     epoch: Epoch,
     position: int = 0,
     reader: RowGroupReader | None = None,
+    lanes: int = 1,
 ) -> Iterator[EpochRow]:
     """Yield the rows of an epoch, or of a lane, from a position on.
+
+    Args:
+        lanes: number of lanes that are read together, which share the requests to a store
 
     Raises:
         UserError, StoreError: a shard is lost or changed
@@ -204,7 +246,7 @@ def iter_epoch(
     visits = epoch.visits[window * epoch.window :]
     skipped = position - epoch.ends[window]
     in_store = any(is_uri(folder.root) for folder in training_set.folders)
-    threads = _FETCHED if in_store else 0  # they read one window in advance
+    threads = -(-_FETCHED // lanes) if in_store else 0  # they read one window in advance
     with prefetch(reader.read, visits, threads, epoch.window + 1) as read_tables:
         for start in range(0, len(visits), epoch.window):
             window_visits = visits[start : start + epoch.window]

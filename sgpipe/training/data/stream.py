@@ -1,8 +1,8 @@
 """The steps of a training or a validation, read and prepared by threads ahead of their use.
 
 A step says which images, their annotations, and the label texts of each image. Workers read what
-they need for their shares of every step, and choose the same texts for groups of images: their
-number changes nothing.
+they need for their shares of every step: their own images with annotations, and the names in others
+that share texts with them. So they choose the same texts, and their number changes nothing.
 """
 
 from __future__ import annotations
@@ -50,19 +50,24 @@ from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch_generator, start_early
 
 _FAILURES_BEFORE_REFUSAL = 32
+_UNDIVIDED = 4  # images of a step that are not divided between lanes without groups
+_MOST_LANES = 64
+_NO_BOX = (0.0, 0.0, 0.0, 0.0)
 # A worker's share of a step, computed one after another.
 TrainingStep: TypeAlias = "tuple[StepPart, ...]"
 _FutureExample: TypeAlias = Future[TrainingExample | None]
+_Names: TypeAlias = "tuple[tuple[str, ...], tuple[str, ...]]"  # of objects, and predicates
 _IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height")
 
 
 def scene_graph(values: RowValues, threshold: float) -> SceneAnnotation:
     """Return objects but crowds, and sure relations between them.
 
-    The id of an object is its index in the row; boxes are xywh in pixels.
+    The id of an object is its index in the row; boxes are xywh in pixels, or zeros where only names
+    were read.
     """
     objects = tuple(
-        SceneObject(index, item["category"], tuple(item["bbox"]))
+        SceneObject(index, item["category"], tuple(item.get("bbox", _NO_BOX)))
         for index, item in enumerate(values["objects"] or ())
         if not item["iscrowd"]
     )
@@ -177,40 +182,73 @@ class StepStream:
 
     def epoch(self, epoch: int, step: int = 0) -> Iterator[TrainingStep]:
         """Yield the steps of an epoch, starting at a step. Raises as `steps`."""
-        lanes = self._lanes
-        sizes = [len(places) for places in lanes]
+        sizes = [len(places) for places in self._lanes]
         orders = divide(self._order(epoch), sizes, self.steps_per_epoch)
-        needed = self._needed(self.batch)
-        reader = RowGroupReader()
-        own_lanes = []
-        for places, order in zip(lanes, orders, strict=True):
-            if needed.intersection(places):
-                position = step * len(places)
-                own_lanes.append((places, iter_epoch(self.training_set, order, position, reader)))
+        readers = self._lane_readers()
+        lanes = []
+        for number, reader in readers.items():
+            places = self._lanes[number]
+            position = step * len(places)
+            lane = iter_epoch(
+                self.training_set, orders[number], position, reader, lanes=len(readers)
+            )
+            lanes.append((places, lane))
         for index in range(step, self.steps_per_epoch):
             rows: dict[int, EpochRow] = {}
-            for places, lane_rows in own_lanes:
-                rows.update(zip(places, lane_rows, strict=False))
+            for places, lane in lanes:
+                rows.update(zip(places, lane, strict=False))
             yield self._step(epoch, index, rows)
+
+    def _lane_readers(self) -> dict[int, RowGroupReader]:
+        """Return what reads each lane that this worker needs, by its number: all columns of those
+        with its own images, the names of those that share texts with them.
+        """
+        own = self._own_places(self.batch)
+        named = self._named_places(self.batch)
+        reader = RowGroupReader()
+        name_reader = RowGroupReader(only_names=True)
+        readers = {}
+        for number, places in enumerate(self._lanes):
+            if own.intersection(places):
+                readers[number] = reader
+            elif named.intersection(places):
+                readers[number] = name_reader
+        return readers
 
     @cached_property
     def _lanes(self) -> list[range]:
-        """The places in a step that each lane of an epoch supplies."""
-        size = self.data.text_group if self.training else None
-        size = min(size or self.batch, self.batch)
+        """The places in a step that each lane of an epoch supplies.
+
+        A lane has a text group of each step or, without groups, one image, so that a worker reads
+        the row groups of its own images alone. Small steps have few workers, and one lane.
+        """
+        size = self.batch
+        if self.training and self.data.text_group:
+            size = min(self.data.text_group, self.batch)
+        elif self.training and self.batch > _UNDIVIDED:
+            size = -(-self.batch // _MOST_LANES)
         return [range(start, min(start + size, self.batch)) for start in range(0, self.batch, size)]
 
-    def _needed(self, images: int) -> frozenset[int]:
-        """Return the places in a step of this many images that this worker computes, or needs for
-        their names.
-        """
-        needed = set[int]()
-        for part in cut(images, self.group, self.rank, self.world_size, self.accumulate):
-            needed.update(part)
-            if part and self.training_set.closed_labels is None:
+    def _own_places(self, images: int) -> frozenset[int]:
+        """Return the places in a step of this many images that this worker computes."""
+        own = set[int]()
+        for part in self._cut(images):
+            own.update(part)
+        return frozenset(own)
+
+    def _named_places(self, images: int) -> frozenset[int]:
+        """Return the places whose names decide the texts of this worker's images."""
+        named = set[int]()
+        if self.training_set.closed_labels is not None:
+            return frozenset(named)
+        for part in self._cut(images):
+            if part:
                 start = part.start // self.group * self.group
-                needed.update(range(start, min(start + self.group, images)))
-        return frozenset(needed)
+                named.update(range(start, min(start + self.group, images)))
+        return frozenset(named)
+
+    def _cut(self, images: int) -> list[range]:
+        return cut(images, self.group, self.rank, self.world_size, self.accumulate)
 
     @cached_property
     def group(self) -> int:
@@ -222,27 +260,38 @@ class StepStream:
         """Return this worker's share of a step, of which it has the rows of some places."""
         first = index * self.batch
         images = min(self.batch, self._images - first)
-        items = {}
-        for place in sorted(self._needed(images)):
+        own = self._own_places(images)
+        items: dict[int, TrainingItem] = {}
+        names: dict[int, _Names] = {}
+        for place in sorted(own | self._named_places(images)):
+            row = rows[place]
             # "picture" is part of the seed: another word would change every training.
             rng = generator("picture", self.seed, epoch, first + place)
-            items[place] = self._item(rows[place], rng)
+            values = row.values()
+            graph, flip = self._annotations(row.folder, values, rng)
+            names[place] = graph.names()
+            if place in own:
+                image = Record(*(values[name] for name in _IMAGE_FIELDS))
+                embedded = values.get(IMAGE_COLUMN)
+                items[place] = TrainingItem(row.folder, image, embedded, graph, flip, rng)
         texts: dict[int, tuple[Texts, Texts]] = {}
         parts = []
-        for part in cut(images, self.group, self.rank, self.world_size, self.accumulate):
+        for part in self._cut(images):
             group = min(part.start, images - 1) // self.group
             if group not in texts:
                 places = range(group * self.group, (group + 1) * self.group)
-                members = [items[place] for place in places if place in items]
+                group_names = [names[place] for place in places if place in names]
                 number = index * -(-self.batch // self.group) + group
-                texts[group] = self._choose(members, epoch, number)
+                texts[group] = self._choose(group_names, epoch, number)
             parts.append(StepPart(*texts[group], tuple(items[place] for place in part)))
         return tuple(parts)
 
-    def _choose(
-        self, group: Sequence[TrainingItem], epoch: int, number: int
-    ) -> tuple[Texts, Texts]:
-        """Return the texts of the `number`-th group, and how the network reads them."""
+    def _choose(self, names: Sequence[_Names], epoch: int, number: int) -> tuple[Texts, Texts]:
+        """Return the texts of the `number`-th group, and how the network reads them.
+
+        Args:
+            names: in each of its images
+        """
         rng = generator("texts", self.seed, epoch, number)
         closed = self.training_set.closed_labels
         if closed is not None:
@@ -255,7 +304,6 @@ class StepStream:
                 self.data.object_strategy,
                 self.data.relation_strategy,
             )
-            names = [item.graph.names() for item in group]
             objects = [objects for objects, _ in names]
             predicates = [predicates for _, predicates in names]
             texts = batch_texts(objects, predicates, sampling, rng, take_all=True)
@@ -273,9 +321,12 @@ class StepStream:
                 relations[index] = rng.choice([text, *new])
         return Texts(texts.objects, tuple(relations))
 
-    def _item(self, row: EpochRow, rng: random.Random) -> TrainingItem:
-        folder = row.folder
-        values = row.values()
+    def _annotations(
+        self, folder: int, values: RowValues, rng: random.Random
+    ) -> tuple[SceneAnnotation, bool]:
+        """Return the annotations of an image of a folder, with the names after a flip, and whether
+        it is flipped.
+        """
         graph = scene_graph(values, self.training_set.threshold)
         judged = self.training_set.folders[folder].judged
         if judged is not None:
@@ -284,13 +335,11 @@ class StepStream:
             graph = _sample_origins(graph, self.data.origins, rng)
         if self.training_set.closed_labels is None:
             graph = replace(graph, relations=graph.relations[: self.max_relations])
-        flip = False
         if self._draws_flip(rng):
             flipped = graph.with_flipped_texts()
-            flip = self._has_names(flipped)
-            graph = flipped if flip else graph
-        image = Record(*(values[name] for name in _IMAGE_FIELDS))
-        return TrainingItem(folder, image, values.get(IMAGE_COLUMN), graph, flip, rng)
+            if self._has_names(flipped):
+                return flipped, True
+        return graph, False
 
     def _draws_flip(self, rng: random.Random) -> bool:
         """Draw whether an image is flipped; the number is drawn even if no image is."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.flip_text import flip_text
-from rlip_model.training.sampling import LabelVocabulary
+from rlip_model.training.sampling import LabelVocabulary, Texts
 from sgpipe.errors import UserError
 from sgpipe.storage.shards import IMAGE_COLUMN
 from sgpipe.training.data import order
@@ -27,7 +27,14 @@ from sgpipe.training.data.stream import (
     TrainingItem,
     TrainingStep,
 )
-from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
+from tests.sgpipe.training.data.runs import (
+    NAMES,
+    PREDICATES,
+    data,
+    make_records,
+    make_run,
+    plain_record,
+)
 from tests.values import values_of
 
 Sizes = list[list[int]]
@@ -148,6 +155,14 @@ def test_lanes_share_no_row_and_have_rows_for_all_steps(
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), make_records(90), rows=7)
+
+
+@pytest.fixture(scope="module")
+def closed_config(tmp_path_factory):
+    """The same images, in the shards, with closed class lists."""
+    lists = {"objects": list(NAMES), "relations": list(PREDICATES)}
+    folder = tmp_path_factory.mktemp("closed")
+    return make_run(folder, make_records(90), rows=7, embedded=True, run={"labels": lists})
 
 
 def stream(
@@ -284,38 +299,81 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
                 at += len(part.items)
 
 
-def test_a_worker_reads_the_row_groups_of_its_own_lanes_alone(config, monkeypatch):
-    """Of 8 workers, each with one of the 8 groups of a step, each reads about an eighth."""
-    read: list[tuple[str, int]] = []
+@pytest.fixture
+def read_columns(monkeypatch) -> dict[tuple[str, int], set[str]]:
+    """The columns of each row group that were read."""
+    columns_of: dict[tuple[str, int], set[str]] = {}
     plain_read = order.read_row_group
 
-    def counted(path, group, columns, optional):
-        read.append((str(path), group))
+    def recorded(path, group, columns, optional):
+        columns_of.setdefault((str(path), group), set()).update([*columns, *optional])
         return plain_read(path, group, columns, optional)
 
-    monkeypatch.setattr(order, "read_row_group", counted)
-    scanned = scan_training(data(config))
+    monkeypatch.setattr(order, "read_row_group", recorded)
+    return columns_of
+
+
+@pytest.mark.parametrize("labels", [{"text_group": 1}, {"labels": "full"}, {}])
+def test_a_worker_reads_the_row_groups_of_its_own_images_alone(closed_config, read_columns, labels):
+    """Of 8 workers, each with one of the 8 images of a step, each reads about an eighth; without
+    text groups, also the names in the others.
+    """
+    scanned = scan_training(data(closed_config, **labels))
     counts = []
     for rank in range(8):
-        worker = stream(config, rank=rank, world=8, batch=8, scanned=scanned, text_group=1)
+        worker = stream(closed_config, rank=rank, world=8, batch=8, scanned=scanned, **labels)
         assert len(list(worker.epoch(0))) == worker.steps_per_epoch
-        counts.append(len(set(read)))
-        read.clear()
+        whole = [group for group, columns in read_columns.items() if IMAGE_COLUMN in columns]
+        counts.append(len(whole))
+        assert labels == {} or len(read_columns) == len(whole)
+        for columns in read_columns.values():
+            assert {*order.NAME_COLUMNS} <= columns
+        read_columns.clear()
     row_groups = len(scanned.row_groups)
     assert max(counts) <= -(-row_groups // 8) + 1  # the first and last one may be parts
     assert sum(counts) <= row_groups + 7
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_steps_of_lanes_resume_and_are_the_same_for_any_number_of_workers(config, world):
-    scanned = scan_training(data(config))
-    lanes = partial(stream, config, batch=8, scanned=scanned, text_group=2)
-    single = first(lanes(), 2 * lanes().steps_per_epoch)
-    workers = [first(lanes(rank=rank, world=world), len(single)) for rank in range(world)]
-    for step, *parts in zip(single, *workers, strict=True):
-        assert [item for part in parts for item in part[1]] == step[1]
-        assert [texts for part in parts for texts in part[0]] == step[0]
-    assert first(lanes(), 3, 0, 2) == single[2:5]
+@pytest.mark.parametrize("world", [1, 2, 8])
+@pytest.mark.parametrize("labels", [{"text_group": 2}, {"labels": "full"}, {}])
+def test_steps_resume_and_are_the_same_for_any_number_of_workers(closed_config, world, labels):
+    """The images, also embedded, their annotations and random choices, and all texts."""
+    scanned = scan_training(data(closed_config, **labels))
+    lanes = partial(stream, closed_config, batch=8, scanned=scanned, **labels)
+    steps = lanes().steps_per_epoch
+    single = list(islice(lanes().steps(), 2 * steps))
+    assert len({tuple(image_ids(step)) for step in single}) == 2 * steps
+    workers = [
+        list(islice(lanes(rank=rank, world=world).steps(), 2 * steps)) for rank in range(world)
+    ]
+    for step, *shares in zip(single, *workers, strict=True):
+        items = [item for share in shares for item in images_of(share)]
+        assert list(map(plain, items)) == list(map(plain, images_of(step)))
+        assert values_of(items, "embedded") == values_of(images_of(step), "embedded")
+        assert texts_of_images(shares) == texts_of_images([step])
+    resumed = lanes(rank=world - 1, world=world)
+    assert first(resumed, steps, 0, 2) == list(map(plain_step, workers[-1][2 : steps + 2]))
+
+
+def image_ids(step: TrainingStep) -> list[str]:
+    return [item.image.image_id for item in images_of(step)]
+
+
+def texts_of_images(shares: Sequence[TrainingStep]) -> list[tuple[Texts, Texts]]:
+    """The texts that are read with each image of a step."""
+    texts = []
+    for share in shares:
+        for part in share:
+            texts += [(part.texts, part.network_texts)] * len(part.items)
+    return texts
+
+
+def test_a_step_without_text_groups_has_images_of_different_row_groups(closed_config):
+    """Each of its images comes from a lane, whose row groups no other lane has."""
+    step_stream = stream(closed_config, batch=8, labels="full", shuffle=1)
+    for step in step_stream.epoch(0):
+        groups = [int(name.split("-")[1]) // 7 for name in image_ids(step)]
+        assert len({*groups}) >= 5
 
 
 def test_flips_are_random_per_image_and_change_names(tmp_path):
