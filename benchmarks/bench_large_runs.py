@@ -1,11 +1,13 @@
 """What is done with a labelled run, by its size: synthetic annotations.
 
-python -m benchmarks.bench_large_runs [--images 100000 1000000] [--merged 100000]
+python -m benchmarks.bench_large_runs [--images 100000 1000000 1500000] [--merged 100000]
+    [--exported 1000000]
 
 Images have 2 to 12 boxes, relations and captions, of 2,048 scenes that repeat. A command is a
 process of its own; CPU seconds are of it and its processes, peak MB of the largest of them. The
 first stats builds the index that view opens, too; first page: from the start of `sgpipe view` on,
-with that index. Merged are two runs of all images.
+with that index. Merged are two runs of all images. Larger runs than named are neither merged nor
+exported.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def _first_page(images: int, run: Path) -> _Cost:
         return _Cost("view, first page", images, seconds, server.cpu, server.peak)
 
 
-def _costs(folder: Path, images: int, *, merged: bool) -> Iterator[_Cost]:
+def _costs(folder: Path, images: int, *, merged: bool, exported: bool) -> Iterator[_Cost]:
     """Yield the costs of the commands for a run of a size."""
     run = folder / "detected"
     make_run(run, images, detected=True)
@@ -73,8 +75,9 @@ def _costs(folder: Path, images: int, *, merged: bool) -> Iterator[_Cost]:
     yield _cost("stats, again", images, "stats", str(run))
     yield _first_page(images, run)
     yield _cost("verify", images, "verify", str(run))
-    coco = ("--to", "coco-rel", "--out", str(folder / "exported"))
-    yield _cost("export --to coco-rel", images, "export", str(run), *coco)
+    if exported:
+        coco = ("--to", "coco-rel", "--out", str(folder / "exported"))
+        yield _cost("export --to coco-rel", images, "export", str(run), *coco)
     if merged:
         annotated = folder / "annotated"
         make_run(annotated, images, detected=False)
@@ -113,13 +116,15 @@ def _table(costs: list[_Cost]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000, 1_500_000])
     parser.add_argument("--merged", type=int, default=100_000, help="largest runs to merge")
+    parser.add_argument("--exported", type=int, default=1_000_000, help="largest run to export")
     args = parser.parse_args()
     costs: list[_Cost] = []
     for images in args.images:
         with tempfile.TemporaryDirectory() as folder:
-            for cost in _costs(Path(folder), images, merged=images <= args.merged):
+            merged, exported = images <= args.merged, images <= args.exported
+            for cost in _costs(Path(folder), images, merged=merged, exported=exported):
                 print(cost, file=sys.stderr)
                 costs.append(cost)
     report(__doc__ or "", _table(costs))

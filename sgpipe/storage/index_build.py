@@ -7,9 +7,11 @@ choose and order.
 Tables: images (with its `shard` and `row`, `why` it has no relations, and `flags`, the marks of the
 health rules), objects (boxes in pixels), captions, relations (`certainty`: the confidence, 1 if
 `annotated`), triplets, predicates and categories (how often they occur), shards (and why one is
-left out), and counts: marks, everything, about.
+left out), most_certain (relations, in the order of a search for everything), and counts: marks,
+everything, about.
 """
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,10 +38,12 @@ BINS = 20  # of the histogram of confidence; relations without confidence are in
 FACETS = {"subject": "subject_category", "predicate": "predicate", "object": "object_category"}
 FACETS |= {name: name for name in ("dataset", "split", "status", "origin")}
 HEAD = 4096  # triplets that the run has most often
+MOST_CERTAIN = 1024  # relations, with which a search for everything begins
 # Errors of DuckDB that come from a file or the disk; all others are bugs in a query.
 FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationException, duckdb.InternalException,
           duckdb.FatalException, duckdb.TransactionException)  # fmt: skip
-_SHARDS = 16  # read at once
+_MEMORY = "450MB"  # of DuckDB, whose process takes about twice as much
+_ROWS = 32_768  # of several shards that are in memory at once
 
 _SCRATCH = f"""
     create table shards (shard int, file varchar, problem varchar);
@@ -157,6 +161,9 @@ _TABLES = (
     join (select image, lot, dataset, split, status from run.images) using (image)
     left join flagged f using (image, number)
     order by image, number""",
+    # Where a search for everything begins.
+    f"""create table run.most_certain as
+    from run.relations order by certainty desc, image, number limit {MOST_CERTAIN}""",
     # What the facets of a search for everything count.
     "create table run.everything as "
     + " union all ".join(
@@ -189,7 +196,7 @@ def build_index(files: RunFiles, folder: Path, progress: Progress) -> Path:
     try:
         with interruptible(), duckdb.connect(folder / "scratch.duckdb") as connection:
             execute = connection.execute
-            configure(connection, folder / "spill")
+            configure(connection, folder / "spill", _MEMORY)
             execute(_SCRATCH)
             corrected = any(
                 "corrected" in (identity or {})
@@ -237,10 +244,10 @@ def _read_shards(
         for path in set(files.cache.glob("rows-*.parquet")).difference(cached.values()):
             path.unlink(missing_ok=True)
     with progress.images(sum(shard.rows for shard in shards), "indexing") as advance:
-        for start in range(0, len(shards), _SHARDS):
+        for lot in _lots(shards):
             tables: list[pa.Table] = []
             connection.execute("begin")
-            for number, shard in enumerate(shards[start : start + _SHARDS], start):
+            for number, shard in lot:
                 problem = None
                 try:
                     tables.append(_rows(files, shard, cached.get(shard.file), number, first))
@@ -256,6 +263,22 @@ def _read_shards(
                 for statement in _FROM_SHARDS:
                     connection.execute(statement)
             connection.execute("commit")
+
+
+def _lots(shards: Sequence[ShardEntry]) -> Iterator[list[tuple[int, ShardEntry]]]:
+    """Yield the shards with their numbers, in their order: as many at once as have `_ROWS` rows, or
+    one that has more.
+    """
+    lot: list[tuple[int, ShardEntry]] = []
+    rows = 0
+    for number, shard in enumerate(shards):
+        if lot and rows + shard.rows > _ROWS:
+            yield lot
+            lot, rows = [], 0
+        lot.append((number, shard))
+        rows += shard.rows
+    if lot:
+        yield lot
 
 
 def _rows(

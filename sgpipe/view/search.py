@@ -12,7 +12,7 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.storage.health_rules import MARKS
 from sgpipe.storage.index import Index
-from sgpipe.storage.index_build import BINS, FACETS, HEAD, LOTS
+from sgpipe.storage.index_build import BINS, FACETS, HEAD, LOTS, MOST_CERTAIN
 from sgpipe.utils.console import single_line
 from sgpipe.view.filters import FIELDS, WITHOUT, Filters, Queue, Where
 
@@ -388,8 +388,12 @@ def _ordered(index: Index, filters: Filters, where: Where, limit: int, back: boo
     columns = "0 as number" if of_images else f"number, {', '.join(_OF_RELATION.values())}"
     first = "desc" if falling != back else "asc"
     rest = "desc" if back else "asc"
+    table = _TABLE[of_images]
+    everything = not of_images and where.sql == "true"
+    if everything and filters.order == "confidence" and not back and limit <= MOST_CERTAIN:
+        table = "most_certain"
     return index.rows(
-        f"""select {key}, image, {columns} from run.{_TABLE[of_images]} hit where {where.sql}
+        f"""select {key}, image, {columns} from run.{table} hit where {where.sql}
         order by {key} {first}, image {rest}, number {rest} limit {int(limit)}""",
         where.values,
     )

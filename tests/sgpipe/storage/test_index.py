@@ -15,12 +15,14 @@ from rich.console import Console
 
 from sgpipe.records import Record
 from sgpipe.storage import index as index_module
+from sgpipe.storage import index_build
 from sgpipe.storage.index import Index, find_image, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, read_file, shard_name, write_shard
 from sgpipe.utils.console import Progress
 from sgpipe.utils.database import configure, interruptible
+from sgpipe.view import search as search_module
 from sgpipe.view.search import Filters, queues, search
 from tests.sgpipe.training.data.runs import make_records, make_run, plain_record
 from tests.values import values_of
@@ -108,6 +110,27 @@ def test_a_grown_index_is_as_a_new_one(tmp_path: Path, builds: list[RunFiles]) -
     assert content(index) == content(Index(tmp_path / "new", QUIET))
     assert len(builds) == 4
     assert (index.images, index.problems) == (24, [])
+
+
+@pytest.mark.parametrize("rows", [1, 5, 9])
+def test_an_index_is_the_same_however_many_rows_are_in_memory_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    make_run(tmp_path, make_records(24, seed=3), rows=4)
+    expected = content(Index(tmp_path, QUIET))
+    shutil.rmtree(tmp_path / ".sgpipe/cache")
+    monkeypatch.setattr(index_build, "_ROWS", rows)
+    assert content(Index(tmp_path, QUIET)) == expected
+
+
+def test_the_first_page_is_the_start_of_all_relations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path, make_records(24, seed=3), rows=4)
+    index = Index(tmp_path, QUIET)
+    page = search(index, Filters(), limit=5)
+    monkeypatch.setattr(search_module, "MOST_CERTAIN", 0)
+    assert search(index, Filters(), limit=5) == page
 
 
 def test_rows_that_were_processed_again_replace_the_earlier_ones(tmp_path: Path) -> None:
