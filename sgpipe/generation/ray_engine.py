@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import cycle, groupby
 from typing import Any
 from uuid import uuid4
@@ -48,6 +49,7 @@ from sgpipe.generation.engine import (
     open_units_of,
     unlabelled,
 )
+from sgpipe.generation.metrics import LAST_DIGITS
 from sgpipe.generation.ray_limit import WORK, Entrance, UnitLimit, relay
 from sgpipe.generation.ray_replicas import Directory, RayReplicas
 from sgpipe.recipe import EngineConfig, Resources
@@ -56,13 +58,8 @@ from sgpipe.stages.runner import IsolatedRunner, StageRunner, Usage
 from sgpipe.stages.served import waiting
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus, room_for
-from sgpipe.utils.ray_cluster import (
-    on_driver_node,
-    software,
-    start_ray,
-    tell_losses,
-    worker_failure,
-)
+from sgpipe.utils.numerics import machine_software, unequal_libraries, unequal_protocols
+from sgpipe.utils.ray_cluster import on_driver_node, start_ray, tell_losses, worker_failure
 
 _ANSWER = "answer"  # the column of what is done
 # Units in progress: one being computed, one that Ray has assigned, and two in the queue. Where
@@ -95,10 +92,10 @@ class Worker:
     runner: StageRunner | IsolatedRunner
     reader: UnitReader | None
     writer: UnitWriter | None
-    driver: str  # its software
     gpus: float
     directory: Directory | None  # of the servers of engines
-    limit: ActorHandle  # gets what it says
+    limit: ActorHandle  # gets what it says, knows the software of other machines
+    allow_skew: bool
 
     def __post_init__(self) -> None:
         if not self.gpus:
@@ -112,7 +109,8 @@ class Worker:
             return block
         unit, records, usage = block[WORK][0].as_py()
         try:
-            self._check_software()
+            if self._unequal_software:
+                raise UserError(self._unequal_software)
             if self.reader:
                 records = self.reader(unit)
             records, more_usage = self.runner(records)
@@ -123,11 +121,28 @@ class Worker:
         except (UserError, EngineError, OSError) as error:
             return _block(_ANSWER, unlabelled(unit, error))
 
-    def _check_software(self) -> None:
-        installed = software()
-        if installed != self.driver:
-            machine = f"machine {socket.gethostname()} has {installed}"
-            raise UserError(f"{machine}, this one {self.driver}: install the same on all")
+    @cached_property
+    def _unequal_software(self) -> str:
+        """Return in one line how the software of this machine differs from that of others; empty:
+        it may take part.
+        """
+        software = machine_software(has_gpu=self.gpus > 0)
+        asked: ray.ObjectRef[dict[str, str]] = self.limit.common_software.remote(software)
+        reference = ray.get(asked)
+        machine = f"machine {socket.gethostname()} has"
+        unequal = unequal_protocols(software, reference)
+        if unequal:
+            return f"{machine} {unequal}: install the same on all"
+        unequal = unequal_libraries(software, reference)
+        if not unequal:
+            return ""
+        if self.allow_skew:
+            self.limit.say_once.remote(f"{machine} {unequal}: {LAST_DIGITS}")
+            return ""
+        return (
+            f"{machine} {unequal}: install the same on all, or add --set engine.allow_skew=true if"
+            f" {LAST_DIGITS}"
+        )
 
 
 def streamed_requests(stages: Sequence[Stage]) -> int:
@@ -262,10 +277,10 @@ class RayEngine(Engine):
                 kind(pool.stages, limits_of(self._config)),
                 reader if pool is pools[0] else None,
                 writer if pool is pools[-1] else None,
-                software(),
                 pool.resources.gpus or 0,
                 self._replicas.directory if self._replicas else None,
                 limit,
+                self._config.allow_skew,
             )
             places = _bundles(placed, first_bundle, pool.actors)
             first_bundle += pool.actors
@@ -313,7 +328,7 @@ def _most_in_progress(pools: Sequence[Pool], open_units: int) -> int:
 def _start_limit(units: int) -> Any:
     """Start the `UnitLimit` of a graph, on the driver's machine."""
     actor = ray.remote(UnitLimit).options(scheduling_strategy=on_driver_node(), **_LIMIT_OPTIONS)
-    return actor.remote(units)
+    return actor.remote(units, machine_software(has_gpu=False))
 
 
 def _bundles(

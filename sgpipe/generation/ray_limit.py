@@ -1,11 +1,11 @@
-"""The actors beside the pools of a graph, on the driver's machine: they admit units, and pass on
-what workers say.
+"""The actors beside the pools of a graph, on the driver's machine: they admit units, pass on what
+workers say, and tell them what software other machines have.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 
 import pyarrow as pa
@@ -25,13 +25,16 @@ class UnitLimit:
     once, and takes no more room.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, software: Mapping[str, str]) -> None:
+        """`software`: that of the driver's machine."""
         self.limit = limit
+        self._software = dict(software)
         self._entered = set[Hashable]()
         self._left = set[Hashable]()
         self._changed = asyncio.Condition()
         self._lines: asyncio.Queue[str] = asyncio.Queue()
         self._last_line = ""
+        self._said_once = set[str]()
 
     async def enter(self, unit: Hashable) -> None:
         """Wait until the unit is admitted."""
@@ -48,10 +51,26 @@ class UnitLimit:
             self._left.add(unit)
             self._changed.notify_all()
 
+    async def common_software(self, software: Mapping[str, str]) -> dict[str, str]:
+        """Return the software of the driver's machine, with the CUDA and GPU driver of the first
+        worker that has them.
+
+        Args:
+            software: of the worker that asks.
+        """
+        self._software = {**software, **self._software}
+        return self._software
+
     async def say(self, line: str) -> None:
         """Keep a line for the driver, unless another worker has just said it."""
         if line != self._last_line:
             self._last_line = line
+            await self._lines.put(line)
+
+    async def say_once(self, line: str) -> None:
+        """Keep a line for the driver, unless any worker has said it before."""
+        if line not in self._said_once:
+            self._said_once.add(line)
             await self._lines.put(line)
 
     async def next_line(self) -> str:

@@ -43,6 +43,10 @@ class EngineConfig(Config):
         None, description="object store for the shards, such as s3://bucket/labels"
     )
     cpus: int | None = Field(None, ge=1, description="CPUs to use on this machine; null: all")
+    allow_skew: bool = Field(
+        False,
+        description="whether machines of a cluster may have other versions of libraries and drivers",
+    )
     max_errors: float = Field(
         0.05,
         ge=0,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import re
 import secrets
 import signal
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgpipe.errors import EngineError, first_line
-from sgpipe.utils import __version__
 from sgpipe.utils.console import QUIET, count
 
 if TYPE_CHECKING:
@@ -223,11 +221,6 @@ def tell_losses(say: Callable[[str], None]) -> Iterator[None]:
                 " in progress there"
             )
         before = now
-
-
-def software() -> str:
-    """Return what every machine of a cluster needs in the same version."""
-    return f"sgpipe {__version__} on Python {platform.python_version().rpartition('.')[0]}"
 
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:

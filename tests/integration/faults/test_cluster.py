@@ -101,6 +101,31 @@ def test_units_between_stages_may_be_lost_with_their_machine(
     )
 
 
+@pytest.mark.slow
+def test_a_machine_with_another_library_is_refused_or_noted(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Its workers find the metadata of another version first."""
+    metadata = tmp_path / "other" / "tokenizers-0.1.2.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 0.1.2\n")
+    search_path = os.pathsep.join([str(tmp_path / "other"), os.environ["PYTHONPATH"]])
+    cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": search_path})
+    dataset = make_dataset(tmp_path / "data", IMAGES)
+    more = ("--set", "engine.unit_size=1", "--ray-address", cluster.address)
+    run = Run(dataset, tmp_path / "out", more)
+    run.environment = {SECONDS: "0.2"}  # so that every machine gets a unit
+    run.start()
+    assert run.wait() == 2, run.said
+    unequal = f"has tokenizers 0.1.2 (others {version('tokenizers')})"
+    assert f"{unequal}: install the same on all, or add --set engine.allow_skew=true" in run.said
+
+    run.more = (*more, "--set", "engine.allow_skew=true")
+    run.start()
+    finish(run)
+    assert run.said.count(f"{unequal}: the last digits of scores may differ") == 1
+
+
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
     run = Run(
         make_dataset(tmp_path / "data", 1), tmp_path / "out", ("--ray-address", "127.0.0.1:1")

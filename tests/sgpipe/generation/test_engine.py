@@ -235,7 +235,7 @@ async def settled() -> None:
 
 def test_no_more_units_than_the_limit_are_in_progress_and_one_that_comes_again_is():
     async def scenario() -> list[str]:
-        limit = UnitLimit(2)
+        limit = UnitLimit(2, {})
         await limit.leave("never seen")
         tasks = [(unit, asyncio.create_task(limit.enter(unit))) for unit in "abcabde"]
         await settled()
@@ -250,12 +250,32 @@ def test_no_more_units_than_the_limit_are_in_progress_and_one_that_comes_again_i
 
 def test_a_line_that_all_workers_say_is_passed_on_once():
     async def scenario() -> list[str]:
-        limit = UnitLimit(1)
+        limit = UnitLimit(1, {})
         for line in ("it is away", "it is away", "it is back", "it is away"):
             await limit.say(line)
         return [await limit.next_line() for _ in range(3)]
 
     assert run(scenario()) == ["it is away", "it is back", "it is away"]
+
+
+def test_a_line_that_holds_for_the_whole_graph_is_passed_on_once():
+    async def scenario() -> list[str]:
+        limit = UnitLimit(1, {})
+        for line in ("gpu7 has torch 2.12", "gpu8 has torch 2.12", "gpu7 has torch 2.12"):
+            await limit.say_once(line)
+        await limit.say("the end")
+        return [await limit.next_line() for _ in range(3)]
+
+    assert run(scenario()) == ["gpu7 has torch 2.12", "gpu8 has torch 2.12", "the end"]
+
+
+def test_machines_are_compared_with_the_driver_and_for_what_it_lacks_with_the_first():
+    async def scenario() -> list[dict[str, str]]:
+        limit = UnitLimit(1, {"torch": "2.13"})
+        first = await limit.common_software({"torch": "2.12", "driver": "570"})
+        return [first, await limit.common_software({"torch": "2.13", "driver": "580"})]
+
+    assert run(scenario()) == [{"torch": "2.13", "driver": "570"}] * 2
 
 
 class Crashing(ray_engine.RayEngine):
