@@ -11,17 +11,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
+import yaml
 
+from sgpipe.errors import UserError
 from sgpipe.files.locations import Location
 from sgpipe.files.stores import StorePath
+from sgpipe.generation.run import asked_rows
 from sgpipe.sources.extended_run import open_parent
 from sgpipe.storage.header import GpuUse
-from sgpipe.storage.manifest import CompactedShard, Manifest, ShardEntry
+from sgpipe.storage.manifest import CompactedShard, Manifest, ShardEntry, WriterClaim
 from sgpipe.storage.mirror import ManifestMirror
-from sgpipe.storage.run_folder import RunFiles, RunFolder
+from sgpipe.storage.run_folder import RECIPE, RunFiles, RunFolder
 from sgpipe.storage.shards import ShardLayout, read_checked, revision_of, shard_name, write_copy
 from sgpipe.utils.atomic import temporary_folder
-from sgpipe.utils.console import Progress
+from sgpipe.utils.console import Progress, count
 
 _MOST_ROWS = 65_536
 _MOST_BYTES = 256 << 20
@@ -61,10 +64,13 @@ def compact_run(place: str | Location, progress: Progress) -> Compaction:
         TakenOverError: another run has claimed the store.
     """
     files = open_parent(place)
+    _refuse_unfinished(files)
     with _run_folder(files) as folder, folder.lock():
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
             manifest = Manifest.load(folder.root)
+            if folder.claim:
+                folder.claim.refuse_live_writer()
         if folder.claim and folder.claim.note:
             progress.say(f"NOTE: {folder.claim.note}")
         before = manifest.shards
@@ -81,11 +87,39 @@ def compact_run(place: str | Location, progress: Progress) -> Compaction:
 def _run_folder(files: RunFiles) -> Iterator[RunFolder]:
     """Yield the folder of a run; of one that is only in a store, a temporary one."""
     store = files.storage if isinstance(files.storage, StorePath) else None
-    if files.folder is not None:
-        yield RunFolder(files.folder, store)
-        return
-    with temporary_folder() as folder:
-        yield RunFolder(folder / "run", store)
+    with temporary_folder() as temporary:
+        folder = RunFolder(files.folder or temporary / "run", store)
+        folder.claim = WriterClaim(store, compacts=True) if store else None
+        yield folder
+
+
+def _refuse_unfinished(files: RunFiles) -> None:
+    """Raise UserError if a run of `sgpipe generate` lacks rows that it was asked for, also the last
+    ones.
+    """
+    run = files.manifest.run
+    asked = asked_rows(run.get("source_splits", {}), _limit(files), run.get("part"))
+    images = 0
+    for split, rows in asked.items():
+        missing = files.manifest.missing(split, rows)
+        images += sum(stop - start for start, stop in missing)
+    if images:
+        raise UserError(
+            f"{files.root} lacks {count(images, 'image')}: finish it first with the command that"
+            " started it"
+        )
+
+
+def _limit(files: RunFiles) -> int | None:
+    """Return to how many images the recipe of a run limits it; None: to all, or it has no recipe."""
+    path = files.place / RECIPE
+    content: bytes | None = None
+    if isinstance(path, StorePath):
+        content = path.read()
+    elif path.exists():
+        content = path.read_bytes()
+    recipe = yaml.safe_load(content or b"{}")
+    return recipe.get("limit")
 
 
 def _compact_shards(

@@ -232,9 +232,11 @@ class LabellingRun:
         """Return what the manifest says of the run."""
         plan = self.plan
         folder = self.folder
+        lengths = {split: len(index) for split, index in self.indexes.items()}
         run: RunHeader = {
             "name": plan.name,
-            "source_images": sum(map(len, self.indexes.values())),
+            "source_images": sum(lengths.values()),
+            "source_splits": lengths,
             "software": package_versions(),
         }
         files = source_identity(self.indexes)

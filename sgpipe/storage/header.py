@@ -46,7 +46,7 @@ class RunHeader(TypedDict, total=False):
 
     Attributes:
         name: of the run.
-        source_images: how many its source has.
+        source_images: how many its source has; `source_splits`: how many each split of it has.
         identity: what decides its rows; `fingerprint`: a hash of it.
         origin: the identities of the runs that it was made from.
         parent: the run that some columns come from.
@@ -56,13 +56,14 @@ class RunHeader(TypedDict, total=False):
         labels: the classes and predicates of a closed list; None: any name.
         store: where the shards are, if not in the folder.
         part: which part of its source it has, such as "3/100", if not all.
-        finished: an import or a merge has all rows; `limit`: those that were asked for.
+        finished: an import, a merge or a copy has all rows; `limit`: those that were asked for.
         runs, matched: of a merged run, by the ids of runs, and how many images were united.
     """
 
     schema_version: int
     name: str
     source_images: int
+    source_splits: dict[str, int]
     identity: Identity
     origin: list[Identity]
     parent: ParentRun

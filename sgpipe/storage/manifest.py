@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.jsonl"
 DATA = "data"
 WRITER = ".sgpipe/writer"
+_ENDED = b""  # a claim whose run has ended
+_COMPACTS = "compact"
+_SILENCE = timedelta(hours=1)  # after which a writer that has not ended counts as killed
 _CRC = b'{"crc32": "%08x", '  # of the rest of the line
 _TRIES = 5
 # Of an object that is there: absent, and one that no store gives.
@@ -447,19 +451,23 @@ class WriterClaim:
     """Which run writes into a store: the one that claimed it last. An earlier one ends at its next
     `check` or `write`.
 
-    A claim needs no renewal, so a run that was killed never keeps the next one waiting.
+    A claim needs no renewal, so a run that was killed never keeps the next one waiting. One that
+    ends releases its claim; only `sgpipe compact` waits for that.
 
     Attributes:
+        is_made: whether this run has claimed the store.
         is_conditional: whether the store refuses to replace an object that has changed, known once
             the claim is made. Where it does not, a write that is on its way while another run
             claims the store still lands there.
     """
 
-    def __init__(self, store: StorePath) -> None:
+    def __init__(self, store: StorePath, *, compacts: bool = False) -> None:
         self._store = store
         self._file = store / WRITER
-        self._content = uuid.uuid4().hex.encode()
+        command = _COMPACTS if compacts else "write"
+        self._content = f"{command} {uuid.uuid4().hex}".encode()
         self.is_conditional = True
+        self.is_made = False
 
     def make(self) -> None:
         """Claim the store.
@@ -477,7 +485,49 @@ class WriterClaim:
                 f"another run has just started writing into {self._store.uri}; wait for it to"
                 " finish"
             )
+        self.is_made = True
         self.is_conditional = self._refuses_changed()
+
+    def release(self) -> None:
+        """End a claim that was made, unless another run has claimed the store since.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        if not self.is_made:
+            return
+        version = self._file.version()
+        if self._file.read() != self._content:
+            return
+        if self.is_conditional:
+            self._file.put_if(_ENDED, version)
+        else:
+            self._file.put(_ENDED)
+
+    def refuse_live_writer(self) -> None:
+        """Check that no other run writes into the store. A compaction may be taken over, as it is
+        resumed.
+
+        A run that was killed does not release its claim: it counts as live for an hour after it
+        claimed the store or wrote its manifest.
+
+        Raises:
+            UserError: another run writes into the store.
+            StoreError: the store cannot be reached.
+        """
+        writer = self._file.read() or _ENDED
+        if writer == _ENDED or writer.startswith(_COMPACTS.encode()):
+            return
+        infos = [self._file.head(), (self._store / MANIFEST).head()]
+        times = [info.modified for info in infos if info is not None and info.modified is not None]
+        last = max(times, default=datetime.now(UTC)).astimezone(UTC)
+        if datetime.now(UTC) - last > _SILENCE:
+            return
+        raise UserError(
+            f"another run is writing into {self._store.uri} (since {last:%H:%M} UTC or before):"
+            " compact it once that has ended, or if it was killed, after"
+            f" {last + _SILENCE:%H:%M} UTC"
+        )
 
     def _refuses_changed(self) -> bool:
         """Return whether the store refuses to write the claim, which is there, as if it were absent

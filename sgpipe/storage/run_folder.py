@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import yaml
 
-from sgpipe.errors import UserError, add_filename, os_error_reason
+from sgpipe.errors import StoreError, UserError, add_filename, os_error_reason
 from sgpipe.files.locations import Location, absolute_location, below, location, sizes
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.roots import is_image
@@ -153,7 +153,7 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Create the folder if needed, which a refused command removes again, and keep every other
-        run out of it.
+        run out of it. At the end a claim of the store is released.
 
         Raises:
             UserError: as `check_root`; or another run is writing into it.
@@ -171,6 +171,10 @@ class RunFolder:
                     if is_new and self._is_unused:
                         shutil.rmtree(self.root, ignore_errors=True)
                     raise
+                finally:
+                    if self.claim is not None:
+                        with suppress(StoreError):
+                            self.claim.release()
 
     @property
     def _is_unused(self) -> bool:
@@ -275,6 +279,7 @@ def copy_run(
     run: RunHeader = {**source.run, **header}
     run.pop("store", None)
     run["origin"] = Manifest.identities(source.run)
+    run["finished"] = False
     folder = RunFolder(out)
     with folder.lock():
         manifest = folder.open(run)
@@ -292,6 +297,9 @@ def copy_run(
                 if shard.file not in done:
                     manifest.commit(write_copy(out, replace(shard, compacted=[]), table))
                 advance(shard.rows, shard.counts)
+        if not manifest.run["finished"]:
+            manifest.run["finished"] = True
+            manifest.rewrite()
         folder.write_readme(*readme, manifest)
     if done.issuperset(current):
         progress.say(f"nothing left to do: {out} has all {count(len(done), 'shard')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from sgpipe.files.locations import Location
 from sgpipe.generation import compacting
 from sgpipe.generation.compacting import compact_run
 from sgpipe.generation.merging import merge_runs
+from sgpipe.storage import manifest as manifests
 from sgpipe.storage.manifest import MANIFEST, Manifest, WriterClaim, read_manifest
 from sgpipe.storage.mirror import fetch
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import RECIPE, RunFolder, copy_run
 from sgpipe.storage.run_records import iter_records, iter_tables
+from sgpipe.storage.shards import read_checked
 from sgpipe.storage.verify import verify
 from sgpipe.training.data.order import Epoch, iter_epoch
 from sgpipe.training.data.scan import scan
@@ -227,6 +230,96 @@ def test_an_unfinished_import_is_refused(
     else:
         with pytest.raises(UserError, match=reason):
             compact_run(run, QUIET)
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "part", "missing"),
+    [
+        (4, None, None, "2 images"),
+        (4, 5, None, "1 image"),
+        (4, 4, None, None),
+        (2, 4, "1/2", None),
+        (3, None, "1/1", "3 images"),
+        (6, 4, None, None),
+    ],
+)
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_run_without_its_last_rows_is_refused(
+    tmp_path: Path,
+    rows: int,
+    limit: int | None,
+    part: str | None,
+    missing: str | None,
+    is_stored: bool,
+) -> None:
+    header = {"source_splits": {"train": 6}, **({"part": part} if part else {})}
+    run = make_run(tmp_path / "run", make_records(rows), **header)
+    (run / RECIPE).write_text(f"limit: {limit or 'null'}")
+    place = stored(run) if is_stored else run
+    if missing is None:
+        assert compact_run(place, QUIET).written == 1
+        return
+    with pytest.raises(UserError) as error:
+        compact_run(place, QUIET)
+    command = "finish it first with the command that started it"
+    assert str(error.value) == f"{place} lacks {missing}: {command}"
+
+
+def test_a_copy_without_its_last_shards_is_refused(run: Path, tmp_path: Path) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def copy_rows() -> None:
+        copy_run(
+            Manifest.load(run),
+            copy,
+            {"identity": {"scored": 1}},
+            lambda shard, _: read_checked(run, shard, (), run),
+            "scoring",
+            ("copy", "a copy"),
+            QUIET,
+        )
+
+    copy = tmp_path / "copy"
+    with pytest.raises(KeyboardInterrupt), at_point("after manifest entry", 2, stop):
+        copy_rows()
+    with pytest.raises(UserError, match="is not complete"):
+        compact_run(copy, QUIET)
+    copy_rows()
+    assert compact_run(copy, QUIET).written == 4
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_run_in_a_store_that_is_being_written_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch, conditional: bool
+) -> None:
+    store = stored(run)
+    files = {info.name for info in store.list()}
+    writer = WriterClaim(store)
+    writer.make()
+    writer.is_conditional = conditional
+    with pytest.raises(UserError, match=r"^another run is writing into s3://bucket/run \(since"):
+        compact_run(store, QUIET)
+    writer.check()
+    assert {info.name for info in store.list()} == {*files, manifests.WRITER}
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "_SILENCE", timedelta(0))  # it was killed
+        WriterClaim(store, compacts=True).refuse_live_writer()
+    writer.release()
+    assert compact_run(store, QUIET).written == 4
+
+
+def test_a_released_claim_is_not_that_of_a_later_run() -> None:
+    store = Memory()
+    earlier = WriterClaim(store)
+    earlier.make()
+    later = WriterClaim(store)
+    later.make()
+    earlier.release()
+    later.check()
+    later.release()
+    with pytest.raises(TakenOverError):
+        later.check()
 
 
 def test_a_run_that_is_being_written_is_refused(run: Path) -> None:
