@@ -24,6 +24,7 @@ COCO = (
 CAPTIONED = f"{COCO} --captions DIR/coco/captions_val.json"
 PACKAGED = "--captioner miniworld --tagger miniworld"
 SERVED = f"{COCO} --captioner m --set caption.endpoint=http://127.0.0.1:9/v1 --set tag.method=all"
+LISTED = f"generate folder --images DIR/coco/images --detector miniworld {PACKAGED} --out DIR/out"
 IMPORT = "--images DIR/coco/images --out DIR/out"
 
 # What is typed after `sgpipe`, and what the line has to name. DIR stands for the folder of the
@@ -131,6 +132,11 @@ CASES: dict[str, str] = {
     "generate folder --images DIR/coco/images --tagger t --set detect.detector=null --out DIR/out": "detect.detector",
     f"{COCO.replace('coco ', 'folder ', 1)} --tagger none": "is for images without annotations",
     "generate folder --tagger none --out DIR/out": "names no data",
+    "generate folder --inventory DIR/empty.json --tagger none --out DIR/out": "need --images",
+    f"{LISTED} --inventory DIR/none":
+        "no such file: DIR/none",
+    f"{LISTED} --inventory DIR/empty.json":
+        "DIR/empty.json lists nothing below DIR/coco/images",
     f"{COCO} --tagger none --set caption.captioner=null": "--caption",
     "generate coco --tagger none --out DIR/out": "train2017",
     "plan coco --root DIR/none --tagger none": "DIR/none",

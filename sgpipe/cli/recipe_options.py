@@ -37,6 +37,12 @@ class SourceOptions:
         declare.Place | None,
         declare.reads_stored("COCO captions; no captioner runs.", exists=False),
     ] = None
+    inventory: Annotated[
+        declare.Place | None,
+        declare.reads_stored(
+            "List of the images (S3 Inventory, Parquet, CSV, text).", exists=False
+        ),
+    ] = None
     split: cli.GuessedSplit = None
     truth: Annotated[
         declare.Place | None, declare.reads_stored("Ground truth; prints precision and recall.")
@@ -72,7 +78,12 @@ class SourceOptions:
         )
         if self.images is None or extend is not None:
             return source
-        split = {"annotations": self.annotations, "images": self.images, "captions": self.captions}
+        split = {
+            "annotations": self.annotations,
+            "images": self.images,
+            "captions": self.captions,
+            "inventory": self.inventory and absolute_location(self.inventory),
+        }
         return changed(source, splits={self._split_name(source, self.images): split})
 
     def _extended(self, source: SourceConfig, run: str) -> SourceConfig:
@@ -84,8 +95,9 @@ class SourceOptions:
         from sgpipe.files.locations import absolute_location
         from sgpipe.sources.extended_run import open_parent
 
-        if any((self.root, self.dataset, self.annotations, self.captions, self.split)):
-            omitted = "--root, --dataset, --annotations, --captions, --split"
+        others = (self.root, self.dataset, self.annotations, self.captions, self.inventory)
+        if any((*others, self.split)):
+            omitted = "--root, --dataset, --annotations, --captions, --inventory, --split"
             raise UserError(f"--extend takes the run's data: omit {omitted}")
         shards = open_parent(run).manifest.shards
         moved = {shard.split: {"images": self.images} for shard in shards}
@@ -108,8 +120,9 @@ class SourceOptions:
                 "--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID"
             )
         image_split = None if self.dataset else self.split
-        if self.images is None and any((self.annotations, self.captions, image_split)):
-            raise UserError("--annotations, --captions and --split need --images")
+        described = (self.annotations, self.captions, self.inventory, image_split)
+        if self.images is None and any(described):
+            raise UserError("--annotations, --captions, --inventory and --split need --images")
 
     def _split_name(self, source: SourceConfig, images: str) -> str:
         """Return the split of --images: as given, or as its annotations and folder are named."""

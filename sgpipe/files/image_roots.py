@@ -14,6 +14,7 @@ from threading import Lock
 from sgpipe.errors import UserError, existing_folder
 from sgpipe.files.archives import LAYOUT, ArchiveRoot, build_index, is_archive, refuse_compressed
 from sgpipe.files.index import IndexFolder
+from sgpipe.files.inventory import inventory_index
 from sgpipe.files.listing import prefix_index
 from sgpipe.files.locations import Location, below, info_of
 from sgpipe.files.roots import (
@@ -181,6 +182,8 @@ def _open_root(text: str, indexes: IndexFolder) -> ImageRoot:
     if RunRoot.is_named(text):
         return RunRoot(text)
     folder, names = _place(text)
+    if indexes.inventory is not None:
+        return _open_listed(text, folder, names, indexes)
     names = names or _archives_alone(text, folder)
     if names:
         return _open_archives(text, folder, names, indexes)
@@ -189,6 +192,25 @@ def _open_root(text: str, indexes: IndexFolder) -> ImageRoot:
     if not indexes.versioned:
         return ObjectRoot(text, folder)
     return ObjectRoot(text, folder, prefix_index(text, folder, indexes))
+
+
+def _open_listed(
+    text: str, folder: Location, archives: Sequence[str], indexes: IndexFolder
+) -> ImageRoot:
+    """Return the root of the images that an inventory lists.
+
+    Raises:
+        UserError: as `inventory_index`; or the location is one of archives.
+    """
+    if archives:
+        raise UserError(
+            f"{text} is an archive, which lists its images itself: omit --inventory, which is for a"
+            " folder or a store"
+        )
+    index = inventory_index(text, folder, indexes)
+    if isinstance(folder, Path):
+        return FolderRoot(folder, index)
+    return ObjectRoot(text, folder, index)
 
 
 def _open_archives(

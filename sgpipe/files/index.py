@@ -287,6 +287,7 @@ class IndexFolder:
         versioned: prefixes are indexed, with versions.
         kept: prefixes that the run has listed before, by location.
         relists: these are listed again.
+        inventory: the file that lists the images, instead of a listing.
     """
 
     run: Location | None = None
@@ -294,6 +295,7 @@ class IndexFolder:
     versioned: bool = False
     kept: Mapping[str, KeptListing] = field(default_factory=dict, compare=False)
     relists: bool = False
+    inventory: Location | None = None
 
     def reference(self, stamp: object) -> IndexReference:
         """Return the index of what `stamp` describes in plain values, which need not exist."""

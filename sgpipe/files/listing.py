@@ -41,7 +41,7 @@ _ROWS_PER_BATCH = 1 << 17
 _MEMORY = "256MB"
 _COLUMNS = pa.schema({NAME: pa.large_string(), "size": pa.int64(), "version": pa.large_string()})
 _LISTED = _COLUMNS.append(pa.field("modified", pa.float64()))
-_SORTED = "SELECT name, size, version FROM read_parquet(?) ORDER BY name, modified"
+_SORTED = "SELECT name, size, version FROM read_parquet(?) ORDER BY name, modified, size, version"
 _DIFFERENCES = """
     SELECT
         count(*) FILTER (before.name IS NULL),
@@ -102,7 +102,7 @@ def _listed(text: str, prefix: StorePath, indexes: IndexFolder) -> IndexReferenc
     cache.mkdir(parents=True, exist_ok=True)
     with temporary_folder(cache) as folder:
         _write_pages(folder / "listed.parquet", listed_pages(prefix), indexes.progress)
-        parts = _sorted_parts(folder / "listed.parquet", folder)
+        parts = sorted_parts(folder / "listed.parquet", folder)
         digest = write_parts(folder / "index", parts, {})
         reference = indexes.reference(digest)
         if not reference.exists:
@@ -239,7 +239,7 @@ def _table(objects: Sequence[ObjectInfo]) -> pa.Table:
     return pa.table(columns, _LISTED)
 
 
-def _sorted_parts(path: Path, folder: Path) -> Iterator[pa.Table]:
+def sorted_parts(path: Path, folder: Path) -> Iterator[pa.Table]:
     """Yield listed objects by name, those of a part of an index at a time; of several of one name,
     the one that was modified last.
 

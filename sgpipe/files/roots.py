@@ -370,10 +370,11 @@ def checked_size(size: int, where: str) -> None:
 @dataclass(frozen=True)
 class FolderRoot(ImageRoot):
     """A folder, which may be missing. Symbolic links are followed: they come from its owner, not
-    from annotations.
+    from annotations. Its index is that of an inventory.
     """
 
     folder: Path
+    index: IndexReference | None = None
 
     @property
     def location(self) -> str:  # type: ignore[override]
@@ -486,7 +487,8 @@ class ObjectRoot(ImageRoot):
         rows = self.index.opened.find(name)
         if not rows:
             raise FileNotFoundError
-        checked_size(rows[0]["size"], self.where(name))
+        if rows[0]["size"] is not None:  # an inventory may lack sizes
+            checked_size(rows[0]["size"], self.where(name))
         return (self.files / name).read_start(length, rows[0]["version"])
 
     def file(self, name: str) -> StorePath:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_model
 from sgpipe.files.image_roots import check_images
+from sgpipe.files.inventory import inventory_files
 from sgpipe.files.locations import content_id
 from sgpipe.plugins import load_class
 from sgpipe.recipe import (
@@ -190,6 +191,9 @@ def check_source_files(source: SourceConfig) -> None:
     for path in files:
         if path is not None:
             content_id(source.path(path))
+    for split in source.splits.values():
+        if split.inventory is not None:
+            inventory_files(source.path(split.inventory))
 
 
 def check_ground_truth(source: SourceConfig) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from sgpipe.errors import UserError
@@ -18,7 +19,7 @@ from sgpipe.files.image_roots import (
 from sgpipe.files.index import IndexReference, KeptListing, copy_index, put_index
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
-from sgpipe.files.roots import ObjectRoot
+from sgpipe.files.roots import FolderRoot, ObjectRoot
 from sgpipe.recipe import SourceConfig
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import PRIVATE, RunFolder
@@ -99,7 +100,9 @@ def open_image_roots(
         location = absolute(source.images(split))
         if location.startswith("hf://") and before.get(split, "").startswith(f"{location}@"):
             location = before[split]
-        roots[split] = existing_images(location, indexes)
+        inventory = source.splits[split].inventory
+        listed = replace(indexes, inventory=inventory and source.path(inventory))
+        roots[split] = existing_images(location, listed)
     return roots
 
 
@@ -142,7 +145,7 @@ def keep_listings(roots: Mapping[str, ImageRoot], folder: RunFolder, when: str) 
     before = kept_listings(folder)
     listings: dict[str, dict[str, str]] = {}
     for root in roots.values():
-        if isinstance(root, ObjectRoot) and root.index is not None:
+        if isinstance(root, ObjectRoot | FolderRoot) and root.index is not None:
             listing = before.get(root.location)
             if listing is None or listing.index != root.index.name:
                 listing = KeptListing(root.index.name, when)

@@ -49,6 +49,10 @@ class SplitConfig(Config):
     captions: StoredPath | None = Field(
         None, description="COCO captions JSON; used if caption.captioner is null"
     )
+    inventory: StoredPath | None = Field(
+        None,
+        description="list of the images (S3 Inventory, Parquet, CSV, text) to read, not to list",
+    )
 
 
 class MiniworldConfig(Config):

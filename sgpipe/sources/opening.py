@@ -10,7 +10,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, existing_images
 from sgpipe.files.index import IndexReference
 from sgpipe.files.locations import Location, content_id
-from sgpipe.files.roots import ObjectRoot
+from sgpipe.files.roots import FolderRoot, ObjectRoot
 from sgpipe.recipe import SourceConfig
 from sgpipe.sources.coco import locate_images, read_coco
 from sgpipe.sources.detections import Detections, Origin, write_detections
@@ -99,8 +99,10 @@ def open_source(
 
 
 def _listing(images: ImagePlace) -> IndexReference | None:
-    """Return the list of a prefix of a store; None: they are elsewhere, or not listed."""
-    return images.index if isinstance(images, ObjectRoot) else None
+    """Return the list of a prefix of a store, or of an inventory; None: they are elsewhere, or not
+    listed.
+    """
+    return images.index if isinstance(images, ObjectRoot | FolderRoot) else None
 
 
 def _fresh_index(path: Path, files: Mapping[str, object]) -> SourceIndex | None:

@@ -228,7 +228,6 @@ def photo_records(images: ImageRoot, folder: RunFolder) -> list[Record]:
     """The records of photos as a worker gets them, whose images the driver has not opened."""
     source = SourceConfig(format="folder", splits={"all": SplitConfig(images=images.location)})
     index = open_source(source, "all", folder.index("all"), images=images)
-    assert index.meta["notes"] == ["1 file not read: notes.txt"]
     reader = UnitReader(folder.storage, {"all": folder.index_name("all")}, {"all": images})
     return reader(WorkUnit("all", 0, len(index)))
 
@@ -253,6 +252,7 @@ def test_workers_read_the_sizes_of_photos(
     faults.requests.clear()
     root = existing_images(images.uri, IndexFolder(run.root, versioned=True))
     stored = photo_records(root, run)
+    assert SourceIndex(run.index("all")).meta["notes"] == ["1 file not read: notes.txt"]
     assert len(faults.requests) < 3 * len(stored)
     failed = {record.image_id: str(record.error) for record in stored if not record.ok}
     assert failed == {
@@ -263,6 +263,45 @@ def test_workers_read_the_sizes_of_photos(
         record.error = None
     assert stored == local
     assert [record.width for record in stored if record.ok] == [*range(20, 20 + IMAGES), 70]
+
+
+def test_an_inventory_takes_the_place_of_the_listing(
+    images: StorePath, tmp_path: Path, faults: Faults
+) -> None:
+    inventory = tmp_path / "list.txt"
+    split = {"images": images.uri, "inventory": inventory}
+    source = SourceConfig.model_validate({"format": "folder", "splits": {"all": split}})
+    run = RunFolder(tmp_path / "out")
+    run.private.mkdir(parents=True)
+    hashes: list[str] = []
+    for names in (NAMES, [*reversed(NAMES)], [*NAMES, "gone.png"]):
+        inventory.write_text("\n".join(names))
+        faults.requests.clear()
+        root = open_image_roots(source, run, Progress())["all"]
+        index = open_source(source, "all", run.index("all"), images=root)
+        assert len(faults.requests) < 5  # whether the bucket is there
+        hashes.append(index.meta["annotations_sha256"])
+    assert hashes[0] == hashes[1] != hashes[2]
+    failed = {record.image_id: record.error for record in photo_records(root, run) if not record.ok}
+    assert failed == {"gone.png": f"source: image file not found: {images}/gone.png"}
+
+
+def test_a_folder_has_an_inventory_too(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png(1))
+    inventory = tmp_path / "list.txt"
+    inventory.write_text("missing.png\na.png\n")
+    split = {"images": tmp_path / "photos", "inventory": inventory}
+    source = SourceConfig.model_validate({"format": "folder", "splits": {"all": split}})
+    run = RunFolder(tmp_path / "out")
+    run.private.mkdir(parents=True)
+    root = open_image_roots(source, run, Progress())["all"]
+    records = photo_records(root, run)
+    assert [(record.image_id, record.width) for record in records if record.ok] == [("a.png", 21)]
+    [failed] = [record for record in records if not record.ok]
+    assert failed.error == f"source: image file not found: {tmp_path}/photos/missing.png"
 
 
 def test_a_lost_list_is_made_again(images: StorePath, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def listed_names(prefix: Any) -> list[str]:
 def read_index(prefix: Any, folder: Path) -> FileIndex:
     """The index of what is listed of a prefix."""
     listing._write_pages(folder / "listed.parquet", listed_pages(prefix), Progress())
-    parts = listing._sorted_parts(folder / "listed.parquet", folder)
+    parts = listing.sorted_parts(folder / "listed.parquet", folder)
     listing.write_parts(folder / "index", parts, {})
     return FileIndex(folder / "index")
 
