@@ -23,7 +23,7 @@ import random
 import re
 import resource
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -50,17 +50,19 @@ DOWN_EVERY = 30.0  # seconds
 DOWN_FOR = 5.0
 FAULT_AFTER = 30.0
 ALL_AWAY_FOR = 300.0
+CAPTION = {"message": {"role": "assistant", "content": "a dog on grass"}}
 Fault = Literal["none", "killed", "hangs", "lies", "all away"]
 
 
 @dataclass
 class Replica:
     """A server. `model`: that its answers name; `busy`: seconds of work; `answers`: that were read
-    to the end; `dropped`: requests that it had when it was killed.
+    to the end; `dropped`: requests that it had when it was killed; `choice`: what it answers.
     """
 
     seconds: float
     noise: random.Random
+    choice: Mapping[str, object] = field(default_factory=lambda: CAPTION)
     places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CAPACITY))
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
     is_down: bool = False
@@ -101,8 +103,7 @@ class Replica:
                 raise ConnectionError
             self.busy += seconds
             self.answers += 1
-        message = {"role": "assistant", "content": "a dog on grass"}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        choice = {"index": 0, "finish_reason": "stop", **self.choice}
         send(writer, {"model": self.model, "choices": [choice], "usage": {}})
 
     async def go_down_and_up(self, after: float, seconds: float) -> None:
@@ -145,13 +146,13 @@ def send(writer: asyncio.StreamWriter, answer: dict[str, object]) -> None:
     writer.write(f"{head}\r\n\r\n".encode() + content)
 
 
-def run_fleet(pipe: Connection, seconds: float, fault: Fault) -> None:
+def run_fleet(pipe: Connection, seconds: float, fault: Fault, choice: Mapping[str, object]) -> None:
     """Send the ports; serve until a message comes; send busy seconds, answers and dropped
     requests.
     """
 
     async def run() -> None:
-        replicas = [Replica(seconds, random.Random(number)) for number in range(SERVERS)]
+        replicas = [Replica(seconds, random.Random(number), choice) for number in range(SERVERS)]
         servers = []
         for replica in replicas:
             servers.append(await asyncio.start_server(replica.serve, "127.0.0.1", 0, limit=1 << 20))
@@ -169,11 +170,17 @@ def run_fleet(pipe: Connection, seconds: float, fault: Fault) -> None:
 
 
 @contextmanager
-def fleet(seconds: float, fault: Fault) -> Iterator[tuple[list[str], Connection]]:
-    """Yield the URLs of the servers, and what `run_fleet` answers by."""
+def fleet(
+    seconds: float, fault: Fault = "none", choice: Mapping[str, object] = CAPTION
+) -> Iterator[tuple[list[str], Connection]]:
+    """Yield the URLs of the servers, and what `run_fleet` answers by.
+
+    Args:
+        choice: what all answers say.
+    """
     pipe, servers_end = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(
-        target=run_fleet, args=(servers_end, seconds, fault), daemon=True
+        target=run_fleet, args=(servers_end, seconds, fault, choice), daemon=True
     )
     process.start()
     urls = [f"http://127.0.0.1:{port}/v1" for port in pipe.recv()]

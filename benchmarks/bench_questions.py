@@ -73,7 +73,8 @@ class ScriptedModel:
             self.requests.append(request)
             yield [Choice("", None, {"yes": -1.0, "no": -1.0})]
 
-    ask_together = ask_all
+    def ask_groups(self, groups: Iterable[Sequence[ChatRequest]]) -> Iterator[list[list[Choice]]]:
+        return (list(self.ask_all(group)) for group in groups)
 
 
 def scorer_of(way: Way, model: object, *, served: bool) -> VlmScorer:

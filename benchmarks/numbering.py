@@ -25,7 +25,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -126,7 +126,8 @@ class Judge:
             share = self._probability(request)
             yield [Choice("", None, {"yes": math.log(share), "no": math.log1p(-share)})]
 
-    ask_together = ask_all
+    def ask_groups(self, groups: Iterable[Sequence[ChatRequest]]) -> Iterator[list[list[Choice]]]:
+        return (list(self.ask_all(group)) for group in groups)
 
     def _probability(self, request: ChatRequest) -> float:
         assert isinstance(request.image, Image.Image)

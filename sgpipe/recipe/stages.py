@@ -213,6 +213,10 @@ class ParseConfig(StageConfig):
     resources: Resources = Resources()
 
     @property
+    def streams(self) -> bool:
+        return self.parser == "llm" and self.is_served
+
+    @property
     def finds_attributes(self) -> bool:
         """Whether words of captions become attributes of the objects that they fit."""
         return self.attributes and self.parser in ("rules", "learned")
@@ -434,6 +438,10 @@ class TagConfig(StageConfig):
         if self.tagger is None or self.method not in ("auto", "rtagger"):
             return None
         return own_reference("tagger", self.tagger)
+
+    @property
+    def streams(self) -> bool:
+        return self.method == "vlm" and self.is_served
 
     @property
     def scores(self) -> bool:

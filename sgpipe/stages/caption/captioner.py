@@ -157,14 +157,11 @@ class ChatCaptioner(Captioner):
                 lines = [one_line(choice.text) for choice in answer]
                 yield list(filter(None, lines)) or Refusal("the answer has no caption in it")
 
-    def ask_together(self, requests: Sequence[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
-        """Yield the answers to requests that begin with the same image and text.
-
-        The first is asked alone: a server that keeps what it computed of a beginning then has it
-        for the others.
-        """
-        yield from self.ask_all(requests[:1])
-        yield from self.ask_all(requests[1:])
+    def ask_groups(
+        self, groups: Iterable[Sequence[ChatRequest]]
+    ) -> Iterator[list[list[Choice] | Refusal]]:
+        """Yield the answers to each group of requests that begin with the same image and text."""
+        raise NotImplementedError
 
     def request(self, source: CaptionInput) -> ChatRequest:
         config = self.config
@@ -210,10 +207,10 @@ class ServedCaptioner(ChatCaptioner):
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
         return self._endpoint.ask_all(requests)
 
-    def ask_together(self, requests: Sequence[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
-        if self._endpoint.batch is not None:  # no server keeps a beginning
-            return self.ask_all(requests)
-        return super().ask_together(requests)
+    def ask_groups(
+        self, groups: Iterable[Sequence[ChatRequest]]
+    ) -> Iterator[list[list[Choice] | Refusal]]:
+        return self._endpoint.ask_groups(groups)
 
     def check(self, example: ChatRequest | None = None) -> None:
         """Ask for an example, or else for a caption of a grey image.

@@ -400,8 +400,15 @@ class VisionLanguageCaptioner(ChatCaptioner):
         [shares] = self._yes_and_no(logits)
         return [Choice("", None, shares)]
 
+    def ask_groups(
+        self, groups: Iterable[Sequence[ChatRequest]]
+    ) -> Iterator[list[list[Choice] | Refusal]]:
+        return (list(self.ask_together(group)) for group in groups)
+
     def ask_together(self, requests: Sequence[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
-        """See `ChatCaptioner.ask_together`; for requests of `logprobs`."""
+        """Yield the answers to requests that begin with the same image and text, whose `logprobs`
+        are asked for.
+        """
         answers = self._attempt(self._answer_together, requests)
         yield from [answers] * len(requests) if isinstance(answers, Refusal) else answers
 

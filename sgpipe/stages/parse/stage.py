@@ -3,7 +3,9 @@ behind a server.
 """
 
 import json
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -126,6 +128,7 @@ class LlmParser(Parser):
         self._batch_size = config.batch_size
         self._endpoint = ChatEndpoint(config.endpoint, config.model, config.requests, cache_folder)
         self._nlp = load_model()
+        self._analysing = threading.Lock()
 
     def check(self) -> None:
         """Parse a caption.
@@ -136,19 +139,21 @@ class LlmParser(Parser):
         self._endpoint.check(_request("a dog on a sofa"))
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        """Return the triplets of each caption, in the order of the model; no mentions. Raises as
-        `ChatEndpoint`.
+        """Return the triplets of each caption, in the order of the model; no mentions.
+
+        Several threads may do so at once: they wait for servers together, and analyse captions one
+        after the other. Raises as `ChatEndpoint`.
         """
         captions = list(captions)
-        answers = self._endpoint.ask_all(
-            _request(caption) for caption in captions if clean(caption)
-        )
+        asked = (_request(caption) for caption in captions if clean(caption))
+        answers = iter(list(self._endpoint.ask_all(asked)))
         parsed: list[Parsed] = []
-        analysed = analyse(self._nlp, captions, self._batch_size)
-        for caption, (tree, _) in zip(captions, analysed, strict=True):
-            graph = self._graph(caption, next(answers)) if clean(caption) else []
-            stated = triplets(tree) if graph is None else ground(tree, graph)
-            parsed.append((stated, []))
+        with self._analysing:
+            analysed = analyse(self._nlp, captions, self._batch_size)
+            for caption, (tree, _) in zip(captions, analysed, strict=True):
+                graph = self._graph(caption, next(answers)) if clean(caption) else []
+                stated = triplets(tree) if graph is None else ground(tree, graph)
+                parsed.append((stated, []))
         return parsed
 
     def _graph(self, caption: str, answer: list[Choice] | Refusal) -> list[Texts] | None:
@@ -206,7 +211,9 @@ def parser_identity(config: ParseConfig) -> object:
 
 
 class CaptionParser(Parser):
-    """The parser of a recipe, with a cache: each distinct caption is parsed once."""
+    """The parser of a recipe, with a cache: each distinct caption is parsed once, by whichever
+    thread comes first.
+    """
 
     def __init__(
         self, config: ParseConfig | None = None, cache_folder: CacheFolder | None = None
@@ -214,25 +221,66 @@ class CaptionParser(Parser):
         self._parser = _load_parser(config or ParseConfig(), cache_folder)
         self.device = self._parser.device
         self._cache: dict[str, Parsed] = {}
+        self._under_way: dict[str, Future[dict[str, Parsed]]] = {}  # what threads parse now
+        self._claiming = threading.Lock()
 
     def read(self, captions: Iterable[str], numbers: Iterable[int] | None = None) -> list[Parsed]:
         """Return triplets and mentions of each caption; their `caption` is of `numbers`, or else
         the index.
         """
         captions = list(captions)
-        if len(self._cache) > _CACHED_CAPTIONS:
-            self._cache.clear()
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._cache]
-        if new:
-            self._cache.update(zip(new, self._parser.read(new), strict=True))
         if numbers is None:
             numbers = range(len(captions))
+        by_caption = self._read_once(dict.fromkeys(captions))
         parsed = []
         for caption, number in zip(captions, numbers, strict=True):
-            triplets, mentions = self._cache[caption]
+            triplets, mentions = by_caption[caption]
             stated = [replace(triplet, caption=number) for triplet in triplets]
             named = [mention._replace(caption=number) for mention in mentions]
             parsed.append((stated, named))
+        return parsed
+
+    def _read_once(self, captions: Iterable[str]) -> dict[str, Parsed]:
+        """Return what distinct captions state; those that another thread is parsing are waited
+        for.
+        """
+        parsed: dict[str, Parsed] = {}
+        elsewhere: dict[str, Future[dict[str, Parsed]]] = {}
+        new: list[str] = []
+        work: Future[dict[str, Parsed]] = Future()
+        with self._claiming:
+            if len(self._cache) > _CACHED_CAPTIONS:
+                self._cache.clear()
+            for caption in captions:
+                if caption in self._cache:
+                    parsed[caption] = self._cache[caption]
+                elif caption in self._under_way:
+                    elsewhere[caption] = self._under_way[caption]
+                else:
+                    new.append(caption)
+            self._under_way.update(dict.fromkeys(new, work))
+        if new:
+            parsed |= self._parse_claimed(new, work)
+        for caption, other_work in elsewhere.items():
+            parsed[caption] = other_work.result()[caption]
+        return parsed
+
+    def _parse_claimed(
+        self, captions: list[str], work: Future[dict[str, Parsed]]
+    ) -> dict[str, Parsed]:
+        """Parse captions that this thread has claimed, and end `work`, for which others may wait."""
+        parsed: dict[str, Parsed] = {}
+        try:
+            parsed = dict(zip(captions, self._parser.read(captions), strict=True))
+            work.set_result(parsed)
+        except BaseException as error:
+            work.set_exception(error)
+            raise
+        finally:
+            with self._claiming:
+                self._cache |= parsed
+                for caption in captions:
+                    del self._under_way[caption]
         return parsed
 
 
@@ -244,6 +292,7 @@ class ParseStage(Stage):
     def __init__(self, config: ParseConfig) -> None:
         self.config = config
         self.resources = config.resources
+        self.streams = config.streams
 
     def check(self) -> None:
         if self.config.parser == "llm":

@@ -7,9 +7,11 @@ twice, with the answers named in both orders: models prefer the first, or the la
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import compress
-from typing import Any
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -169,6 +171,32 @@ def _outline(
         )
 
 
+class ScorerInput(NamedTuple):
+    """An RGB image, and relations between its objects that are asked about."""
+
+    image: Image.Image
+    objects: Sequence[Box]
+    relations: Sequence[Relation]
+
+
+@dataclass
+class _OpenScores:
+    """The scores of an image; `missing`: how many are not known yet."""
+
+    scores: list[Score]
+    missing: int
+
+    def add(self, relations: Iterable[int], answers: Iterable[list[Choice] | Refusal]) -> None:
+        """Add the scores of relations, by their indices, from the answers in both orders."""
+        shares = map(_share, answers)
+        for index, score in zip(relations, map(mean_of_orders, shares, shares), strict=True):
+            self.scores[index] = score
+            self.missing -= 1
+
+
+_Group = tuple[_OpenScores, list[int]]  # of an image, and the indices of relations asked about
+
+
 class VlmScorer:
     """Asks a model, local or served, whether a relation is correct, in two requests of one token
     each.
@@ -231,27 +259,78 @@ class VlmScorer:
         Raises:
             UserError, EngineError: if the scorer fails on every image.
         """
-        visible = [visible_boxes(image, objects, relation) is not None for relation in relations]
-        asked = list(compress(relations, visible))
-        score = self._scores_together if self._is_shared else self._scores_apart
-        scores = score(image, objects, asked)
-        return [next(scores) if is_visible else NO_AREA for is_visible in visible]
+        [scores] = self.score_images([ScorerInput(image, objects, relations)])
+        return scores
 
-    def _scores_apart(
-        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
-    ) -> Iterator[Score]:
-        shares = map(_share, self._model.ask_all(self._ask(image, objects, relations)))
-        return map(mean_of_orders, shares, shares)  # which are of both orders in turn
+    def score_images(self, images: Iterable[ScorerInput]) -> Iterator[list[Score]]:
+        """Yield what `scores` returns for each image, in order; a server is asked about the next
+        images meanwhile.
+        """
+        open_images: deque[_OpenScores] = deque()
+        open_groups: deque[_Group] = deque()
+        for answers in self._answers(self._groups(images, open_images, open_groups)):
+            image, relations = open_groups.popleft()
+            image.add(relations, answers)
+            while open_images and not open_images[0].missing:
+                yield open_images.popleft().scores
+        for image in open_images:
+            yield image.scores
 
-    def _scores_together(
+    def _answers(
+        self, groups: Iterable[Sequence[ChatRequest]]
+    ) -> Iterator[list[list[Choice] | Refusal]]:
+        """Yield the answers to each group of questions."""
+        if self._is_shared:
+            yield from self._model.ask_groups(groups)
+            return
+        sizes: deque[int] = deque()
+
+        def requests() -> Iterator[ChatRequest]:
+            for group in groups:
+                sizes.append(len(group))
+                yield from group
+
+        answers = self._model.ask_all(requests())
+        for first in answers:
+            yield [first, *islice(answers, sizes.popleft() - 1)]
+
+    def _groups(
+        self,
+        images: Iterable[ScorerInput],
+        open_images: deque[_OpenScores],
+        open_groups: deque[_Group],
+    ) -> Iterator[list[ChatRequest]]:
+        """Yield the questions about the relations of each image whose boxes have an area.
+
+        Args:
+            open_images: gets each image.
+            open_groups: gets what each group of questions is about.
+        """
+        for image, objects, relations in images:
+            visible = [
+                index
+                for index, relation in enumerate(relations)
+                if visible_boxes(image, objects, relation) is not None
+            ]
+            scores = _OpenScores([NO_AREA] * len(relations), len(visible))
+            open_images.append(scores)
+            asked = [relations[index] for index in visible]
+            for group, requests in self._questions(image, objects, asked):
+                open_groups.append((scores, [visible[index] for index in group]))
+                yield requests
+
+    def _questions(
         self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
-    ) -> Iterator[Score]:
-        scores: dict[int, Score] = {}
-        for numbered in numbered_images(objects, relations):
-            requests = self._ask_together(numbered, image, objects, relations)
-            shares = map(_share, self._model.ask_together(requests))
-            scores |= zip(numbered.relations, map(mean_of_orders, shares, shares), strict=True)
-        return map(scores.__getitem__, range(len(relations)))
+    ) -> Iterator[tuple[list[int], list[ChatRequest]]]:
+        """Yield indices of relations, and the questions about them that begin alike."""
+        if self._is_shared:
+            for numbered in numbered_images(objects, relations):
+                requests = self._ask_together(numbered, image, objects, relations)
+                yield numbered.relations, requests
+            return
+        questions = self._ask(image, objects, relations)
+        for index in range(len(relations)):
+            yield [index], list(islice(questions, len(_ORDERS)))
 
     def _ask(
         self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]

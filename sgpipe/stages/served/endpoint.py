@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -62,6 +62,7 @@ _NOT_FOUND = 404
 _NAMES_N = re.compile(r"\bn\b")
 _CONTROL = ChatRequest("Say yes.", max_tokens=8)
 
+Answer = list[Choice] | Refusal
 Result = TypeVar("Result")
 
 
@@ -155,7 +156,7 @@ class ChatEndpoint:
         if refusal is not None:
             waiting.say(f"{refusal}; it gets no requests until it does")
 
-    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
+    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[Answer]:
         """Yield the usable answers to each request, in order; up to `requests.in_flight` requests
         are under way at once, of all threads that ask; the thread that asked first has priority.
 
@@ -165,19 +166,32 @@ class ChatEndpoint:
             UserError, EngineError: no request can be answered; what is under way is cut.
             UnansweredError: nothing is sent, and one has no answer yet; all have been taken.
         """
+        with closing(self.ask_groups([request] for request in requests)) as groups:
+            for [answer] in groups:
+                yield answer
+
+    def ask_groups(
+        self, groups: Iterable[Sequence[ChatRequest]]
+    ) -> Generator[list[Answer], None, None]:
+        """Yield the answers to each group of requests, in order, as `ask_all`.
+
+        The first of a group is asked alone: a server that keeps what it computed of a beginning
+        then has it for the others. A group shows one image.
+        """
         unanswered: UnansweredError | None = None
         most = _AHEAD * self.requests.in_flight
         stream = next(self._streams)
         started = start_early(
-            lambda request: self._start_answer(request, stream),
-            self._prepared(requests),
+            lambda group: self._start_answers(group, stream),
+            self._prepared(groups),
             most,
-            cancel=Future.cancel,
+            lambda pending: sum(size for size, _ in pending) >= most,
+            cancel=lambda work: work[1].cancel(),
         )
         with closing(started):
-            for future in started:
+            for _, future in started:
                 try:
-                    answer = future.result()
+                    answers = future.result()
                 except UnansweredError as error:
                     unanswered = error
                     continue
@@ -189,29 +203,32 @@ class ChatEndpoint:
                 finally:
                     future.cancel()  # no effect once there is an answer
                 if unanswered is None:
-                    yield answer
+                    yield answers
         if unanswered is not None:
             raise unanswered
 
-    def _prepared(self, requests: Iterable[ChatRequest]) -> Iterator[ChatRequest]:
-        """Yield requests while there is room: those of all threads hold images in memory."""
-        remaining = iter(requests)
+    def _prepared(self, groups: Iterable[Sequence[ChatRequest]]) -> Iterator[Sequence[ChatRequest]]:
+        """Yield groups while there is room: those of all threads hold images in memory."""
+        remaining = iter(groups)
         while True:
             self._room.acquire()
             try:
-                request = next(remaining, None)
+                group = next(remaining, None)
             except BaseException:
                 self._room.release()
                 raise
-            if request is None:
+            if group is None:
                 self._room.release()
                 return
-            yield request
+            yield group
 
-    def _start_answer(self, request: ChatRequest, stream: int) -> Future[list[Choice] | Refusal]:
-        answer = self._start(self._answer(request, stream))
-        answer.add_done_callback(lambda _: self._room.release())
-        return answer
+    def _start_answers(
+        self, group: Sequence[ChatRequest], stream: int
+    ) -> tuple[int, Future[list[Answer]]]:
+        """Return the number of requests, and what will be their answers."""
+        answers = self._start(self._answers(group, stream))
+        answers.add_done_callback(lambda _: self._room.release())
+        return len(group), answers
 
     def _start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
         """Run in the event loop of a thread, because the caller may be in another loop, such as a
@@ -250,7 +267,35 @@ class ChatEndpoint:
         await self._check_models(server)
         await self._read_completion(_CONTROL, only=server)
 
-    async def _answer(self, request: ChatRequest, stream: int) -> list[Choice] | Refusal:
+    async def _answers(self, group: Sequence[ChatRequest], stream: int) -> list[Answer]:
+        """Return the answers to a group.
+
+        Raises:
+            UnansweredError: some have no answer yet; all have been asked for.
+        """
+        outcomes = [await self._outcome(group[0], stream)]
+        if len(group) > 1:
+            others = [asyncio.create_task(self._outcome(request, stream)) for request in group[1:]]
+            try:
+                outcomes += await asyncio.gather(*others)
+            finally:
+                for task in others:
+                    task.cancel()  # no effect once it is done
+        answers: list[Answer] = []
+        for outcome in outcomes:
+            if isinstance(outcome, UnansweredError):
+                raise outcome
+            answers.append(outcome)
+        return answers
+
+    async def _outcome(self, request: ChatRequest, stream: int) -> Answer | UnansweredError:
+        """Return the answer to a request, or that there is none yet."""
+        try:
+            return await self._answer(request, stream)
+        except UnansweredError as error:
+            return error
+
+    async def _answer(self, request: ChatRequest, stream: int) -> Answer:
         async with self._slots.place(stream):
             try:
                 answered = await self._choices(request)

@@ -5,6 +5,7 @@ relations.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
@@ -463,6 +464,7 @@ class ScoredStage(ImageStage):
     ) -> None:
         super().__init__(config, roots)
         self.pair = pair or PairConfig()
+        self.streams = config.streams
 
     @classmethod
     def of(cls, context: StageContext) -> Self:
@@ -480,17 +482,31 @@ class ScoredStage(ImageStage):
         self.tagger.setup()
 
     def __call__(self, records: list[Record]) -> list[Record]:
+        open_: deque[tuple[Record, list[Relation]]] = deque()
+        for scores in self.tagger.score_images(self._to_score(records, open_)):
+            self._add(*open_.popleft(), scores)
+        return records
+
+    def _to_score(
+        self, records: Iterable[Record], open_: deque[tuple[Record, list[Relation]]]
+    ) -> Iterator[tuple[Image.Image, Record, list[Relation]]]:
+        """Yield each image with candidates, noted in `open_`; images are opened on demand."""
         asked = [record for record in records if any(pair.predicates for pair in record.pairs)]
         for record, image in self.opened(asked):
             relations = candidates(record.pairs, None, self.tagger.origin)
-            scores = self.tagger.scores(image, record, relations)
-            refusals = [score for score in scores if isinstance(score, Refusal)]
-            reasons = [refusal.reason for refusal in refusals if refusal is not NO_AREA]
-            if reasons:
-                record.fail(self.name, reasons[0])
-            else:
-                record.relations += deduplicate(self._above_threshold(record, relations, scores))
-        return records
+            open_.append((record, relations))
+            yield image, record, relations
+
+    def _add(
+        self, record: Record, relations: list[Relation], scores: Sequence[float | Refusal]
+    ) -> None:
+        """Add the relations of enough confidence to a record."""
+        refusals = [score for score in scores if isinstance(score, Refusal)]
+        reasons = [refusal.reason for refusal in refusals if refusal is not NO_AREA]
+        if reasons:
+            record.fail(self.name, reasons[0])
+        else:
+            record.relations += deduplicate(self._above_threshold(record, relations, scores))
 
     def _above_threshold(
         self, record: Record, relations: list[Relation], scores: Iterable[float | Refusal]

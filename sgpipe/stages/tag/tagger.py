@@ -5,7 +5,7 @@ score an image by itself.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import SupportsFloat
 
 from PIL import Image
@@ -57,6 +57,13 @@ class Tagger:
         """
         raise NotImplementedError
 
+    def score_images(
+        self, images: Iterable[tuple[Image.Image, Record, Sequence[Relation]]]
+    ) -> Iterator[Sequence[float | Refusal]]:
+        """Yield what `scores` returns for each image, record and candidates, in order."""
+        for image, record, candidates in images:
+            yield self.scores(image, record, candidates)
+
 
 class ClipTagger(Tagger):
     """A CLIP model, by texts of a relation and of what else its boxes may show."""
@@ -95,10 +102,14 @@ class VlmTagger(Tagger):
         self.scorer = VlmScorer(self.config, self.cache_folder)
         self.scorer.load()
 
-    def scores(
-        self, image: Image.Image, record: Record, candidates: Sequence[Relation]
-    ) -> Sequence[float | Refusal]:
-        return self.scorer.scores(image, record.objects, candidates)
+    def score_images(
+        self, images: Iterable[tuple[Image.Image, Record, Sequence[Relation]]]
+    ) -> Iterator[Sequence[float | Refusal]]:
+        from sgpipe.stages.score.scorer import ScorerInput
+
+        return self.scorer.score_images(
+            ScorerInput(image, record.objects, candidates) for image, record, candidates in images
+        )
 
 
 class OwnTagger(Tagger):

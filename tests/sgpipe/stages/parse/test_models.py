@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import ParseConfig, Requests
 from sgpipe.stages.parse import rules, seq2seq, stage
 from sgpipe.stages.parse.rules import Texts, analyse, ground
 from sgpipe.stages.parse.seq2seq import PREFIX, Seq2SeqParser, read_graph
 from sgpipe.stages.parse.stage import CaptionParser, LlmParser, ParseStage
 from sgpipe.stages.served.answers import CacheFolder, RequestCache
-from tests.endpoint_server import Answerer, EndpointServer, scripted
+from tests.endpoint_server import Answerer, EndpointServer, scripted, wait_until
 from tests.values import values_of
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -265,3 +266,28 @@ def test_then_the_rules_parse_it_and_it_is_counted(tmp_path: Path) -> None:
             assert texts(parser, CAPTIONS) == [GOLD[CAPTIONS[0]], *by_rules, []]
             assert len(server.requests) == 4
     assert RequestCache(CacheFolder(tmp_path).file).count_by_rules() == 1
+
+
+def test_threads_wait_for_servers_together_and_ask_about_a_caption_once() -> None:
+    parts = [CAPTIONS[:2], CAPTIONS[1:], CAPTIONS]
+    with served() as server, ThreadPoolExecutor(len(parts)) as threads:
+        parser = CaptionParser(llm_config(server))
+        server.released.clear()
+        parsed = [threads.submit(texts, parser, part) for part in parts]
+        wait_until(lambda: server.at_once == len(CAPTIONS))
+        server.released.set()
+        for part, graphs in zip(parts, parsed, strict=True):
+            assert graphs.result() == [GOLD[caption] for caption in part]
+    assert len(server.requests) == len(CAPTIONS)
+
+
+def test_captions_of_a_thread_that_failed_are_asked_for_again() -> None:
+    with served(faults=scripted("unpaid")) as server, ThreadPoolExecutor(2) as threads:
+        parser = CaptionParser(llm_config(server))
+        server.released.clear()
+        parsed = [threads.submit(texts, parser, CAPTIONS[:1]) for _ in range(2)]
+        wait_until(lambda: server.at_once == 1)
+        server.released.set()
+        for graphs in parsed:
+            assert isinstance(graphs.exception(), EngineError)
+        assert texts(parser, CAPTIONS) == list(GOLD.values())
