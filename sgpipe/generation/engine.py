@@ -357,7 +357,8 @@ def share_gpus(plan: StagePlan, sharing: Collection[str], engine: EngineConfig) 
     pools = sum(shares for shares, _ in groupby(STAGES, lambda name: name in sharing))
     for name in sharing:
         resources = plan.section(name).resources
-        actor_gpus = min(1, gpus / resources.actors if resources.actors else 1) / pools
+        actors = resources.most_actors
+        actor_gpus = min(1, gpus / actors if actors else 1) / pools
         amounts: dict[str, float] = {"gpus": max(math.floor(100 * actor_gpus) / 100, 0.01)}
         if resources.cpus == _UNSET.cpus:
             amounts["cpus"] = _GPU_ACTOR_CPUS

@@ -173,7 +173,7 @@ class LocalEngine(Engine):
         self._limits = limits_of(engine)
         self._gpus = usable_gpus() if any(resource.gpus for resource in resources) else 0
         self._threads = max(1, *(int(resource.cpus) for resource in resources))
-        actors = [resource.actors for resource in resources if resource.actors]
+        actors = [resource.most_actors for resource in resources if resource.most_actors]
         share, name = max(
             (resource.cpus, name) for resource, name in zip(resources, stages.names, strict=True)
         )

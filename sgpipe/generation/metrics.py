@@ -49,8 +49,8 @@ _SHOWN = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs"
 class RunMetrics:
     """Totals of one command, in which a run that is resumed begins at 0.
 
-    `workers`: how many processes run which stages. They are utilized while they compute, not while
-    they read or wait.
+    `workers`: how many processes run which stages, which may change during the run. They are
+    utilized while they compute, not while they read or wait.
     """
 
     def __init__(
@@ -81,6 +81,8 @@ class RunMetrics:
         self._began = self._steady = time.monotonic()
         self._shards = self._measured = 0
         self._estimated: float | None = None
+        self._available: dict[tuple[str, ...], float] = {}  # seconds of all workers
+        self._first_workers = max(workers.values(), default=0)
         self._counters: dict[str, Any] = {}  # none but on Ray
         if on_ray:
             from ray.util import metrics
@@ -109,8 +111,12 @@ class RunMetrics:
         counts["images"] = shard.rows
         self.queue -= shard.rows
         self._totals.update(counts)
+        span = self._span
         self._first = min(self._first, written - sum(shard.seconds.values()))
         self._last = max(self._last, written)
+        for names, number in self.workers.items():
+            available = self._available.get(names, 0.0)
+            self._available[names] = available + number * (self._span - span)
         self._seconds.update(shard.seconds)
         for stage, use in shard.gpus.items():
             self._memory[stage] = max(self._memory.get(stage, 0), use["memory"])
@@ -119,6 +125,11 @@ class RunMetrics:
         new = [note for note in notes if note not in self._notes]
         self._notes.update(new)
         return new
+
+    @property
+    def _span(self) -> float:
+        """Seconds from the first computation to the last shard."""
+        return max(self._last - self._first, 0)
 
     def _gpu_changes(self, shard: ShardEntry) -> Iterator[str]:
         """Yield which stages compute on another GPU, or otherwise, than before the run stopped."""
@@ -145,7 +156,7 @@ class RunMetrics:
     def _estimate(self, shard: ShardEntry) -> Iterator[str]:
         """Yield how long the command will take, once every worker has done its second unit."""
         now = time.monotonic()
-        workers = max(self.workers.values())
+        workers = self._first_workers
         self._shards += 1
         if self._shards <= workers:  # which load their models for their first unit
             self._steady = now
@@ -160,11 +171,11 @@ class RunMetrics:
         """Yield the utilization of the workers of each stage, peak GPU memory, and how good the
         estimate was.
         """
-        elapsed = max(self._last - self._first, 1e-9)
         shares = []
-        for names, number in self.workers.items():
+        for names in self.workers:
             computed = sum(self._seconds[name] for name in names)
-            shares.append(f"{' + '.join(names)} {computed / (number * elapsed):.0%}")
+            available = max(self._available.get(names, 0.0), 1e-9)
+            shares.append(f"{' + '.join(names)} {computed / available:.0%}")
         memory = ", ".join(f"{name} {peak / 1e9:.1f} GB" for name, peak in self._memory.items())
         yield f"utilization: {', '.join(shares)}" + (
             f"; peak GPU memory: {memory}" if memory else ""

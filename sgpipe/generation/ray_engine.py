@@ -7,15 +7,14 @@ units enter in blocks of many.
 """
 
 import logging
-import math
 import socket
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle, groupby
+from itertools import cycle
 from typing import Any
 from uuid import uuid4
 
@@ -23,14 +22,8 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Dataset, from_arrow
-from ray.data.extensions import ArrowPythonObjectArray
 from ray.exceptions import RayError, RayTaskError
-from ray.util import (
-    list_named_actors,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util import list_named_actors, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -50,18 +43,34 @@ from sgpipe.generation.engine import (
     unlabelled,
 )
 from sgpipe.generation.metrics import LAST_DIGITS
-from sgpipe.generation.ray_limit import WORK, Entrance, UnitLimit, relay
+from sgpipe.generation.ray_growth import Growth, await_machines
+from sgpipe.generation.ray_limit import (
+    ANSWER,
+    WORK,
+    Entrance,
+    TurnedAway,
+    UnitLimit,
+    block_of,
+    relay,
+)
+from sgpipe.generation.ray_pools import (
+    Pool,
+    gpus_of,
+    is_placed,
+    plan_pools,
+    reserve,
+    smallest_pools,
+    streamed_requests,
+)
 from sgpipe.generation.ray_replicas import Directory, RayReplicas
-from sgpipe.recipe import EngineConfig, Resources
-from sgpipe.stages.base import Stage
+from sgpipe.recipe import EngineConfig
 from sgpipe.stages.runner import IsolatedRunner, StageRunner, Usage
 from sgpipe.stages.served import waiting
 from sgpipe.utils.console import Progress, count
-from sgpipe.utils.devices import hide_gpus, room_for
+from sgpipe.utils.devices import hide_gpus
 from sgpipe.utils.numerics import machine_software, unequal_libraries, unequal_protocols
 from sgpipe.utils.ray_cluster import on_driver_node, start_ray, tell_losses, worker_failure
 
-_ANSWER = "answer"  # the column of what is done
 # Units in progress: one being computed, one that Ray has assigned, and two in the queue. Where
 # there is one pool, units that wait have cost nothing yet, and quick stages want more.
 _UNITS_PER_ACTOR = 4
@@ -72,10 +81,8 @@ _UNITS_AT_ONCE = 64
 _POLL_SECONDS = 5
 _POLLS_WITHOUT_ROOM = 6
 _LEAVE_SECONDS = 10
-_ROUNDING = 1e-6
-_GIB = 1 << 30
-_SCARCEST_FIRST = ("GPU", "CPU", "memory")  # resources, by Ray's names
-_PLACING_SECONDS = 10.0
+# Ray is lost; or the thread of an earlier graph still asks
+_LOST = (RayError, OSError, ValueError)
 _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
 # If the actor of the limit is killed, it starts with none in progress.
 _LIMIT_OPTIONS = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
@@ -116,10 +123,10 @@ class Worker:
             records, more_usage = self.runner(records)
             usage.add(more_usage)
             if self.writer:
-                return _block(_ANSWER, self.writer(unit, records, usage))
-            return _block(WORK, (unit, records, usage))
+                return block_of(ANSWER, self.writer(unit, records, usage))
+            return block_of(WORK, (unit, records, usage))
         except (UserError, EngineError, OSError) as error:
-            return _block(_ANSWER, unlabelled(unit, error))
+            return block_of(ANSWER, unlabelled(unit, error))
 
     @cached_property
     def _unequal_software(self) -> str:
@@ -145,47 +152,12 @@ class Worker:
         )
 
 
-def streamed_requests(stages: Sequence[Stage]) -> int:
-    """Return how many requests of these stages are under way at once, about images of several
-    units.
-    """
-    streaming = [stage for stage in stages if stage.streams]
-    return max((stage.config.requests_in_flight for stage in streaming), default=0)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Stages that run in the same actors."""
-
-    stages: tuple[Stage, ...]
-    resources: Resources
-    actors: int
-
-    @property
-    def name(self) -> str:
-        return " + ".join(stage.name for stage in self.stages)
-
-    @property
-    def streamed_requests(self) -> int:
-        """How many requests of an actor are under way at once, about images of several units."""
-        return streamed_requests(self.stages)
-
-    @property
-    def needs(self) -> dict[str, float]:
-        """What each actor takes, by Ray's names of resources."""
-        amounts = {
-            "CPU": self.resources.cpus,
-            "GPU": self.resources.gpus or 0,
-            "memory": self.resources.memory * _GIB,
-        }
-        return {name: amount for name, amount in amounts.items() if amount}
-
-
 class RayEngine(Engine):
     """See `Engine`."""
 
     def __init__(self, engine: EngineConfig, replicas: RayReplicas | None = None) -> None:
         """`replicas`: the servers of stages with engines on a cluster."""
+        self.workers: dict[tuple[str, ...], int] = {}
         self._config = engine
         self._replicas = replicas
 
@@ -195,30 +167,51 @@ class RayEngine(Engine):
         self._stages = stages()
         engine = self._config
         start_ray(engine.address, engine.cpus, progress.say)
-        rows = sum(unit.rows for unit in units)
-        actors = max(pool.actors for pool in self._plan_pools(rows))
-        units = cut_units(units, engine.unit_size, actors, run_rows)
         self._say = progress.say
         self._losses = tell_losses(progress.say)
+        rows = sum(unit.rows for unit in units)
+        self._await_machines(rows)
+        actors = max(pool.actors for pool in self._plan_pools(rows))
+        units = cut_units(units, engine.unit_size, actors, run_rows)
         pools, placed = reserve(self._plan_pools(len(units)))
         remove_placement_group(placed)  # this was a test
-        self.workers = {tuple(stage.name for stage in pool.stages): pool.actors for pool in pools}
-        self.gpus = math.ceil(sum(_total(pool, "GPU") for pool in pools) - _ROUNDING)
+        self._take(pools)
         cluster_gpus = int(ray.cluster_resources().get("GPU", 0))
         if cluster_gpus and not self.gpus and self._replicas is None:
             progress.say(
                 f"NOTE: no stage uses the {count(cluster_gpus, 'GPU')} of Ray: set"
                 " caption.resources.gpus and tag.resources.gpus"
             )
-        for pool in pools:
-            share = f" of {pool.resources.gpus:g} GPU" if pool.resources.gpus else ""
-            progress.say(f"{count(pool.actors, 'actor')}{share}: {pool.name}")
         return units
+
+    def _await_machines(self, units: int) -> None:
+        """Wait until a cluster has machines for the fewest actors.
+
+        Raises:
+            UserError: there are none for as long as the recipe allows.
+        """
+        pools = smallest_pools(self._stages, units)
+        await_machines(pools, self._nodes, self._config.machines_timeout, self._say)
+
+    def _nodes(self) -> Sequence[Mapping[str, Any]]:
+        """Return the machines, with what the servers of engines leave of them."""
+        return self._replicas.nodes_left() if self._replicas else ray.nodes()
 
     def _plan_pools(self, units: int) -> list[Pool]:
         """Return the pools for what the servers of engines leave of the cluster."""
-        nodes = self._replicas.nodes_left() if self._replicas else None
-        return plan_pools(self._stages, units, nodes)
+        return plan_pools(self._stages, units, self._nodes())
+
+    def _take(self, pools: Sequence[Pool]) -> None:
+        """Note the sizes of the pools, and say those that have changed."""
+        before = self.workers.copy()
+        self.workers.clear()
+        for pool in pools:
+            self.workers[pool.stage_names] = pool.actors
+            if before.get(pool.stage_names) == pool.actors:
+                continue
+            share = f" of {pool.resources.gpus:g} GPU" if pool.resources.gpus else ""
+            self._say(f"{count(pool.actors, 'actor')}{share}: {pool.name}")
+        self.gpus = gpus_of(pools)
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
@@ -229,6 +222,9 @@ class RayEngine(Engine):
         start again on what is left of the cluster, as long as that makes progress; an image that
         kills its worker becomes an error row. Requests do not stream across the units that were in
         progress then. Units whose store did not answer start again, too.
+
+        When machines have come, no further unit enters; once those in progress are finished, the
+        remaining ones start on larger pools.
         """
         left = {(unit.split, unit.start): unit for unit in units}
         open_units = open_units_of(units, streamed_requests(self._stages))
@@ -260,8 +256,11 @@ class RayEngine(Engine):
     def _run_once(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, kind: type[Any]
     ) -> Generator[LabelledUnit | PostponedUnit]:
+        self._await_machines(len(units))
         entering = _enter(units)  # by a task, for which `reserve` leaves no CPU
-        pools, placed = reserve(self._plan_pools(len(units)))
+        planned = self._plan_pools(len(units))
+        pools, placed = reserve(planned)
+        self._take(pools)
         name = f"sgpipe {uuid4().hex} "
         open_units = [
             1 if kind is IsolatedRunner else open_units_of(units, pool.streamed_requests)
@@ -285,13 +284,32 @@ class RayEngine(Engine):
             places = _bundles(placed, first_bundle, pool.actors)
             first_bundle += pool.actors
             graph = _mapped(graph, Worker, arguments, pool.needs, name, places, at_once)
+        growth = Growth(
+            pools,
+            planned,
+            self._plan_pools,
+            waiting_units=len(units) - self._most_in_progress,
+            close=limit.close.remote,
+        )
+
+        def look() -> None:
+            next(self._losses, None)
+            growth.look(is_placed(placed))
+
         try:
-            with _watch(name, placed, self._losses) as advanced:
-                yield from _answers(graph, limit, advanced)
+            with _watch(name, placed, look) as advanced:
+                for answer in _answers(graph, limit, advanced):
+                    growth.waiting_units -= 1
+                    yield answer
+            if growth.has_begun:
+                self._say("machines have come: the run continues on more actors")
         except RayError as error:
             kill_actors(name)
             raise _failure(error, placed) from None
         finally:
+            growth.end()
+            if growth.has_begun:
+                kill_actors(name)  # Ray Data leaves them for the units that were turned away
             ray.kill(limit)  # whoever still waits for it would keep the actors of this graph alive
             remove_placement_group(placed)
 
@@ -310,7 +328,7 @@ def _enter(units: Sequence[WorkUnit]) -> Dataset:
     blocks: list[pa.Table] = []
     for start in range(0, len(units), _UNITS_PER_BLOCK):
         part = units[start : start + _UNITS_PER_BLOCK]
-        blocks.append(_block(WORK, *((unit, [], Usage()) for unit in part)))
+        blocks.append(block_of(WORK, *((unit, [], Usage()) for unit in part)))
     return from_arrow(blocks)
 
 
@@ -349,16 +367,23 @@ def _answers(
         UserError, EngineError: what a worker raised.
         RayError: workers are lost.
     """
+    leaving: list[ray.ObjectRef[Any]] = []
     for row in graph.iter_rows():
         advanced.set()
-        answer = row[_ANSWER]
+        answer = row[ANSWER]
+        if isinstance(answer, TurnedAway):
+            in_progress: ray.ObjectRef[int] = limit.in_progress.remote()
+            if not ray.get(in_progress):
+                break
+            continue
         if isinstance(answer, Exception):
             raise answer
         yield answer
         done = answer.unit if isinstance(answer, PostponedUnit) else answer.shard
-        leaving: ray.ObjectRef[Any] = limit.leave.remote((done.split, done.start))
+        leaving = [limit.leave.remote((done.split, done.start))]
     # Otherwise Ray reports that a call of a killed actor failed.
-    ray.wait([leaving], timeout=_LEAVE_SECONDS)
+    if leaving:
+        ray.wait(leaving, timeout=_LEAVE_SECONDS)
 
 
 def _failure(error: RayError, placed: PlacementGroup) -> EngineError:
@@ -370,13 +395,18 @@ def _failure(error: RayError, placed: PlacementGroup) -> EngineError:
 
 
 @contextmanager
-def _watch(name: str, placed: PlacementGroup, losses: Iterator[None]) -> Iterator[threading.Event]:
+def _watch(
+    name: str, placed: PlacementGroup, look: Callable[[], None]
+) -> Iterator[threading.Event]:
     """Kill the actors of a graph, which ends it with an error, when it stands still on a cluster
     that is too small.
 
     Actors of a lost machine keep their units until they restart elsewhere; without room for them
-    Ray waits forever. `name` begins the names of all actors; a step of `losses` tells what is lost.
-    Yields what to set with each advance.
+    Ray waits forever. Yields what to set with each advance.
+
+    Args:
+        name: begins the names of all actors.
+        look: is called now and then, to see which machines have gone and come.
     """
     advanced = threading.Event()
     ended = threading.Event()
@@ -384,9 +414,9 @@ def _watch(name: str, placed: PlacementGroup, losses: Iterator[None]) -> Iterato
     def poll() -> None:
         polls = 0
         while not ended.wait(_POLL_SECONDS):
-            # Ray is lost; or the thread of an earlier graph still asks
-            with suppress(RayError, OSError, ValueError):
-                next(losses, None)
+            with suppress(*_LOST):
+                look()
+            with suppress(*_LOST):
                 polls = 0 if advanced.is_set() or is_placed(placed) else polls + 1
                 advanced.clear()
                 if polls >= _POLLS_WITHOUT_ROOM:
@@ -448,130 +478,3 @@ def _mapped(
             ray_remote_args_fn=options,
             **threads,
         )
-
-
-def _block(column: str, *values: Any) -> pa.Table:
-    """Return a row for each value: a unit with its records and their usage so far, or an answer."""
-    return pa.table({column: ArrowPythonObjectArray.from_objects(values)})
-
-
-def plan_pools(
-    stages: Sequence[Stage], units: int, nodes: Sequence[Mapping[str, Any]] | None = None
-) -> list[Pool]:
-    """Group consecutive stages of equal resources, and size their pools to the `nodes`
-    (`ray.nodes()`).
-
-    Pools without a fixed number of actors share what the others leave.
-
-    Raises:
-        UserError: the actors do not fit.
-    """
-    machines = alive_machines(ray.nodes() if nodes is None else nodes)
-    pools: list[Pool] = []
-    for resources, group in groupby(stages, key=lambda stage: stage.resources):
-        pools.append(Pool(tuple(group), resources, resources.actors or 1))
-    if not _fit(pools, machines):
-        raise too_large(pools, machines)
-    while True:
-        grown = _grown(pools, units, machines)
-        if grown is None:
-            return pools
-        pools = grown
-
-
-def alive_machines(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, float]]:
-    """Return the resources of the machines that are not lost, by Ray's names."""
-    return [node["Resources"] for node in nodes if node["Alive"]]
-
-
-def _grown(
-    pools: Sequence[Pool], units: int, machines: Sequence[Mapping[str, float]]
-) -> list[Pool] | None:
-    """Return the pools with one more actor for the smallest that can grow and leaves room for all;
-    None: none can.
-    """
-    for pool in sorted(pools, key=lambda pool: pool.actors):
-        if not pool.resources.actors and pool.actors < units:
-            larger = replace(pool, actors=pool.actors + 1)
-            grown = [larger if other is pool else other for other in pools]
-            if _fit(grown, machines):
-                return grown
-    return None
-
-
-def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
-    """Place all actors; where machines are cut unfavourably, fewer of them.
-
-    Raises:
-        UserError: they do not fit.
-        EngineError: other jobs are where they would.
-    """
-    planned = list(pools)
-    while True:
-        needs: list[dict[str, float]] = []
-        for pool in planned:
-            needs += [pool.needs] * pool.actors
-        placed = placement_group(needs, strategy="PACK")
-        if placed.wait(_PLACING_SECONDS):
-            return planned, placed
-        remove_placement_group(placed)
-        largest = max(planned, key=lambda pool: 0 if pool.resources.actors else pool.actors)
-        if largest.resources.actors or largest.actors == 1:
-            raise _no_place(planned)
-        planned[planned.index(largest)] = replace(largest, actors=largest.actors - 1)
-
-
-def _no_place(pools: Sequence[Pool]) -> UserError | EngineError:
-    """Return the error of actors that have no place: they are too large, or other jobs are there."""
-    machines = alive_machines(ray.nodes())
-    free = ray.available_resources()
-    refusal = too_large(pools, machines)
-    for name in ("CPU", "GPU"):
-        if free.get(name, 0) < sum(machine.get(name, 0) for machine in machines):
-            rest = _amounts(free) or "nothing"
-            return EngineError(f"{refusal}, or wait for other jobs, which leave {rest} free")
-    return refusal
-
-
-def is_placed(group: PlacementGroup) -> bool:
-    """Return whether all actors have a place, which those of a lost machine lack until there is
-    room elsewhere.
-    """
-    return bool(placement_group_table(group)["state"] == "CREATED")
-
-
-def too_large(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> UserError:
-    asked = ", ".join(f"{pool.actors} × {_amounts(pool.needs)} ({pool.name})" for pool in pools)
-    available = "; ".join(_amounts(machine) for machine in machines)
-    largest = max(pools, key=lambda pool: [_total(pool, name) for name in _SCARCEST_FIRST])
-    setting = f"{largest.stages[0].name}.resources"
-    return UserError(
-        f"the actors do not fit on the machines of Ray: {asked} on {available}; lower {setting}"
-    )
-
-
-def _total(pool: Pool, name: str) -> float:
-    """Return what all actors of a pool take of a resource."""
-    return pool.needs.get(name, 0) * pool.actors
-
-
-def _fit(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> bool:
-    for pool in pools:
-        if sum(room_for(pool.needs, machine) for machine in machines) < pool.actors:
-            return False
-    for name in _SCARCEST_FIRST:
-        needed = sum(_total(pool, name) for pool in pools)
-        room = sum(machine.get(name, 0) for machine in machines) + _ROUNDING * max(needed, 1)
-        if needed > room:
-            return False
-    return True
-
-
-def _amounts(resources: Mapping[str, float]) -> str:
-    """Such as "4 CPUs and 1 GPU"."""
-    texts: list[str] = []
-    for name in ("CPU", "GPU"):
-        number = resources.get(name, 0)
-        if number:
-            texts.append(f"{number:g} {name}{'' if number == 1 else 's'}")
-    return " and ".join(texts)

@@ -7,13 +7,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
+from ray.data.extensions import ArrowPythonObjectArray
 from ray.exceptions import RayActorError, RayError
 
-WORK = "work"  # the column of units
+# columns: units, and what is done
+WORK = "work"
+ANSWER = "answer"
+
+
+class TurnedAway:
+    """What comes in place of the answer to a unit that was not admitted, since the limit is
+    closed.
+    """
+
+
+def block_of(column: str, *values: Any) -> pa.Table:
+    """Return a row for each value: a unit with its records and their usage so far, or an answer."""
+    return pa.table({column: ArrowPythonObjectArray.from_objects(values)})
 
 
 class UnitLimit:
@@ -31,18 +46,36 @@ class UnitLimit:
         self._software = dict(software)
         self._entered = set[Hashable]()
         self._left = set[Hashable]()
+        self._is_closed = False
         self._changed = asyncio.Condition()
         self._lines: asyncio.Queue[str] = asyncio.Queue()
         self._last_line = ""
         self._said_once = set[str]()
 
-    async def enter(self, unit: Hashable) -> None:
-        """Wait until the unit is admitted."""
+    async def enter(self, unit: Hashable) -> bool:
+        """Wait until the unit is admitted, or the limit is closed; return whether it is admitted."""
         async with self._changed:
             await self._changed.wait_for(
-                lambda: unit in self._entered or len(self._entered) - len(self._left) < self.limit
+                lambda: unit in self._entered or self._is_closed or self._in_progress < self.limit
             )
+            if self._is_closed and unit not in self._entered:
+                return False
             self._entered.add(unit)
+            return True
+
+    @property
+    def _in_progress(self) -> int:
+        return len(self._entered) - len(self._left)
+
+    async def in_progress(self) -> int:
+        """Return how many units are admitted, and not committed yet."""
+        return self._in_progress
+
+    async def close(self) -> None:
+        """Admit no further unit."""
+        async with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
     async def leave(self, unit: Hashable) -> None:
         """The unit is committed."""
@@ -80,7 +113,7 @@ class UnitLimit:
 
 class Entrance:
     """The actor before the first pool, on the driver's machine: it passes a unit on once the limit
-    admits it.
+    admits it, and turns it away once that is closed.
 
     If workers waited themselves, one that has to redo a lost unit could wait for that very unit to
     leave.
@@ -92,7 +125,9 @@ class Entrance:
     def __call__(self, block: pa.Table) -> pa.Table:
         with suppress(RayActorError):  # the run has ended
             unit, _, _ = block[WORK][0].as_py()
-            ray.get(self.limit.enter.remote((unit.split, unit.start)))
+            is_admitted: ray.ObjectRef[bool] = self.limit.enter.remote((unit.split, unit.start))
+            if not ray.get(is_admitted):
+                return block_of(ANSWER, TurnedAway())
         return block
 
 

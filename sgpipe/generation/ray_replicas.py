@@ -386,5 +386,5 @@ def _gpus_without_engines(stages: StagePlan) -> float:
     for name in stages.names:
         section = stages.section(name)
         if not section.has_engine:
-            gpus += (section.resources.gpus or 0) * (section.resources.actors or 1)
+            gpus += (section.resources.gpus or 0) * section.resources.fewest_actors
     return gpus

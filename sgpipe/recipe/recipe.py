@@ -43,6 +43,11 @@ class EngineConfig(Config):
         None, description="object store for the shards, such as s3://bucket/labels"
     )
     cpus: int | None = Field(None, ge=1, description="CPUs to use on this machine; null: all")
+    machines_timeout: float = Field(
+        0,
+        ge=0,
+        description="seconds to wait until a cluster has machines for the fewest actors",
+    )
     allow_skew: bool = Field(
         False,
         description="whether machines of a cluster may have other versions of libraries and drivers",

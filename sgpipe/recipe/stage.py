@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, text_sha256
@@ -34,6 +34,15 @@ class Resources(Config):
     actors: int | None = Field(
         None, ge=1, description="parallel copies of the stage; null: as many as fit"
     )
+    min_actors: int | None = Field(
+        None, ge=1, description="in place of actors: the fewest with which a run begins; null: 1"
+    )
+    max_actors: int | None = Field(
+        None,
+        ge=1,
+        description="in place of actors: the most, for which Ray may start machines; null: as many"
+        " as fit",
+    )
     cpus: float = Field(1, gt=0, description="CPUs per actor, and its number of torch threads")
     gpus: float | None = Field(
         None, ge=0, le=1, description="GPUs per actor, one or a part; null: a share of all"
@@ -44,6 +53,26 @@ class Resources(Config):
     io_threads: int | None = Field(
         None, ge=0, le=64, description="threads that open images; null: by CPUs and GPUs"
     )
+
+    @model_validator(mode="after")
+    def _check_actors(self) -> Self:
+        if self.actors and (self.min_actors or self.max_actors):
+            raise ValueError("actors is a fixed number: leave it out beside min_actors, max_actors")
+        if self.max_actors and self.max_actors < self.fewest_actors:
+            raise ValueError(
+                f"max_actors is {self.max_actors}, less than min_actors, which is {self.min_actors}"
+            )
+        return self
+
+    @property
+    def fewest_actors(self) -> int:
+        """The number of actors that a run needs."""
+        return self.actors or self.min_actors or 1
+
+    @property
+    def most_actors(self) -> int | None:
+        """The number of actors beyond which a run does not grow; None: as many as fit."""
+        return self.actors or self.max_actors
 
 
 # URLs of servers of one model

@@ -39,18 +39,25 @@ needs_tokens = pytest.mark.skipif(
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Three machines; the driver is on the first."""
+def head(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The machine of the driver, with one CPU unless a test says another number."""
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    cpus = getattr(request, "param", 1)
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False}
     )
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(head: Cluster) -> Cluster:
+    """Three machines; the driver is on the first."""
+    for _ in range(2):
+        head.add_node(num_cpus=1)
+    return head
 
 
 def finish(run: Run) -> None:
@@ -77,6 +84,40 @@ def test_a_run_outlives_one_of_three_machines(cluster: Cluster, tmp_path: Path) 
     finish(run)
     assert "3 actors: stub" in run.said
     assert "NOTE: Ray has lost 1 machine" in run.said
+
+
+@pytest.mark.slow
+def test_a_run_grows_with_machines_that_come_later(head: Cluster, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 2 * IMAGES)
+    run = Run(
+        dataset, tmp_path / "out", ("--set", "engine.unit_size=1", "--ray-address", head.address)
+    )
+    run.environment = {SECONDS: "1"}
+    run.start()
+    assert run.wait_for(lambda: run.committed > 0), run.said
+    head.add_node(num_cpus=2)
+    finish(run)
+    assert "machines have come: the run continues on more actors\n3 actors: stub" in run.said
+    assert "NOTE" not in run.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [0], indirect=True)
+def test_a_run_waits_for_its_first_machine(head: Cluster, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 8)
+    more = ("--set", "engine.machines_timeout=2", "--ray-address", head.address)
+    run = Run(dataset, tmp_path / "out", more)
+    run.start()
+    assert run.wait() == 2, run.said
+    refusal = "the actors do not fit on the machines of Ray: 1 × 1 CPU (stub) on nothing"
+    assert f"error: {refusal}" in run.said
+
+    run.more = ("--set", "engine.machines_timeout=600", "--ray-address", head.address)
+    run.start()
+    waits = f"waiting up to 10 min for machines: {refusal}"
+    assert run.wait_for(lambda: waits in run.said), run.said
+    head.add_node(num_cpus=1)
+    finish(run)
 
 
 @pytest.mark.soak

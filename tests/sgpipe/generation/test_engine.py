@@ -17,15 +17,17 @@ from hypothesis import strategies as st
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import EngineError, UserError, WorkersLostError
-from sgpipe.generation import engine, ray_engine
+from sgpipe.generation import engine, ray_engine, ray_growth, ray_pools
 from sgpipe.generation.engine import (
     LabelledUnit,
     WorkUnit,
     share_gpus,
     stages_sharing_gpus,
 )
-from sgpipe.generation.ray_engine import Pool, is_placed, kill_actors, plan_pools, reserve
+from sgpipe.generation.ray_engine import kill_actors
+from sgpipe.generation.ray_growth import Growth, await_machines
 from sgpipe.generation.ray_limit import UnitLimit
+from sgpipe.generation.ray_pools import Pool, is_placed, plan_pools, reserve
 from sgpipe.recipe import STAGES, EngineConfig, Recipe, Resources, StagePlan
 from sgpipe.stages.base import Stage
 from sgpipe.stages.runner import StageRunner
@@ -248,6 +250,97 @@ def test_no_more_units_than_the_limit_are_in_progress_and_one_that_comes_again_i
     assert run(scenario()) == ["a", "b", "c", "a", "b"]  # "c" has asked before "d" and "e"
 
 
+def test_a_closed_limit_turns_further_units_away():
+    async def scenario() -> list[bool]:
+        limit = UnitLimit(2, {})
+        admitted = [await limit.enter("a"), await limit.enter("b")]
+        waiting = asyncio.create_task(limit.enter("c"))
+        await limit.close()
+        for unit, left in (("a", 1), ("b", 0)):
+            assert await limit.enter(unit)  # it comes again, as its actor was lost
+            await limit.leave(unit)
+            assert await limit.in_progress() == left
+        return [*admitted, await waiting, await limit.enter("d")]
+
+    assert run(scenario()) == [True, True, False, False]
+
+
+def pools_of(*actors: int, **resources: int) -> list[Pool]:
+    return [Pool((Stub("caption"),), Resources(**resources), number) for number in actors]
+
+
+@pytest.mark.parametrize(
+    ("actors", "units", "looks"),
+    [
+        ([4, 4, 5, 5, 5, 5, 5, 5], 100, 8),
+        ([5, 5, 5, 4, 5, 5, 5, 5, 5, 5], 100, 10),  # a machine that goes again
+        ([4] * 20, 100, None),
+        ([5] * 20, 19, None),  # too few are left
+        ([5] * 20, 0, None),
+    ],
+)
+def test_a_graph_ends_for_machines_that_stay(
+    actors: list[int], units: int, looks: int | None
+) -> None:
+    machines = iter(actors)
+    closed: list[bool] = []
+    growth = Growth(
+        pools_of(2),  # other jobs leave no more
+        pools_of(4),
+        lambda units: pools_of(next(machines)),
+        waiting_units=units,
+        close=lambda: closed.append(True),
+    )
+    growth.look(False)  # a machine is lost: what comes is for the actors of the graph
+    number = next((look for look in range(1, len(actors) + 1) if grows(growth)), None)
+    assert number == looks
+    assert closed == [True] * growth.has_begun
+
+
+def grows(growth: Growth) -> bool:
+    growth.look(True)
+    return growth.has_begun
+
+
+def test_an_autoscaler_is_asked_for_the_most_actors_while_units_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+
+    def ask(needs: list[dict[str, float]], strategy: str) -> object:
+        asked.append(object())
+        return asked[-1]
+
+    monkeypatch.setattr(ray_growth, "placement_group", ask)
+    monkeypatch.setattr(ray_growth, "remove_placement_group", asked.remove)
+    pools = pools_of(2, max_actors=10)
+    growth = Growth(pools, pools, lambda units: pools, waiting_units=100, close=lambda: None)
+    sizes = []
+    for waiting, has_place in [(100, True), (100, False), (24, True), (8, True), (48, True)]:
+        growth.waiting_units = waiting
+        growth.look(has_place)
+        sizes.append(len(asked))
+    assert sizes == [8, 0, 4, 0, 8]
+    growth.end()
+    assert asked == []
+
+
+def test_a_run_waits_for_its_first_machines_as_long_as_the_recipe_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_growth, "placement_group", lambda needs, strategy: None)
+    monkeypatch.setattr(ray_growth, "remove_placement_group", lambda group: None)
+    monkeypatch.setattr(ray_growth, "_LOOK_SECONDS", 0.0)
+    said: list[str] = []
+    clusters = iter([[], [], [], [node(1)], [node(1), node(1)]])
+    await_machines(pools_of(2), lambda: next(clusters), 600, said.append)
+    assert [line.split(":")[0] for line in said] == ["waiting up to 10 min for machines"]
+    with pytest.raises(UserError, match=r"2 × 1 CPU \(caption\) on nothing; lower caption"):
+        await_machines(pools_of(2), list, 1e-9, said.append)
+    await_machines(pools_of(2), list, 0, said.append)  # `plan_pools` refuses them
+    assert len(said) == 2
+
+
 def test_a_line_that_all_workers_say_is_passed_on_once():
     async def scenario() -> list[str]:
         limit = UnitLimit(1, {})
@@ -344,11 +437,10 @@ def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended(
     # the second time the machine does not come back
     cluster = Cluster(monkeypatch, True, False, False, True, False)
 
-    def lost() -> Iterator[None]:
+    def look() -> None:
         raise ConnectionError  # by a client at ray://
-        yield
 
-    with ray_engine._watch("graph", None, lost()):
+    with ray_engine._watch("graph", None, look):
         assert cluster.long_after.wait(30)
     first = 4 + ray_engine._POLLS_WITHOUT_ROOM
     assert cluster.killed[:3] == [first, first + 1, first + 2]  # Ray Data replaces some
@@ -368,7 +460,7 @@ def test_a_graph_that_advances_may_end_on_a_cluster_that_is_too_small(
         return polled(required)
 
     monkeypatch.setattr(ray_engine, "is_placed", advance)
-    with ray_engine._watch("graph", None, iter(())) as advanced:
+    with ray_engine._watch("graph", None, lambda: None) as advanced:
         entered.set()
         assert not cluster.long_after.wait(0.2)
     assert cluster.killed == []
@@ -418,7 +510,7 @@ class Occupant:
 def test_actors_that_cannot_be_placed_are_fewer_or_refused(
     local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_engine, "_PLACING_SECONDS", 5.0)
+    monkeypatch.setattr(ray_pools, "_PLACING_SECONDS", 5.0)
     pool = Pool((Stub("stub"),), Resources(), 3)  # more than the two CPUs have room for
     [smaller], placed = reserve([pool])
     assert smaller.actors == 2
