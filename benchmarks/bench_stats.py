@@ -99,6 +99,7 @@ def _objects(rng: np.random.Generator, rows: int) -> pa.Array:
         category_id=pa.array(kinds, pa.int32()),
         bbox=boxes,
         iscrowd=pa.array(np.zeros(total, bool)),
+        origin=_same("annotation", total),
     )
 
 
@@ -146,6 +147,7 @@ def _relations(rng: np.random.Generator, rows: int) -> pa.Array:
         object=object_,
         predicate=_predicates(rng, total),
         confidence=confidence,
+        origin=_same("tagger", total),
     )
 
 

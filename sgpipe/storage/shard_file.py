@@ -90,9 +90,14 @@ class ShardFile:
         return self._converted(self._file.read_row_group(group, self._stored(columns)), columns)
 
     def iter_batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield tables of up to so many rows; `columns`: as in `read`."""
-        for batch in self._file.iter_batches(rows, columns=self._stored(columns)):
-            yield self._converted(pa.Table.from_batches([batch]), columns)
+        """Yield tables of up to so many rows of a row group, of which one is in memory at a time;
+        `columns`: as in `read`.
+        """
+        stored = self._stored(columns)
+        for group in range(self.num_row_groups):
+            # of all groups, Arrow would read the bytes at once
+            for batch in self._file.iter_batches(rows, row_groups=[group], columns=stored):
+                yield self._converted(pa.Table.from_batches([batch]), columns)
 
     def _stored(self, columns: Sequence[str] | None) -> list[str] | None:
         """Return the columns of the file that the columns come from."""

@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,6 +86,7 @@ _MAY_BE_NULL = {
     "segmentation",
 }
 _TOLERANCE = 0.01  # pixels
+_MOST_IN_MEMORY = 4 << 20  # bytes of a copy of a shard in a store
 
 
 @dataclass(frozen=True)
@@ -224,14 +227,18 @@ def read_file(
 
 
 def open_checked(root: Location, shard: ShardEntry) -> pa.NativeFile:
-    """Open the file of a shard, of a store in memory. Raises UserError: missing, or not what is
-    listed; OSError.
+    """Open the file of a shard; of a store a copy: in memory, or if it is large in a temporary
+    file.
+
+    Raises:
+        UserError: missing, or not what is listed.
+        OSError: it cannot be read.
     """
     path = root / shard.file
-    content = path.read() if isinstance(path, StorePath) else None
-    if content is None and not (isinstance(path, Path) and path.exists()):
-        raise UserError("listed in the manifest but missing")
-    file = pa.OSFile(str(path)) if content is None else pa.BufferReader(content)
+    try:
+        file = _copy_of(path, shard.bytes) if isinstance(path, StorePath) else pa.OSFile(str(path))
+    except FileNotFoundError:
+        raise UserError("listed in the manifest but missing") from None
     if file.size() != shard.bytes:
         raise UserError(
             f"{count(file.size(), 'byte')}, the manifest says {shard.bytes:,}: truncated, or"
@@ -241,6 +248,20 @@ def open_checked(root: Location, shard: ShardEntry) -> pa.NativeFile:
         raise UserError("its content has changed: the checksum differs from the manifest's")
     file.seek(0)
     return file
+
+
+def _copy_of(path: StorePath, size: int) -> pa.NativeFile:
+    """Download a shard, as large as the manifest says. Raises FileNotFoundError."""
+    if size > _MOST_IN_MEMORY:
+        copy = tempfile.TemporaryFile()  # noqa: SIM115, its reader closes it
+        with path.open() as source:
+            shutil.copyfileobj(source, copy, _MOST_IN_MEMORY)
+        copy.seek(0)
+        return pa.PythonFile(copy, "r")
+    content = path.read()
+    if content is None:
+        raise FileNotFoundError(str(path))
+    return pa.BufferReader(content)
 
 
 def read_checked(

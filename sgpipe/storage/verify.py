@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
+from threading import Semaphore
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.locations import Location, location
@@ -22,6 +24,7 @@ from sgpipe.utils.processes import usable_cpus
 Advance = Callable[[int, dict[str, int]], None]
 _ROWS = 512  # checked together
 _AT_ONCE = 8  # shards; of a folder no more than CPUs
+_BYTES_AT_ONCE = 256 << 20  # of copies of shards in a store, but for the last one
 
 
 @dataclass(frozen=True)
@@ -195,9 +198,19 @@ def _check_shards(
     root: Location, manifest: Manifest, advance: Advance | None, earlier: set[int]
 ) -> dict[str, list[str]]:
     """Return the faults of each shard, by its file; add the numbers of its images to `earlier`."""
-    threads = _AT_ONCE if isinstance(root, StorePath) else min(_AT_ONCE, usable_cpus())
+    cpus = usable_cpus()
+    is_stored = isinstance(root, StorePath)
+    threads = _AT_ONCE if is_stored else min(_AT_ONCE, cpus)
+    check = partial(_check_shard, root, decoding=Semaphore(cpus))
     faults: dict[str, list[str]] = {}
-    with prefetch(partial(_check_shard, root), manifest.shards, threads, 2 * threads) as results:
+    with prefetch(
+        check,
+        manifest.shards,
+        threads,
+        2 * threads,
+        size_of=attrgetter("bytes"),
+        size_limit=_BYTES_AT_ONCE if is_stored else None,
+    ) as results:
         for shard, (shard_faults, images) in zip(manifest.shards, results, strict=True):
             repeated = len(images) - len({*images} - earlier)  # in this shard, or in an earlier one
             if repeated and not shard_faults:
@@ -229,10 +242,17 @@ def _repair(folder: RunFolder, checked: _CheckedRun) -> list[str]:
     return []
 
 
-def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int]]:
-    """Return the faults of a shard, and, if it has none, a number for each of its images."""
+def _check_shard(
+    root: Location, shard: ShardEntry, decoding: Semaphore
+) -> tuple[list[str], list[int]]:
+    """Return the faults of a shard, and, if it has none, a number for each of its images.
+
+    Args:
+        decoding: limits how many shards have decoded rows in memory.
+    """
     try:
-        with open_shard(root / shard.file, SCHEMA.names, open_checked(root, shard)) as file:
+        content = open_checked(root, shard)
+        with decoding, open_shard(root / shard.file, SCHEMA.names, content) as file:
             for column in SCHEMA:
                 if not file.schema_arrow.field(column.name).type.equals(column.type):
                     return [f"column {column.name!r} has the wrong type"], []

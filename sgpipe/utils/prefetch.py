@@ -4,7 +4,7 @@ generator, in one thread.
 
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, islice, repeat, takewhile
 from typing import TypeVar
@@ -46,23 +46,35 @@ def start_early(
 
 @contextmanager
 def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int, limit: int
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    limit: int,
+    size_of: Callable[[Item], int] = lambda item: 0,
+    size_limit: int | None = None,
 ) -> Iterator[Iterator[Result]]:
     """Yield the results of each item, computed in threads; without threads, when they are
     requested.
 
     Items, limit: see `start_early`. An exception is raised where its result is requested; the end
     waits for no thread.
+
+    Args:
+        size_limit: as `limit`, of the sum of the sizes, which the last item may exceed.
     """
     if not threads:
         yield (function(item) for item in items)
         return
     pool = ThreadPoolExecutor(threads, "prefetch")
+
+    def start(item: Item) -> tuple[Future[Result], int]:
+        return pool.submit(function, item), size_of(item)
+
+    def is_full(pending: Collection[tuple[Future[Result], int]]) -> bool:
+        return size_limit is not None and sum(size for _, size in pending) >= size_limit
+
     try:
-        yield (
-            future.result()
-            for future in start_early(lambda item: pool.submit(function, item), items, limit)
-        )
+        yield (future.result() for future, _ in start_early(start, items, limit, is_full))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

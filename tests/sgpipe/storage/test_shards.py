@@ -34,12 +34,22 @@ from sgpipe.records import (
     from_table,
     to_table,
 )
+from sgpipe.storage import shards
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.run_records import Run, iter_records
-from sgpipe.storage.shards import open_shard, read_file, shard_name, write_shard
+from sgpipe.storage.shards import (
+    ShardLayout,
+    open_shard,
+    read_file,
+    replace_column,
+    shard_name,
+    write_copy,
+    write_shard,
+)
 from sgpipe.storage.verify import verify
 from sgpipe.utils.hashing import file_sha256
+from tests.memory_store import Memory
 from tests.values import values_of
 
 Harm = Callable[[Path], object]
@@ -263,6 +273,49 @@ def test_images_within_a_shard_are_not_read_at_once(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_row_groups_of_a_shard_are_not_read_at_once(tmp_path):
+    records = [full_record(number) for number in range(4096)]
+    table = to_table(records)
+    table = replace_column(table, "file_name", [os.urandom(2048).hex() for _ in records])
+    peaks = {}
+    for rows_per_group in (128, 4096):
+        root = tmp_path / str(rows_per_group)
+        root.mkdir()
+        manifest = Manifest.create(root, {"name": "mine"})
+        shard = ShardEntry("val", 0, 4096, shard_name("val", 0, 4096), "", 0)
+        layout = ShardLayout(rows_per_group)
+        manifest.commit(write_copy(root, shard, table, layout=layout))
+        peaks[rows_per_group] = peak_of_arrow(root)
+    assert 4 * peaks[128] < peaks[4096]
+
+
+def peak_of_arrow(root: Path) -> int:
+    """Return the most bytes that Arrow holds while a run is verified."""
+    pool = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(pool)
+    pa.set_memory_pool(counting)
+    try:
+        assert verify(root).ok
+    finally:
+        pa.set_memory_pool(pool)
+    return counting.max_memory()
+
+
+@pytest.mark.parametrize("most_in_memory", [0, 1 << 20])
+def test_shards_of_a_store_are_checked_in_copies(run, monkeypatch, most_in_memory):
+    monkeypatch.setattr(shards, "_MOST_IN_MEMORY", most_in_memory)
+    store = Memory()
+    for name in (FIRST, SECOND, MANIFEST):
+        (store / name).put(run / name)
+    assert verify(store).ok
+    flip(run / SECOND, 100)
+    (store / FIRST).unlink()
+    (store / SECOND).put(run / SECOND)
+    problems_of = {problem.file: problem.problem for problem in verify(store).problems}
+    assert "missing" in problems_of[FIRST]
+    assert "checksum" in problems_of[SECOND]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,23 @@ def test_only_a_few_items_are_read(threads: int, limit: int) -> None:
         assert len(read) == limit + 1
 
 
+def test_large_items_are_fewer() -> None:
+    read: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            read.append(number)
+            yield number
+
+    with prefetch(later, items(), 2, 6, size_of=lambda number: 1 + number, size_limit=4) as results:
+        assert next(results) == 0
+        assert read == [0, 1, 2]
+        assert next(results) == 1
+        assert read == [0, 1, 2]  # the sizes of 1 and 2 are still 5
+        assert next(results) == 4
+        assert read == [0, 1, 2, 3]
+
+
 def test_closing_cancels_what_waits_and_does_not_wait_for_the_rest() -> None:
     begun = []
     go_on = threading.Event()
