@@ -182,9 +182,11 @@ class LocalEngine(Engine):
                 f"{name} takes {share:g} CPUs, but only {cpus} can be used: lower"
                 f" {name}.resources.cpus"
             )
+        if stages.requests_of_run:
+            actors.append(stages.requests_of_run)
         self.max_workers = min([*actors, self._gpus or int(cpus // share)])
         self.gpus = self.max_workers if self._gpus else 0
-        self._streamed_requests = stages.streamed_requests
+        self._streamed_requests = stages.among(self.max_workers).streamed_requests
         self._processes: list[WorkerProcess] = []
         self._crashes = Counter[WorkUnit]()
         self._last_notice: Notice | None = None
@@ -199,7 +201,8 @@ class LocalEngine(Engine):
         rows = sum(unit.rows for unit in units)
         names = stages.plan.names
         # A worker runs all stages: those that have asked for no GPU compute on the CPU.
-        self._stages = replace(stages, plan=stages.plan.computing_on_cpus())
+        plan = stages.plan.computing_on_cpus().among(self.max_workers)
+        self._stages = replace(stages, plan=plan)
         self._progress = progress
         self._first = min(self.max_workers, max(1, rows // _IMAGES_PER_WORKER))
         self.workers = {names: self.max_workers}

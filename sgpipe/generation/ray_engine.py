@@ -273,7 +273,7 @@ class RayEngine(Engine):
         first_bundle = 0
         for pool, at_once in zip(pools, open_units, strict=True):
             arguments = (
-                kind(pool.stages, limits_of(self._config)),
+                kind(pool.stages_of_actor, limits_of(self._config)),
                 reader if pool is pools[0] else None,
                 writer if pool is pools[-1] else None,
                 pool.resources.gpus or 0,

@@ -31,6 +31,14 @@ def streamed_requests(stages: Sequence[Stage]) -> int:
     return max((stage.config.requests_in_flight for stage in streaming), default=0)
 
 
+def requests_of_run(stages: Sequence[Stage]) -> int | None:
+    """Return the most requests that all actors of these stages may have under way; None: any
+    number.
+    """
+    limits = [stage.config.requests_of_run for stage in stages if stage.streams]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 @dataclass(frozen=True)
 class Pool:
     """Stages that run in the same actors."""
@@ -50,7 +58,12 @@ class Pool:
     @property
     def streamed_requests(self) -> int:
         """How many requests of an actor are under way at once, about images of several units."""
-        return streamed_requests(self.stages)
+        return streamed_requests(self.stages_of_actor)
+
+    @property
+    def stages_of_actor(self) -> tuple[Stage, ...]:
+        """The stages of one actor, with its share of what the recipe allows to all."""
+        return tuple(stage.among(self.actors) for stage in self.stages)
 
     @property
     def needs(self) -> dict[str, float]:
@@ -67,9 +80,9 @@ class Pool:
         return self.actors > self.resources.fewest_actors
 
     def can_grow(self, units: int) -> bool:
-        """Return whether a further actor is allowed, and there are as many units."""
-        limit = self.resources.most_actors
-        return self.actors < units and (limit is None or self.actors < limit)
+        """Return whether a further actor is allowed, and there are as many units and requests."""
+        limits = [units, self.resources.most_actors, requests_of_run(self.stages)]
+        return all(limit is None or self.actors < limit for limit in limits)
 
 
 def plan_pools(

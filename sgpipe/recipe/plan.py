@@ -75,6 +75,12 @@ class StagePlan:
         return [self.section(name).resources for name in self.names]
 
     @property
+    def requests_of_run(self) -> int | None:
+        """The most requests of a stage that all actors may have under way; None: any number."""
+        limits = [self.section(name).requests_of_run for name in self.names]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
     def streamed_requests(self) -> int:
         """How many requests of an actor are under way at once, about images of several units."""
         sections = [self.section(name) for name in self.names]
@@ -114,6 +120,10 @@ class StagePlan:
             changes = {"endpoint": urls, "resources": resources, "requests": requests}
             sections[name] = section.model_copy(update=changes)
         return self._with(sections)
+
+    def among(self, actors: int) -> StagePlan:
+        """Return the plan of one of so many actors that run all stages."""
+        return self._with({name: self.section(name).among(actors) for name in self.names})
 
     def computing_on_cpus(self) -> StagePlan:
         """Return the plan in which stages that have asked for no GPU compute on the CPU."""

@@ -93,6 +93,11 @@ class Requests(Config):
     in_flight: int = Field(
         512, ge=1, description="the most requests of one actor that are under way at once"
     )
+    in_flight_of_run: int | None = Field(
+        None,
+        ge=1,
+        description="the most of all actors, which share them equally; null: in_flight of each",
+    )
     timeout: float = Field(120, gt=0, description="seconds to wait for an answer")
     retries: int = Field(
         6, ge=0, description="further attempts after a cut connection, a 429 or a 5xx"
@@ -105,6 +110,13 @@ class Requests(Config):
         pattern=r"^[A-Za-z_]\w*$",
         description="environment variable with it, if set",
     )
+
+    def among(self, actors: int) -> Self:
+        """Return how one of so many actors asks."""
+        if self.in_flight_of_run is None:
+            return self
+        share = max(self.in_flight_of_run // actors, 1)
+        return self.model_copy(update={"in_flight": min(self.in_flight, share)})
 
 
 class Replicas(Config):
@@ -185,6 +197,16 @@ class StageConfig(Config):
         {}, description="settings of code of your own in this section, by name"
     )
 
+    @model_validator(mode="after")
+    def _check_requests(self) -> Self:
+        most = self.requests_of_run
+        if most is not None and most < self.resources.fewest_actors:
+            raise ValueError(
+                f"requests.in_flight_of_run is {most}, less than one for each of"
+                f" {self.resources.fewest_actors} actors"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
         settings: dict[str, object] = serialize(self)
@@ -256,6 +278,19 @@ class StageConfig(Config):
         """How many requests of an actor are under way at once; 0 without an endpoint."""
         requests: Requests | None = getattr(self, "requests", None)
         return requests.in_flight if requests and self.is_served else 0
+
+    @property
+    def requests_of_run(self) -> int | None:
+        """How many requests of all actors are under way at once; None: as many as each has."""
+        requests: Requests | None = getattr(self, "requests", None)
+        return requests.in_flight_of_run if requests and self.is_served else None
+
+    def among(self, actors: int) -> Self:
+        """Return the settings of one of so many actors."""
+        requests: Requests | None = getattr(self, "requests", None)
+        if requests is None:
+            return self
+        return self.model_copy(update={"requests": requests.among(actors)})
 
     @property
     def reads_model(self) -> bool:

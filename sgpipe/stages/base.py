@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from copy import copy
 from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
@@ -51,6 +52,14 @@ class Stage:
     def of(cls, context: StageContext) -> Self:
         """Return the stage for a run. A class whose stages have other arguments overrides this."""
         return cls(context.config, **context.options)
+
+    def among(self, actors: int) -> Self:
+        """Return the stage of one of so many actors, before it is set up."""
+        if not self.streams:
+            return self
+        stage = copy(self)
+        stage.config = self.config.among(actors)
+        return stage
 
     def check(self) -> None:
         """Before workers start, raise UserError if its configuration tells that there is no such

@@ -91,6 +91,26 @@ def test_requests_stream_across_units(tmp_path: Path, kind: str) -> None:
     assert output.getvalue().count(f"{server.url} answers again") == 1
 
 
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_all_actors_share_the_requests_of_a_run(tmp_path: Path, kind: str) -> None:
+    coco = make_coco(tmp_path / "coco", images=IMAGES)
+    with EndpointServer(caption, seconds=0.02) as server:
+        values = {
+            "source.format": "coco",
+            "source.splits": {"val": {"annotations": coco.annotations, "images": coco.images}},
+            "caption": {"captioner": "tiny-vlm", "endpoint": server.url, "samples": 1},
+            "caption.requests": {"in_flight_of_run": 5},
+            "caption.resources": {"actors": 2, "cpus": 0.5},
+            "parse.resources.cpus": 0.5,
+            "pair.resources.cpus": 0.5,
+            "tag.method": "all",
+            "tag.resources.cpus": 0.5,
+            "engine": {"kind": kind, "unit_size": UNIT},
+        }
+        generate(load_recipe("folder", values), tmp_path / "run", QUIET)
+    assert 1 < server.most_at_once <= 4  # two of each actor
+
+
 def judge(body: dict[str, Any]) -> list[str]:
     """Find relations of dogs right, and state no relation of a caption."""
     if "response_format" in body:

@@ -29,6 +29,8 @@ from sgpipe.generation.ray_growth import Growth, await_machines
 from sgpipe.generation.ray_limit import UnitLimit
 from sgpipe.generation.ray_pools import Pool, is_placed, plan_pools, reserve
 from sgpipe.recipe import STAGES, EngineConfig, Recipe, Resources, StagePlan
+from sgpipe.recipe.stage import Requests, StageConfig
+from sgpipe.recipe.stages import CaptionConfig
 from sgpipe.stages.base import Stage
 from sgpipe.stages.runner import StageRunner
 from sgpipe.storage.manifest import ShardEntry
@@ -36,10 +38,12 @@ from sgpipe.utils.ray_cluster import start_ray
 from tests.values import values_of
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stub(Stage):
     name: str
     resources: Resources = field(default_factory=Resources)
+    config: StageConfig = field(default_factory=CaptionConfig)
+    streams: bool = False
 
     def __call__(self, records: list) -> list:
         return records
@@ -94,6 +98,26 @@ def test_pools_share_the_machines(
     stages: list[Stub], nodes: list[dict[str, Any]], units: int, expected: list[tuple[str, int]]
 ) -> None:
     assert shape(stages, nodes, units) == expected
+
+
+@pytest.mark.parametrize(("requests", "actors", "share"), [(100, 8, 12), (3, 3, 1), (5000, 8, 512)])
+def test_actors_share_the_requests_of_a_run(requests: int, actors: int, share: int) -> None:
+    config = CaptionConfig(
+        endpoint="http://localhost:8000/v1", requests=Requests(in_flight_of_run=requests)
+    )
+    [pool] = plan_pools([Stub("caption", config=config, streams=True)], 100, [node(8)])
+    assert pool.actors == actors
+    [stage] = pool.stages_of_actor
+    assert stage.config.requests.in_flight == share
+
+
+def test_each_actor_needs_a_request() -> None:
+    with pytest.raises(ValueError, match="is 3, less than one for each of 4 actors"):
+        CaptionConfig(
+            endpoint="http://localhost:8000/v1",
+            requests=Requests(in_flight_of_run=3),
+            resources=Resources(min_actors=4),
+        )
 
 
 @pytest.mark.parametrize(
