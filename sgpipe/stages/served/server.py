@@ -18,7 +18,7 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.stages.served.chat import quote
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse, ClientSession
+    from aiohttp import ClientError, ClientResponse, ClientSession
 
 MODELS = "/models"
 _CONNECT_SECONDS = 15
@@ -137,7 +137,7 @@ class ChatServer:
             ) as answer:
                 content = await answer.read()
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-            raise ConnectionError(str(error) or "the connection was cut") from None
+            raise ConnectionError(_cause(error)) from None
         except (aiohttp.ClientError, ValueError) as error:
             raise ConnectionError(f"its answer is not HTTP: {error}") from None
         self._check_status(answer, content)
@@ -291,6 +291,17 @@ def new_session() -> ClientSession:
     connector = aiohttp.TCPConnector(limit=0, ssl=trusted)
     limits = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
     return aiohttp.ClientSession(connector=connector, timeout=limits)
+
+
+def _cause(error: ClientError) -> str:
+    """Return why there is no connection."""
+    refused = error.__cause__
+    if isinstance(refused, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted: {refused.verify_message}; for a server of your own set"
+            " SSL_CERT_FILE to the certificate of its authority"
+        )
+    return str(error) or "the connection was cut"
 
 
 def _message_of(content: bytes) -> str:

@@ -4,8 +4,13 @@ run waits.
 
 from __future__ import annotations
 
+import shutil
+import ssl
+import subprocess
 import threading
 from collections import Counter
+from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +96,37 @@ def test_each_server_of_a_list_is_checked() -> None:
             connect(server.url, other.url).check()
         with pytest.raises(UserError, match="is not a URL"):
             connect(server.url, "localhost")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_certificate_of_an_unknown_authority_is_refused_unless_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key = tmp_path / "key.pem"
+    certificate = tmp_path / "certificate.pem"
+    made = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run([*made.split(), *names], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = EndpointServer()
+    server.server.socket = context.wrap_socket(server.server.socket, server_side=True)
+    url = server.url.replace("http:", "https:")
+    with server:
+        with pytest.raises(UserError, match=r"certificate is not trusted: self.signed.*SSL_CERT"):
+            connect(url).check()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        connect(url).check()
+
+
+def test_a_server_that_closes_after_few_answers_changes_none() -> None:
+    answered = count(1)
+
+    def close_at_times(body: str, attempt: int) -> str | None:
+        return "cut" if next(answered) % 5 == 0 else None
+
+    with EndpointServer(faults=close_at_times) as closing, EndpointServer() as server:
+        assert texts(connect(closing.url), 40) == texts(connect(server.url), 40)
 
 
 def test_while_all_servers_are_away_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
